@@ -1,0 +1,65 @@
+# make run    set up what is missing, start the broker on 127.0.0.1:9092 with its data in ./data
+# make test   set up what is missing, run the whole test suite
+# make bench  micro benchmarks of the handlers, then load against a running broker
+# make help   the rest
+
+PYTHON3 ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+SOURCES := $(shell find takhin -name '*.pyx' -o -name '*.pxd') setup.py
+
+.PHONY: help venv build dev debug annotate proto run test bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make run       start the broker on 127.0.0.1:9092 with its data in ./data"
+	@echo "make test      run the test suite (PYTEST_ARGS='-k name' for a part)"
+	@echo "make bench     measure: handlers in process, then load against a running broker"
+	@echo "make build     compile the extensions (after 'make -f Makefile.proto proto' when proto/ changed)"
+	@echo "make debug     compile them with bounds checks and assertions"
+	@echo "make annotate  write Cython's annotated HTML to build/cython"
+	@echo "make clean     remove everything that was built (not ./data)"
+
+# The environment is made again when what it is made from changes.
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON3) -c 'import sys; sys.exit("Takhin needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON3) -m venv $(VENV)
+	@# The build's own requirements first: with them in place pip compiles the extensions here, not in a copy.
+	$(BIN)/python -m pip install -q --disable-pip-version-check 'setuptools>=77,<90' 'cython>=3.1,<3.4'
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev]'
+	@touch $@
+
+venv: $(VENV)/.installed
+
+build/.built: $(VENV)/.installed $(SOURCES)
+	$(BIN)/python setup.py -q build_ext --inplace --parallel 2
+	@mkdir -p build && touch $@
+
+build: build/.built
+dev: build
+
+debug: $(VENV)/.installed
+	TAKHIN_DEBUG=1 $(BIN)/python setup.py -q build_ext --inplace --parallel 2 --force
+	@mkdir -p build && touch build/.built
+
+annotate: $(VENV)/.installed
+	TAKHIN_ANNOTATE=1 $(BIN)/python setup.py -q build_ext --inplace --force
+	@find build/cython -name '*.html'
+
+proto:
+	$(MAKE) -f Makefile.proto proto
+
+run: build
+	$(BIN)/takhin-server --listen 127.0.0.1:9092 --data-dir ./data
+
+test: build
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: build
+	$(BIN)/python -m pytest bench/micro.py -q --benchmark-columns=median,mean,stddev,rounds,iterations
+	$(BIN)/python -m bench.load
+
+clean:
+	rm -rf build $(VENV) *.egg-info
+	find takhin -name '*.so' -delete

@@ -1,0 +1,49 @@
+"""The extension modules and how they are compiled; everything else is in pyproject.toml.
+
+Switches, as environment variables:
+  TAKHIN_DEBUG=1     bounds and None checks, assertions, -O0 -g
+  TAKHIN_ANNOTATE=1  Cython's annotated HTML beside the C in build/cython
+"""
+
+import os
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+DEBUG = os.environ.get("TAKHIN_DEBUG") == "1"
+ANNOTATE = os.environ.get("TAKHIN_ANNOTATE") == "1"
+
+MODULES = [
+    "takhin.codec.crc32c",
+    "takhin.codec.wire",
+    "takhin.codec.batch",
+    "takhin.codec.messages",
+    "takhin.log.files",
+    "takhin.log.ring",
+    "takhin.log.index",
+    "takhin.log.segment",
+    "takhin.log.partition",
+    "takhin.log.sync",
+]
+
+C_FLAGS = ["-O0", "-g"] if DEBUG else ["-O3", "-g1"]
+
+setup(
+    ext_modules=cythonize(
+        [
+            Extension(name, [name.replace(".", "/") + ".pyx"], extra_compile_args=C_FLAGS)
+            for name in MODULES
+        ],
+        build_dir="build/cython",
+        annotate=ANNOTATE,
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": DEBUG,
+            "wraparound": DEBUG,
+            "nonecheck": DEBUG,
+            "initializedcheck": DEBUG,
+            "cdivision": True,
+            "embedsignature": True,
+        },
+    ),
+)
