@@ -23,6 +23,7 @@ MODULES = [
     "takhin.log.index",
     "takhin.log.segment",
     "takhin.log.partition",
+    "takhin.log.reader",
     "takhin.log.sync",
 ]
 
@@ -38,8 +39,7 @@ setup(
         annotate=ANNOTATE,
         compiler_directives={
             "language_level": 3,
-            "boundscheck": DEBUG,
-            "wraparound": DEBUG,
+            # Bounds are checked on Python's own types; hot paths work on pointers, whose ends the code carries.
             "nonecheck": DEBUG,
             "initializedcheck": DEBUG,
             "cdivision": True,

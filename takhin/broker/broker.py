@@ -1,0 +1,177 @@
+"""The broker: its parts, how they come up and how they go down."""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+
+from takhin.broker.consume import Consuming
+from takhin.broker.groups import GroupCoordinator
+from takhin.broker.metadata import MetadataStore
+from takhin.broker.produce import Producing
+from takhin.broker.reader_budget import ReaderBudget
+from takhin.broker.retention import Retention
+from takhin.broker.topics import Topics
+from takhin.config import Settings
+from takhin.errors import StartError, TakhinError
+from takhin.log.partition import Partition
+from takhin.log.store import LogStore
+
+logger = logging.getLogger(__name__)
+
+# How long a partition whose write failed waits before it tries to take appends again.
+RESUME_AFTER_S = 1.0
+
+
+def wall_clock_ms() -> int:
+    """Milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+class Broker:
+    """One broker on one data directory.
+
+    start(), then use topics, producing, consuming, groups; begin_drain() and stop() end it. On one event loop.
+    """
+
+    topics: Topics
+    producing: Producing
+    consuming: Consuming
+    groups: GroupCoordinator
+
+    def __init__(self, settings: Settings, clock_ms: Callable[[], int] = wall_clock_ms):
+        self.settings = settings
+        self._clock_ms = clock_ms
+        self._epoch = 0
+        self._started_s = time.monotonic()
+        self._lock_fd = -1
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failed: asyncio.Future[str] | None = None
+
+    @property
+    def uptime_seconds(self) -> int:
+        return int(time.monotonic() - self._started_s)
+
+    async def start(self) -> None:
+        """Lock the data directory, recover what it holds, take requests. Raises StartError."""
+        loop = asyncio.get_running_loop()
+        settings = self.settings
+        self._failed = loop.create_future()
+        self._lock_fd = LogStore.lock(settings.data_dir)
+        try:
+            self._metadata = MetadataStore(os.path.join(settings.data_dir, "meta.db"), self._on_failure)
+            self._metadata.open()
+        except StartError:
+            os.close(self._lock_fd)
+            raise
+        self._store = LogStore(settings.data_dir, settings.limits, loop, self._clock_ms, self._on_halt)
+        self.topics = Topics(settings, self._metadata, self._store, lambda: self._epoch, self._clock_ms)
+        budget = ReaderBudget(settings.limits.reader_bytes, settings.limits.slow_reader_ms)
+        self.producing = Producing(self.topics, settings.limits, self._clock_ms)
+        self.consuming = Consuming(self.topics, self._store, budget, settings.grpc.max_message_bytes)
+        self.groups = GroupCoordinator(self._metadata, self.topics, settings.limits, self._clock_ms)
+        try:
+            await self._recover()
+        except (OSError, TakhinError) as problem:
+            await self._store.close([])
+            await self._metadata.close()
+            os.close(self._lock_fd)
+            raise StartError(f"data directory {settings.data_dir} can't be recovered: {problem}") from problem
+        retention = Retention(
+            self.topics, self._metadata, self._store, settings.topics.retention_check_ms, self._clock_ms
+        )
+        self._keep(retention.run())
+
+    async def _recover(self) -> None:
+        begun_s = time.monotonic()
+        run = await self._metadata.begin_run()
+        for topic_id in await self._metadata.deleted_topics():
+            await self.topics.remove_files(topic_id)
+        topics = await self.topics.load()
+        self._epoch = run.epoch
+        highest = max((found.max_epoch for _, partitions in topics for found in partitions), default=0)
+        if highest > run.epoch or (highest == run.epoch and not run.was_clean):
+            self._epoch = await self._metadata.raise_epoch(highest)
+        scanned_bytes = cut_bytes = count = 0
+        epochs: list[tuple[int, int, int, int]] = []
+        for row, partitions in topics:
+            for number, found in enumerate(partitions):
+                end = max(found.segments[-1].next_offset if found.segments else 0, row.log_starts.get(number, 0))
+                epochs.append((row.id, number, self._epoch, end))
+                scanned_bytes += found.scanned_bytes
+                cut_bytes += found.cut_bytes
+                count += 1
+        if not run.was_clean and epochs:
+            # From here on the log may differ from what a reader saw before: what was not durable may be gone.
+            await self._metadata.add_epochs(epochs)
+            topics = [(row, found) for row, (_, found) in zip(await self._metadata.load_topics(), topics, strict=True)]
+        for row, partitions in topics:
+            self.topics.open(row, partitions)
+        logger.info(
+            "epoch %d; %d topics, %d partitions; %s; %d bytes scanned, %d cut; %.0f ms",
+            self._epoch, len(topics), count, "clean" if run.was_clean else "not stopped cleanly", scanned_bytes, cut_bytes,
+            (time.monotonic() - begun_s) * 1000,
+        )
+
+    async def wait_failed(self) -> str:
+        """Return, with what to tell the operator, when the broker can't go on."""
+        assert self._failed is not None
+        return await asyncio.shield(self._failed)
+
+    def begin_drain(self) -> None:
+        """Refuse new work; streams end, with what they have under way answered."""
+        self.producing.begin_drain()
+        self.consuming.begin_drain()
+
+    async def stop(self) -> None:
+        """Write and sync everything, leave the mark of a clean stop, unlock the data directory."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        well = await self._store.close(self.topics.partitions())
+        try:
+            if well:
+                await self._metadata.end_run()
+        except TakhinError as problem:
+            logger.error("the mark of a clean stop can't be written: %s", problem.message)
+        await self._metadata.close()
+        os.close(self._lock_fd)
+
+    # When something fails
+
+    def _on_failure(self, message: str) -> None:
+        if self._failed is not None and not self._failed.done():
+            self._failed.set_result(message)
+
+    def _on_halt(self, partition: Partition) -> None:
+        assert partition.failure is not None
+        logger.error("%s", partition.failure[1])
+        if not partition.failure_is_final:
+            self._keep(self._resume(partition))
+
+    async def _resume(self, partition: Partition) -> None:
+        """Let a partition take appends again, in an epoch of its own: what it told of before the failure is void."""
+        while not partition.failure_is_final:
+            await asyncio.sleep(RESUME_AFTER_S)
+            try:
+                epoch = await self._metadata.raise_epoch(self._epoch)
+                await self._metadata.add_epochs(
+                    [(partition.topic_id, partition.partition, epoch, partition.written_offset)]
+                )
+            except TakhinError as problem:
+                logger.warning("%s/%d stays closed: %s", partition.topic, partition.partition, problem.message)
+                continue
+            self._epoch = epoch
+            partition.resume(epoch)
+            return
+
+    def _keep(self, work) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a task of the broker failed", exc_info=task.exception())

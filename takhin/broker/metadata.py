@@ -1,0 +1,403 @@
+"""The broker's metadata: topics with their configs, log starts and log epochs; groups with their commits; run state.
+
+Everything is in one SQLite database (sqlite_thread.py: one thread, batched commits, durable when the await returns).
+Partitions' logs are found by the topic's id, never by its name, and an id is never given out twice: files that a
+deleted topic left behind can't become another topic's.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from takhin.broker.sqlite_thread import Schema, SqliteThread
+from takhin.errors import Reason, TakhinError, error
+
+# Epochs are sfixed32 in batch headers.
+MAX_EPOCH = (1 << 31) - 1
+
+SCHEMA = Schema(
+    application_id=int.from_bytes(b"TKMD", "big"),
+    version=1,
+    statements=(
+        # One row. clean: the last run ended by end_run(). A database that was never run counts as clean.
+        f"""CREATE TABLE run (
+            id INTEGER PRIMARY KEY CHECK (id = 1),
+            epoch INTEGER NOT NULL CHECK (epoch BETWEEN 1 AND {MAX_EPOCH}),
+            clean INTEGER NOT NULL CHECK (clean IN (0, 1))
+        ) STRICT""",
+        "INSERT INTO run (id, epoch, clean) VALUES (1, 1, 1)",
+        # AUTOINCREMENT: the highest id ever given out is remembered beyond its row.
+        """CREATE TABLE topics (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            name TEXT NOT NULL UNIQUE,
+            num_partitions INTEGER NOT NULL CHECK (num_partitions > 0),
+            created_ms INTEGER NOT NULL
+        ) STRICT""",
+        """CREATE TABLE topic_configs (
+            topic_id INTEGER NOT NULL REFERENCES topics (id) ON DELETE CASCADE,
+            name TEXT NOT NULL,
+            value TEXT NOT NULL,
+            PRIMARY KEY (topic_id, name)
+        ) STRICT, WITHOUT ROWID""",
+        # Topics that are gone, but whose files may still be there.
+        "CREATE TABLE deleted_topics (topic_id INTEGER PRIMARY KEY) STRICT",
+        # Only of partitions whose start has moved.
+        """CREATE TABLE log_starts (
+            topic_id INTEGER NOT NULL REFERENCES topics (id) ON DELETE CASCADE,
+            partition INTEGER NOT NULL CHECK (partition >= 0),
+            log_start_offset INTEGER NOT NULL CHECK (log_start_offset >= 0),
+            PRIMARY KEY (topic_id, partition)
+        ) STRICT, WITHOUT ROWID""",
+        # The first offset of each epoch; within a partition both columns rise together.
+        f"""CREATE TABLE log_epochs (
+            topic_id INTEGER NOT NULL REFERENCES topics (id) ON DELETE CASCADE,
+            partition INTEGER NOT NULL CHECK (partition >= 0),
+            start_offset INTEGER NOT NULL CHECK (start_offset >= 0),
+            epoch INTEGER NOT NULL CHECK (epoch BETWEEN 1 AND {MAX_EPOCH}),
+            PRIMARY KEY (topic_id, partition, start_offset)
+        ) STRICT, WITHOUT ROWID""",
+        "CREATE TABLE consumer_groups (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT",
+        """CREATE TABLE committed_offsets (
+            group_ref INTEGER NOT NULL REFERENCES consumer_groups (id) ON DELETE CASCADE,
+            topic_id INTEGER NOT NULL REFERENCES topics (id) ON DELETE CASCADE,
+            partition INTEGER NOT NULL CHECK (partition >= 0),
+            next_offset INTEGER NOT NULL CHECK (next_offset >= 0),
+            committed_ms INTEGER NOT NULL,
+            PRIMARY KEY (group_ref, topic_id, partition)
+        ) STRICT, WITHOUT ROWID""",
+        # For the deletion of a topic.
+        "CREATE INDEX committed_offsets_by_topic ON committed_offsets (topic_id)",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """How a run begins.
+
+    epoch: what new batches are written under, unless recovery finds cause to raise it further. was_clean: the last run
+    ended by end_run(), or there was none.
+    """
+
+    epoch: int
+    was_clean: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TopicRow:
+    """A topic as it is stored.
+
+    configs: those set on the topic, by Kafka's names. log_starts: log start offset by partition, where it has moved
+    from 0. epochs: by partition, (epoch, first offset) from old to new, of partitions that have any.
+    """
+
+    id: int
+    name: str
+    num_partitions: int
+    created_ms: int
+    configs: dict[str, str] = field(default_factory=dict)
+    log_starts: dict[int, int] = field(default_factory=dict)
+    epochs: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class OffsetCommit:
+    """The next offset to read of one partition. `topic` is for messages: the id is what counts."""
+
+    topic_id: int
+    topic: str
+    partition: int
+    offset: int
+
+
+class MetadataStore:
+    """The database at `path`. Every coroutine returns when what it did is durable.
+
+    on_failure(message) is called once, on the event loop, when the database fails; see SqliteThread. Besides what
+    each method names, all of them raise DISK_FULL (changes only), INTERNAL_ERROR and DRAINING as SqliteThread does.
+    """
+
+    def __init__(self, path: str, on_failure: Callable[[str], None]):
+        self._db = SqliteThread(path, SCHEMA, on_failure)
+
+    def open(self) -> None:
+        """Opens or makes the database, and checks it. Blocks. Raises StartError."""
+        self._db.open()
+
+    async def close(self) -> None:
+        """Finishes what is queued and closes the file; leaves the clean mark alone. May be called twice."""
+        await self._db.close()
+
+    async def begin_run(self) -> RunState:
+        """Takes the clean mark off, and raises the epoch by one when the last run left none."""
+        return await self._db.write(_begin_run)
+
+    async def end_run(self) -> None:
+        """Sets the clean mark: the last thing a run does, when all logs are synced and closed."""
+        await self._db.write(_end_run)
+
+    async def raise_epoch(self, at_least: int) -> int:
+        """The new epoch: one more than the higher of `at_least` and the stored one."""
+        return await self._db.write(lambda db: _raise_epoch(db, at_least))
+
+    async def load_topics(self) -> list[TopicRow]:
+        """All topics, by name."""
+        return await self._db.read(_load_topics)
+
+    async def create_topic(
+        self, name: str, num_partitions: int, configs: dict[str, str], created_ms: int
+    ) -> TopicRow:
+        """Raises TOPIC_EXISTS. Name, count and configs are the caller's to check."""
+        return await self._db.write(lambda db: _create_topic(db, name, num_partitions, configs, created_ms))
+
+    async def delete_topic(self, topic_id: int) -> None:
+        """Removes the topic with all that is kept for it, and groups that had no other commits.
+
+        The id is in deleted_topics() until forget_deleted(). Raises TOPIC_NOT_FOUND.
+        """
+        await self._db.write(lambda db: _delete_topic(db, topic_id))
+
+    async def deleted_topics(self) -> list[int]:
+        """Ids of deleted topics whose files may still be there."""
+        return await self._db.read(
+            lambda db: [row[0] for row in db.execute("SELECT topic_id FROM deleted_topics ORDER BY topic_id")]
+        )
+
+    async def forget_deleted(self, topic_id: int) -> None:
+        """To be called when the topic's files are durably gone."""
+        await self._db.write(lambda db: _forget_deleted(db, topic_id))
+
+    async def set_log_start(self, topic_id: int, partition: int, offset: int) -> None:
+        """Moves the log start forward; a lower offset than the stored one changes nothing.
+
+        Epochs that ended at or below it are dropped. Raises TOPIC_NOT_FOUND.
+        """
+        await self._db.write(lambda db: _set_log_start(db, topic_id, partition, offset))
+
+    async def add_epochs(self, rows: Sequence[tuple[int, int, int, int]]) -> None:
+        """Records where epochs begin: (topic id, partition, epoch, first offset); all of them or none.
+
+        Older epochs that begin at the same or a higher offset are dropped: nothing of theirs is left. An epoch that is
+        there already, from the same or a lower offset, stays as it is. Raises TOPIC_NOT_FOUND; ValueError for an epoch
+        older than the partition's newest, or for one that began later than this says.
+        """
+        await self._db.write(lambda db: _add_epochs(db, rows))
+
+    async def commit_offsets(
+        self, group_id: str, rows: Sequence[OffsetCommit], now_ms: int, max_groups: int
+    ) -> None:
+        """Commits at least one offset for the group, all or none; the first commit makes the group.
+
+        Raises OFFSET_BEHIND_COMMITTED, GROUP_LIMIT (a new group beyond max_groups), TOPIC_NOT_FOUND (deleted since).
+        """
+        await self._db.write(lambda db: _commit_offsets(db, group_id, rows, now_ms, max_groups))
+
+    async def list_groups(self) -> list[str]:
+        """All groups' ids, sorted by code point."""
+        return await self._db.read(
+            lambda db: [row[0] for row in db.execute("SELECT name FROM consumer_groups ORDER BY name")]
+        )
+
+    async def group_offsets(self, group_id: str) -> dict[tuple[int, int], int]:
+        """Committed offsets by (topic id, partition). Raises GROUP_NOT_FOUND."""
+        return await self._db.read(lambda db: _group_offsets(db, group_id))
+
+    async def delete_group(self, group_id: str) -> None:
+        """Removes the group and its commits. Raises GROUP_NOT_FOUND."""
+        await self._db.write(lambda db: _delete_group(db, group_id))
+
+
+def _begin_run(db: sqlite3.Connection) -> RunState:
+    epoch, clean = db.execute("SELECT epoch, clean FROM run").fetchone()
+    if clean:
+        db.execute("UPDATE run SET clean = 0")
+    else:
+        epoch = _raise_epoch(db, epoch)
+    return RunState(epoch, bool(clean))
+
+
+def _end_run(db: sqlite3.Connection) -> None:
+    db.execute("UPDATE run SET clean = 1")
+
+
+def _raise_epoch(db: sqlite3.Connection, at_least: int) -> int:
+    highest = max(at_least, db.execute("SELECT epoch FROM run").fetchone()[0])
+    if highest >= MAX_EPOCH:
+        raise error(Reason.INTERNAL_ERROR, f"the log epoch cannot be raised beyond {MAX_EPOCH}")
+    db.execute("UPDATE run SET epoch = ?", (highest + 1,))
+    return highest + 1
+
+
+def _load_topics(db: sqlite3.Connection) -> list[TopicRow]:
+    topics = {
+        row[0]: TopicRow(*row)
+        for row in db.execute("SELECT id, name, num_partitions, created_ms FROM topics ORDER BY name")
+    }
+    for topic_id, name, value in db.execute("SELECT topic_id, name, value FROM topic_configs"):
+        topics[topic_id].configs[name] = value
+    for topic_id, partition, offset in db.execute("SELECT topic_id, partition, log_start_offset FROM log_starts"):
+        topics[topic_id].log_starts[partition] = offset
+    for topic_id, partition, epoch, offset in db.execute(
+        "SELECT topic_id, partition, epoch, start_offset FROM log_epochs ORDER BY topic_id, partition, start_offset"
+    ):
+        topics[topic_id].epochs.setdefault(partition, []).append((epoch, offset))
+    return list(topics.values())
+
+
+def _create_topic(
+    db: sqlite3.Connection, name: str, num_partitions: int, configs: dict[str, str], created_ms: int
+) -> TopicRow:
+    if db.execute("SELECT 1 FROM topics WHERE name = ?", (name,)).fetchone():
+        raise error(Reason.TOPIC_EXISTS, f"topic {name!r} exists already", topic=name)
+    topic_id = db.execute(
+        "INSERT INTO topics (name, num_partitions, created_ms) VALUES (?, ?, ?)", (name, num_partitions, created_ms)
+    ).lastrowid
+    assert topic_id is not None
+    db.executemany(
+        "INSERT INTO topic_configs (topic_id, name, value) VALUES (?, ?, ?)",
+        [(topic_id, config, value) for config, value in configs.items()],
+    )
+    return TopicRow(topic_id, name, num_partitions, created_ms, dict(configs))
+
+
+def _delete_topic(db: sqlite3.Connection, topic_id: int) -> None:
+    groups = db.execute("SELECT DISTINCT group_ref FROM committed_offsets WHERE topic_id = ?", (topic_id,)).fetchall()
+    if not db.execute("DELETE FROM topics WHERE id = ?", (topic_id,)).rowcount:
+        raise _no_such_topic_id(topic_id)
+    db.execute("INSERT INTO deleted_topics (topic_id) VALUES (?)", (topic_id,))
+    # A group is its commits: without any it would only count against the limit.
+    db.executemany(
+        """DELETE FROM consumer_groups WHERE id = :id
+        AND NOT EXISTS (SELECT 1 FROM committed_offsets WHERE group_ref = :id)""",
+        [{"id": group} for (group,) in groups],
+    )
+
+
+def _forget_deleted(db: sqlite3.Connection, topic_id: int) -> None:
+    db.execute("DELETE FROM deleted_topics WHERE topic_id = ?", (topic_id,))
+
+
+def _no_such_topic_id(topic_id: int) -> TakhinError:
+    return error(Reason.TOPIC_NOT_FOUND, f"there is no topic with id {topic_id}", topic_id=topic_id)
+
+
+@contextmanager
+def _naming_missing_topic(topic_id: int, topic: str | None = None) -> Iterator[None]:
+    """Turns a foreign key's refusal into TOPIC_NOT_FOUND: the topic was deleted while this was on its way."""
+    try:
+        yield
+    except sqlite3.IntegrityError as exception:
+        if exception.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY:
+            raise
+        if topic is None:
+            raise _no_such_topic_id(topic_id) from None
+        raise error(Reason.TOPIC_NOT_FOUND, f"topic {topic!r} was deleted", topic=topic) from None
+
+
+def _set_log_start(db: sqlite3.Connection, topic_id: int, partition: int, offset: int) -> None:
+    values = {"topic_id": topic_id, "partition": partition, "offset": offset}
+    with _naming_missing_topic(topic_id):
+        db.execute(
+            """INSERT INTO log_starts (topic_id, partition, log_start_offset) VALUES (:topic_id, :partition, :offset)
+            ON CONFLICT DO UPDATE SET log_start_offset = :offset WHERE log_start_offset < :offset""",
+            values,
+        )
+    # The newest epoch that begins at or below the start is the one that holds the first record still there.
+    db.execute(
+        """DELETE FROM log_epochs WHERE topic_id = :topic_id AND partition = :partition AND start_offset < (
+            SELECT MAX(start_offset) FROM log_epochs
+            WHERE topic_id = :topic_id AND partition = :partition AND start_offset <= :offset)""",
+        values,
+    )
+
+
+def _add_epochs(db: sqlite3.Connection, rows: Sequence[tuple[int, int, int, int]]) -> None:
+    for topic_id, partition, epoch, offset in rows:
+        newest = db.execute(
+            """SELECT epoch, start_offset FROM log_epochs WHERE topic_id = ? AND partition = ?
+            ORDER BY start_offset DESC LIMIT 1""",
+            (topic_id, partition),
+        ).fetchone()
+        if newest is not None and epoch <= newest[0]:
+            if epoch == newest[0] and offset >= newest[1]:
+                continue
+            raise ValueError(
+                f"partition {partition} of topic id {topic_id} is in epoch {newest[0]} since offset {newest[1]}: "
+                f"epoch {epoch} cannot begin at offset {offset}"
+            )
+        db.execute(
+            "DELETE FROM log_epochs WHERE topic_id = ? AND partition = ? AND start_offset >= ?",
+            (topic_id, partition, offset),
+        )
+        with _naming_missing_topic(topic_id):
+            db.execute(
+                "INSERT INTO log_epochs (topic_id, partition, start_offset, epoch) VALUES (?, ?, ?, ?)",
+                (topic_id, partition, offset, epoch),
+            )
+
+
+def _group_ref(db: sqlite3.Connection, group_id: str) -> int | None:
+    row = db.execute("SELECT id FROM consumer_groups WHERE name = ?", (group_id,)).fetchone()
+    return None if row is None else row[0]
+
+
+def _commit_offsets(
+    db: sqlite3.Connection, group_id: str, rows: Sequence[OffsetCommit], now_ms: int, max_groups: int
+) -> None:
+    group = _group_ref(db, group_id)
+    if group is None:
+        if db.execute("SELECT COUNT(*) FROM consumer_groups").fetchone()[0] >= max_groups:
+            raise error(
+                Reason.GROUP_LIMIT,
+                f"group {group_id!r} would be one more than the {max_groups} groups allowed (limits.groups)",
+                group_id=group_id,
+                limit=max_groups,
+            )
+        group = db.execute("INSERT INTO consumer_groups (name) VALUES (?)", (group_id,)).lastrowid
+    for row in rows:
+        _commit_offset(db, group_id, (group, row.topic_id, row.partition), row, now_ms)
+
+
+def _commit_offset(
+    db: sqlite3.Connection, group_id: str, key: tuple[Any, int, int], row: OffsetCommit, now_ms: int
+) -> None:
+    found = db.execute(
+        "SELECT next_offset FROM committed_offsets WHERE group_ref = ? AND topic_id = ? AND partition = ?", key
+    ).fetchone()
+    if found is not None and row.offset < found[0]:
+        raise error(
+            Reason.OFFSET_BEHIND_COMMITTED,
+            f"offset {row.offset} of topic {row.topic!r} partition {row.partition} is lower than {found[0]}, which "
+            f"group {group_id!r} has committed; a commit cannot go back",
+            group_id=group_id,
+            topic=row.topic,
+            partition=row.partition,
+            offset=row.offset,
+            committed_offset=found[0],
+        )
+    with _naming_missing_topic(row.topic_id, row.topic):
+        db.execute(
+            """INSERT INTO committed_offsets (group_ref, topic_id, partition, next_offset, committed_ms)
+            VALUES (?, ?, ?, ?, ?)
+            ON CONFLICT DO UPDATE SET next_offset = excluded.next_offset, committed_ms = excluded.committed_ms""",
+            (*key, row.offset, now_ms),
+        )
+
+
+def _group_offsets(db: sqlite3.Connection, group_id: str) -> dict[tuple[int, int], int]:
+    group = _group_ref(db, group_id)
+    if group is None:
+        raise _no_such_group(group_id)
+    rows = db.execute("SELECT topic_id, partition, next_offset FROM committed_offsets WHERE group_ref = ?", (group,))
+    return {(topic_id, partition): offset for topic_id, partition, offset in rows}
+
+
+def _delete_group(db: sqlite3.Connection, group_id: str) -> None:
+    if not db.execute("DELETE FROM consumer_groups WHERE name = ?", (group_id,)).rowcount:
+        raise _no_such_group(group_id)
+
+
+def _no_such_group(group_id: str) -> TakhinError:
+    return error(Reason.GROUP_NOT_FOUND, f"there is no group {group_id!r}", group_id=group_id)

@@ -1,0 +1,217 @@
+"""Topics: made, described, deleted; and where a produce or consume request finds its partition."""
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from takhin.broker.metadata import MetadataStore, TopicRow
+from takhin.broker.topic_config import TopicConfig, parse_topic_config
+from takhin.config import Settings
+from takhin.errors import Reason, TakhinError, error
+from takhin.log.partition import Partition
+from takhin.log.recovery import RecoveredPartition
+from takhin.log.store import LogStore, PartitionSpec
+
+_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}", re.ASCII)
+_SHOWN_CHARACTERS = 80
+
+
+@dataclass(slots=True)
+class Topic:
+    """A topic that is served. configs: those set on it; config: what they come to over the broker's defaults."""
+
+    id: int
+    name: str
+    configs: dict[str, str]
+    config: TopicConfig
+    created_ms: int
+    partitions: list[Partition]
+    # The partition that takes records without a key.
+    sticky: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(partition.size_bytes for partition in self.partitions)
+
+
+class Topics:
+    """All topics. `epoch` tells in which epoch a new partition begins; clock_ms: milliseconds since the epoch."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        metadata: MetadataStore,
+        store: LogStore,
+        epoch: Callable[[], int],
+        clock_ms: Callable[[], int],
+    ):
+        self._settings = settings
+        self._metadata = metadata
+        self._store = store
+        self._epoch = epoch
+        self._clock_ms = clock_ms
+        self._by_name: dict[str, Topic] = {}
+        self._by_encoded_name: dict[bytes, Topic] = {}
+        self._num_partitions = 0
+        self._changing = asyncio.Lock()
+        # Of records; so that whatever was accepted can be delivered.
+        self.max_record_bytes = settings.grpc.max_message_bytes - 64 * 1024
+
+    # Finding
+
+    def __iter__(self):
+        return iter(self._by_name.values())
+
+    def partitions(self) -> list[Partition]:
+        """Every partition of every topic."""
+        return [partition for topic in self._by_name.values() for partition in topic.partitions]
+
+    def names(self) -> list[str]:
+        """All topics' names, sorted."""
+        return sorted(self._by_name)
+
+    def get(self, name: str) -> Topic:
+        """Raises INVALID_TOPIC_NAME, TOPIC_NOT_FOUND."""
+        topic = self._by_name.get(name)
+        if topic is None:
+            check_topic_name(name)
+            raise _not_found(name)
+        return topic
+
+    def get_encoded(self, name: bytes) -> Topic:
+        """As get(), by the name's UTF-8."""
+        topic = self._by_encoded_name.get(name)
+        return topic if topic is not None else self.get(name.decode())
+
+    def partition(self, topic_name: str, partition: int) -> Partition:
+        """Raises INVALID_TOPIC_NAME, TOPIC_NOT_FOUND, INVALID_PARTITION, PARTITION_NOT_FOUND."""
+        return partition_of(self.get(topic_name), partition)
+
+    # Changing
+
+    async def create(
+        self, name: str, num_partitions: int, replication_factor: int, configs: dict[str, str]
+    ) -> Topic:
+        """Raises INVALID_TOPIC_NAME, INVALID_PARTITION_COUNT, INVALID_REPLICATION_FACTOR, INVALID_CONFIG, TOPIC_EXISTS,
+        TOPIC_LIMIT, PARTITION_LIMIT."""
+        limits = self._settings.limits
+        check_topic_name(name)
+        if replication_factor not in (0, 1):
+            raise error(
+                Reason.INVALID_REPLICATION_FACTOR,
+                f"replication_factor {replication_factor} is not possible: this broker is one process with one copy of "
+                "the data; leave it at 0 or 1",
+            )
+        if num_partitions < 0 or num_partitions > limits.partitions_per_topic:
+            raise error(
+                Reason.INVALID_PARTITION_COUNT,
+                f"num_partitions {num_partitions} is not between 1 and {limits.partitions_per_topic} (0: the default, "
+                f"{self._settings.topics.partitions})",
+                max_partitions=limits.partitions_per_topic,
+            )
+        num_partitions = num_partitions or self._settings.topics.partitions
+        config = self._parse_configs(configs)
+        async with self._changing:
+            if name in self._by_name:
+                raise error(Reason.TOPIC_EXISTS, f"topic {name!r} exists already", topic=name)
+            if len(self._by_name) >= limits.topics:
+                raise error(
+                    Reason.TOPIC_LIMIT, f"there are {limits.topics} topics, as many as this broker takes",
+                    max_topics=limits.topics,
+                )
+            if self._num_partitions + num_partitions > limits.partitions:
+                raise error(
+                    Reason.PARTITION_LIMIT,
+                    f"there are {self._num_partitions} partitions; with {num_partitions} more there would be more than "
+                    f"the {limits.partitions} that this broker takes",
+                    max_partitions=limits.partitions,
+                )
+            row = await self._metadata.create_topic(name, num_partitions, configs, self._clock_ms())
+            return self._add(row, config, [RecoveredPartition([])] * num_partitions)
+
+    async def delete(self, name: str) -> None:
+        """Delete the topic, its records and the commits for it. Raises INVALID_TOPIC_NAME, TOPIC_NOT_FOUND."""
+        async with self._changing:
+            topic = self.get(name)
+            await self._metadata.delete_topic(topic.id)
+            del self._by_name[topic.name]
+            del self._by_encoded_name[topic.name.encode()]
+            self._num_partitions -= len(topic.partitions)
+            gone = _not_found(name)
+            for partition in topic.partitions:
+                self._store.close_partition(partition, gone.reason, gone.message)
+        await self.remove_files(topic.id)
+
+    async def remove_files(self, topic_id: int) -> None:
+        """Remove what a deleted topic left; what can't be removed now is tried again at the next start."""
+        if await self._store.remove_topic(topic_id):
+            await self._metadata.forget_deleted(topic_id)
+
+    async def load(self) -> list[tuple[TopicRow, list[RecoveredPartition]]]:
+        """Every topic the metadata knows, with what the disk holds of its partitions."""
+        rows = await self._metadata.load_topics()
+        specs = [spec for row in rows for spec in self._specs(row, self._parse_configs(row.configs))]
+        found = iter(await self._store.recover(specs))
+        return [(row, [next(found) for _ in range(row.num_partitions)]) for row in rows]
+
+    def open(self, row: TopicRow, found: list[RecoveredPartition]) -> None:
+        """Serve a topic that load() told of."""
+        self._add(row, self._parse_configs(row.configs), found)
+
+    def _add(self, row: TopicRow, config: TopicConfig, found: list[RecoveredPartition]) -> Topic:
+        epoch = self._epoch()
+        topic = Topic(
+            row.id, row.name, row.configs, config, row.created_ms,
+            [
+                self._store.open_partition(spec, recovered, epoch)
+                for spec, recovered in zip(self._specs(row, config), found, strict=True)
+            ],
+        )
+        self._by_name[topic.name] = topic
+        self._by_encoded_name[topic.name.encode()] = topic
+        self._num_partitions += len(topic.partitions)
+        return topic
+
+    def _specs(self, row: TopicRow, config: TopicConfig) -> list[PartitionSpec]:
+        return [
+            PartitionSpec(
+                row.name, row.id, number, row.log_starts.get(number, 0), tuple(row.epochs.get(number, ())), config
+            )
+            for number in range(row.num_partitions)
+        ]
+
+    def _parse_configs(self, configs: dict[str, str]) -> TopicConfig:
+        return parse_topic_config(configs, self._settings.topics, self.max_record_bytes)
+
+
+def partition_of(topic: Topic, number: int) -> Partition:
+    """Raises INVALID_PARTITION, PARTITION_NOT_FOUND."""
+    if 0 <= number < len(topic.partitions):
+        return topic.partitions[number]
+    if number < 0:
+        raise error(
+            Reason.INVALID_PARTITION,
+            f"partition {number} is not possible here: partitions of {topic.name!r} go from 0 to "
+            f"{len(topic.partitions) - 1}",
+            topic=topic.name, partition=number,
+        )
+    raise error(
+        Reason.PARTITION_NOT_FOUND,
+        f"topic {topic.name!r} has no partition {number}: they go from 0 to {len(topic.partitions) - 1}",
+        topic=topic.name, partition=number,
+    )
+
+
+def check_topic_name(name: str) -> None:
+    """Raises INVALID_TOPIC_NAME. The rule is Kafka's."""
+    if not _NAME.fullmatch(name) or name in (".", ".."):
+        shown = name if len(name) <= _SHOWN_CHARACTERS else name[:_SHOWN_CHARACTERS] + "..."
+        raise error(
+            Reason.INVALID_TOPIC_NAME,
+            f"{shown!r} is not a topic name: 1 to 249 of a-z, A-Z, 0-9, '.', '_' and '-', and not '.' or '..'",
+        )
+
+
+def _not_found(name: str) -> TakhinError:
+    return error(Reason.TOPIC_NOT_FOUND, f"there is no topic {name!r}", topic=name)

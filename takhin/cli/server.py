@@ -1,0 +1,365 @@
+"""takhin-server: settings in, one broker served until a signal, an exit status out.
+
+Exit status: 0 after SIGTERM or SIGINT, 1 when it cannot start or must give up, 2 for a usage or configuration error,
+128 + the signal's number when a second signal cuts the shutdown short.
+
+Standard output gets one line, when it serves; everything else goes to standard error. grpc, uvloop and the broker are
+imported only once the settings are known: --help and a mistyped flag answer at once, and grpc reads its environment
+when it is imported.
+"""
+
+import argparse
+import asyncio
+import importlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from takhin import __version__
+from takhin.config import Option, Settings, is_loopback, load_settings, options
+from takhin.errors import ConfigError, StartError
+
+if TYPE_CHECKING:
+    from takhin.broker.broker import Broker
+
+PROG = "takhin-server"
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+# What grpc reads from the environment when it is imported; the operator's own values stand.
+GRPC_ENVIRONMENT = {
+    # grpc's event engine beside uvloop cost 6 to 19% more CPU.
+    "GRPC_EXPERIMENTS": "-event_engine_listener,-event_engine_client",
+    # Nothing here forks; the support for it costs, and writes to standard error.
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
+    "GRPC_VERBOSITY": "ERROR",
+}
+MALLOC_ARENAS = 2
+# A Python thread (SQLite's) that waits for the interpreter gets it after so long; Python's own default is 5 ms.
+SWITCH_INTERVAL_S = 0.0005
+# Imported in this order before anything starts, so that a broken installation is told in one line.
+MODULES = (
+    "uvloop",
+    "takhin.broker.broker",
+    "takhin.rpc.service",
+    "takhin.rpc.grpc_front",
+    "takhin.rpc.health",
+    "takhin.rpc.reflection",
+)
+
+_M_ARENA_MAX = -8  # of <malloc.h>
+
+_log = logging.getLogger("takhin.server")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the server; `argv` is sys.argv[1:] when not given. Gives the exit status; --help and --version exit."""
+    _open_standard_streams()
+    values = vars(_parser().parse_args(argv))
+    config_file = values.pop("config")
+    try:
+        settings = load_settings(values, os.environ, config_file)
+    except ConfigError as exc:
+        _complain(str(exc))
+        return EXIT_USAGE
+    signals = _Signals()
+    signals.install()
+    _set_up_logging(settings.log_level)
+    settings = _prepare_process(settings)
+    try:
+        _load()
+        return _run(settings, signals)
+    except StartError as exc:
+        _complain(str(exc))
+        return EXIT_FAILED
+    except Exception:
+        _log.critical("cannot go on", exc_info=True)
+        return EXIT_FAILED
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        _complain(f"{message}; see {PROG} --help")
+        sys.exit(EXIT_USAGE)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=PROG,
+        usage=f"{PROG} [--listen HOST:PORT] [--data-dir DIR] [--config FILE] [OPTION VALUE]...",
+        description="Serves topics, partitions and consumer groups over gRPC, from a durable log in one directory.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    titles = {"": "server", "grpc": "connections and messages, [grpc]", "topics": "defaults for topics, [topics]",
+              "limits": "limits, [limits]"}
+    groups = {section: parser.add_argument_group(title) for section, title in titles.items()}
+    for option in options():
+        groups[option.section].add_argument(
+            option.flag, dest=option.key, metavar=_metavar(option), help=_help(option))
+    groups[""].add_argument("--config", metavar="FILE", help="TOML file with settings")
+    groups[""].add_argument("--version", action="version", version=f"{PROG} {__version__}", help="show it and exit")
+    groups[""].add_argument("--help", "-h", action="help", help="show this and exit")
+    return parser
+
+
+_EPILOG = """\
+Each option can also be set by an environment variable or in the TOML file; an option beats the variable, the variable
+beats the file:
+  --listen                  TAKHIN_LISTEN                   listen = "127.0.0.1:9092"
+  --config                  TAKHIN_CONFIG
+  --grpc-max-message-bytes  TAKHIN_GRPC__MAX_MESSAGE_BYTES  [grpc]
+                                                            max_message_bytes = 10485760
+
+Once it serves it writes one line to standard output: "takhin: serving on HOST:PORT". Logs go to standard error.
+SIGTERM and SIGINT end it in order: streams are told to end, what is buffered is synced. A second one ends it at once.
+
+Exit status: 0 after a signal, 1 when it cannot start or must give up, 2 for a mistake in the options, the environment
+or the file, 128 + the signal's number after a second signal.
+"""
+
+
+def _metavar(option: Option) -> str:
+    if option.type is bool:
+        return "BOOL"
+    if option.type is int:
+        return (option.metadata["unit"] or "N").upper()
+    return option.metadata["placeholder"]
+
+
+def _help(option: Option) -> str:
+    default = str(option.default).lower() if option.type is bool else option.default
+    allowed = option.allowed()
+    bounds = "" if allowed == _metavar(option) else f"; {allowed}"
+    return f"{option.metadata['help']} (default {default}{bounds})".replace("%", "%%")
+
+
+class _Signals:
+    """SIGTERM and SIGINT, from before the event loop runs until the process ends.
+
+    Plain signal handlers, not the loop's: they also run while the loop is not running yet or is busy.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._wake: Callable[[], object] | None = None
+
+    def install(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    async def wait(self) -> None:
+        """Until the first signal has come, at once when it has."""
+        event = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self._wake = lambda: loop.call_soon_threadsafe(event.set)
+        try:
+            if self.received is None:
+                await event.wait()
+        finally:
+            self._wake = None
+        assert self.received is not None
+        _log.info("%s: shutting down; a second signal ends it at once", self.received.name)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.received is not None:
+            # Neither logging nor sys.stderr: this may have interrupted them.
+            _write(2, f"{PROG}: {signal.Signals(number).name} again: ends at once\n")
+            os._exit(128 + number)
+        self.received = signal.Signals(number)
+        if self._wake is not None:
+            self._wake()
+
+
+def _run(settings: Settings, signals: _Signals) -> int:
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(settings, signals))
+
+
+async def _serve(settings: Settings, signals: _Signals) -> int:
+    """The broker's life. Gives the exit status. Raises StartError."""
+    from takhin.broker.broker import Broker
+
+    stop = asyncio.create_task(signals.wait())
+    broker = Broker(settings)
+    # A signal during the start waits for its end: recovery is not to be stopped half-way, though it may be killed.
+    await broker.start()
+    failure = None
+    try:
+        if signals.received is None:
+            failure = await _serve_until_stopped(broker, settings, stop)
+    finally:
+        stop.cancel()
+        try:
+            await broker.stop()
+        except Exception:
+            if failure is None:
+                raise
+            _log.error("the broker did not stop in order", exc_info=True)
+    if failure is not None:
+        _complain(failure)
+        return EXIT_FAILED
+    _log.info("stopped")
+    return EXIT_OK
+
+
+async def _serve_until_stopped(broker: "Broker", settings: Settings, stop: asyncio.Task[None]) -> str | None:
+    """Serve until `stop` is done or the broker must give up: then gives the reason. Raises StartError."""
+    from takhin.rpc.call import method_table, service_names
+    from takhin.rpc.grpc_front import GrpcFront
+    from takhin.rpc.health import Health, ServingStatus
+    from takhin.rpc.reflection import SERVICES, reflection_methods
+    from takhin.rpc.service import takhin_methods
+
+    methods = takhin_methods(broker)
+    health = Health([*service_names(methods), *SERVICES])
+    methods += health.methods()
+    front = GrpcFront(method_table(methods, reflection_methods(service_names(methods))), settings.grpc)
+    bound = await front.start(settings.listen)
+    failed = asyncio.create_task(broker.wait_failed())
+    try:
+        health.set_all(ServingStatus.SERVING)
+        _announce(bound, settings)
+        await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
+        return failed.result() if failed.done() else None
+    finally:
+        failed.cancel()
+        health.drain()
+        broker.begin_drain()
+        await front.stop(settings.grpc.shutdown_grace_ms)
+
+
+def _announce(bound: str, settings: Settings) -> None:
+    if not is_loopback(bound):
+        _log.warning("%s can be reached from other machines, without encryption or authentication", bound)
+    _log.info("version %s serves on %s, data in %s", __version__, bound, os.path.abspath(settings.data_dir))
+    # Not sys.stdout: what a closed pipe leaves in its buffer would turn the exit status into 120.
+    if not _write(1, f"takhin: serving on {bound}\n"):
+        _log.warning("standard output is closed: could not announce there that it serves")
+
+
+def _load() -> None:
+    """Import what the server is made of. Raises StartError when the installation does not fit together."""
+    for name in MODULES:
+        try:
+            importlib.import_module(name)
+        except Exception as exc:
+            # Generated code raises RuntimeError (grpc) or VersionError (protobuf) beside a library older than itself.
+            if not isinstance(exc, ImportError | RuntimeError) and type(exc).__name__ != "VersionError":
+                raise
+            built = isinstance(exc, ImportError) and (exc.name or "").startswith("takhin.")
+            hint = "; are the extensions built (make build)?" if built else ""
+            raise StartError(f"cannot load {name}: {exc}{hint}") from exc
+
+
+def _prepare_process(settings: Settings) -> Settings:
+    """Process-wide switches. Gives the settings, with fewer open_files where the operating system allows fewer."""
+    for name, value in GRPC_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    _limit_malloc_arenas(os.environ)
+    return _raise_open_files(settings)
+
+
+def _limit_malloc_arenas(environ: Mapping[str, str]) -> None:
+    """Keep glibc from giving each thread an arena of its own, which grows resident memory.
+
+    By mallopt: glibc reads MALLOC_ARENA_MAX before Python runs. A value set there by the operator stands.
+    """
+    if "MALLOC_ARENA_MAX" in environ or "arena_max" in environ.get("GLIBC_TUNABLES", ""):
+        return
+    import ctypes
+
+    try:
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, MALLOC_ARENAS)
+    except (OSError, AttributeError):
+        pass  # not glibc
+
+
+def _raise_open_files(settings: Settings) -> Settings:
+    """Raise the soft limit of open files to the hard one: the usual 1024 is for programs that use select."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    except (ValueError, OSError) as exc:
+        _log.warning("cannot raise the limit of open files from %s to %s: %s", soft, hard, exc)
+    # Half of them for segment files: connections and the metadata store need some too.
+    most = settings.limits.open_files if soft == resource.RLIM_INFINITY else max(16, soft // 2)
+    if settings.limits.open_files <= most:
+        return settings
+    _log.warning("limits.open_files is %d instead of %d: the operating system allows %d open files (ulimit -n)",
+                 most, settings.limits.open_files, soft)
+    return replace(settings, limits=replace(settings.limits, open_files=most))
+
+
+def _open_standard_streams() -> None:
+    """Open what of descriptors 0 to 2 was closed: else a file of the log gets such a number, and our lines."""
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(opened)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", buffering=1, closefd=False)
+
+
+class _LineFormatter(logging.Formatter):
+    """One line a message: time (UTC), level, logger, text. Tracebacks follow in lines of their own, indented.
+
+    Control characters are escaped and no line but the first of a message begins at the margin, so that nothing a client
+    sent can pass for a line of the log.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        time = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        lines = "\n    ".join(_printable(line) for line in text.split("\n"))
+        return f"{time}.{int(record.msecs):03}Z {record.levelname:<8} {record.name}: {lines}"
+
+
+def _set_up_logging(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_LineFormatter())
+    # A closed standard error is no reason to write a traceback to it.
+    logging.raiseExceptions = False
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+def _complain(message: str) -> None:
+    """One line to standard error, for the operator."""
+    _write(2, f"{PROG}: {_printable(message)}\n")
+
+
+def _write(descriptor: int, line: str) -> bool:
+    """Write a line past Python's buffers; False when nobody reads there any more."""
+    try:
+        os.write(descriptor, line.encode(errors="backslashreplace"))
+    except OSError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,402 @@
+"""The server's settings: what there is, its defaults and bounds, and where values come from.
+
+A value comes from the first of these that gives one: flag, environment variable, TOML file, default. Every field
+carries its help text, unit and bounds; flags, variables and keys of the file are all derived from the fields:
+
+    field                   flag                      variable                        file
+    listen                  --listen                  TAKHIN_LISTEN                   listen = "127.0.0.1:9092"
+    grpc.max_message_bytes  --grpc-max-message-bytes  TAKHIN_GRPC__MAX_MESSAGE_BYTES  [grpc] max_message_bytes = 1048576
+"""
+
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from typing import Any, NoReturn
+
+from takhin.errors import ConfigError
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+TIB = 1 << 40
+# gRPC keeps durations and sizes in 32-bit integers; it takes the highest one as "never".
+INT32_MAX = (1 << 31) - 1
+# What JavaScript clients can hold in a number.
+SAFE_INT_MAX = (1 << 53) - 1
+# A response needs room for more than the record in it: topic, watermarks, the batch's header.
+RESPONSE_OVERHEAD_BYTES = 64 * KIB
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+_VARIABLE_PREFIX = "TAKHIN_"
+_FILE_VARIABLE = "TAKHIN_CONFIG"
+# [IPv6] or a name or IPv4, then the port.
+_LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([A-Za-z0-9._-]{1,253})):([0-9]{1,5})", re.ASCII)
+_DEFAULT = "default"
+# A setting, the one it must not exceed, and by how much it must stay below. In this order: a bound is settled before
+# it bounds.
+_BOUNDED_BY = (
+    ("topics.max_record_bytes", "grpc.max_message_bytes", RESPONSE_OVERHEAD_BYTES),
+    ("limits.partitions_per_topic", "limits.partitions", 0),
+    ("topics.partitions", "limits.partitions_per_topic", 0),
+    ("limits.ring_bytes_per_partition", "limits.ring_bytes", 0),
+)
+_DURATION = "ms"
+_SIZE = "bytes"
+
+
+def _number(
+    default: int, help: str, unit: str, minimum: int, maximum: int, *, minus_one: str | None = None
+) -> Any:
+    """A whole number from minimum to maximum; `minus_one` is what -1 means, where -1 is allowed too."""
+    return field(
+        default=default,
+        metadata={"help": help, "unit": unit, "minimum": minimum, "maximum": maximum, "minus_one": minus_one},
+    )
+
+
+def _switch(default: bool, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+def _text(default: str, help: str, placeholder: str, choices: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"help": help, "placeholder": placeholder, "choices": choices})
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcSettings:
+    """[grpc]: connections and messages."""
+
+    max_message_bytes: int = _number(
+        10 * MIB, "largest message, received or sent; clients' own limit is 4 MiB unless raised", _SIZE, 128 * KIB, GIB)
+    connection_idle_ms: int = _number(
+        900_000, "close a connection that had no call for so long", _DURATION, 100, INT32_MAX)
+    connection_age_ms: int = _number(
+        1_800_000, "ask clients to reconnect after so long, give or take a tenth", _DURATION, 100, INT32_MAX)
+    connection_age_grace_ms: int = _number(
+        300_000, "after that, calls still open may go on for so long", _DURATION, 0, INT32_MAX)
+    keepalive_time_ms: int = _number(
+        300_000, "ping a connection that was silent for so long", _DURATION, 1_000, INT32_MAX)
+    keepalive_timeout_ms: int = _number(
+        60_000, "close a connection whose ping was not answered for so long", _DURATION, 100, INT32_MAX)
+    min_ping_interval_ms: int = _number(
+        10_000, "refuse clients that ping more often than this", _DURATION, 0, INT32_MAX)
+    ping_without_calls: bool = _switch(True, "clients may ping on connections without an open call")
+    shutdown_grace_ms: int = _number(
+        5_000, "on shutdown, wait so long for open calls to end", _DURATION, 0, INT32_MAX)
+
+
+@dataclass(frozen=True, slots=True)
+class TopicDefaults:
+    """[topics]: what holds for topics whose own configs don't say otherwise. In parentheses: the config's name."""
+
+    partitions: int = _number(1, "partitions of a topic created with num_partitions 0", "", 1, 1_000_000)
+    retention_ms: int = _number(
+        604_800_000, "remove segments whose records are all older (retention.ms)", _DURATION, 0, SAFE_INT_MAX,
+        minus_one="keep for ever")
+    retention_bytes: int = _number(
+        -1, "remove the oldest segments of a partition larger than this (retention.bytes)", _SIZE, 0, SAFE_INT_MAX,
+        minus_one="no bound")
+    segment_bytes: int = _number(
+        128 * MIB, "begin a new segment file at this size (segment.bytes)", _SIZE, KIB, INT32_MAX)
+    segment_ms: int = _number(
+        604_800_000, "begin a new segment file at this age (segment.ms)", _DURATION, 1, SAFE_INT_MAX)
+    max_record_bytes: int = _number(
+        MIB, "largest record, encoded (max.message.bytes); at most grpc.max_message_bytes less 64 KiB", _SIZE, 1, GIB)
+    flush_ms: int = _number(
+        1_000, "sync to disk what was written so long ago, asked for or not (flush.ms)", _DURATION, 1, SAFE_INT_MAX,
+        minus_one="only when asked for")
+    retention_check_ms: int = _number(
+        300_000, "time between two looks for segments to remove", _DURATION, 10, INT32_MAX)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """[limits]: what one broker takes on; beyond them requests are refused."""
+
+    topics: int = _number(10_000, "topics", "", 1, 1_000_000)
+    partitions_per_topic: int = _number(10_000, "partitions of one topic", "", 1, 1_000_000)
+    partitions: int = _number(100_000, "partitions of all topics together", "", 1, 1_000_000)
+    groups: int = _number(10_000, "consumer groups", "", 1, 1_000_000)
+    records_per_request: int = _number(100_000, "records in one produce request", "", 1, 1_000_000)
+    ring_bytes: int = _number(
+        64 * MIB, "memory for the newest records of all partitions together", _SIZE, 64 * KIB, TIB)
+    ring_bytes_per_partition: int = _number(8 * MIB, "the same for one partition", _SIZE, 4 * KIB, GIB)
+    reader_bytes: int = _number(
+        64 * MIB, "responses handed to gRPC but perhaps not yet taken by their readers, all streams together", _SIZE,
+        64 * KIB, TIB)
+    slow_reader_ms: int = _number(
+        10_000, "a reader that took nothing for so long may lose its stream when memory runs short", _DURATION, 10,
+        INT32_MAX)
+    stream_requests_in_flight: int = _number(
+        1_024, "requests of one produce stream that wait for their answers", "", 1, 1_000_000)
+    stream_bytes_in_flight: int = _number(16 * MIB, "the same in bytes", _SIZE, KIB, TIB)
+    open_files: int = _number(4_096, "segment files held open", "", 16, 1_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything takhin-server can be told. Made by load_settings(), or directly by tests and embedders."""
+
+    listen: str = _text("127.0.0.1:9092", "address to serve on; port 0 picks a free one", "HOST:PORT")
+    data_dir: str = _text("./data", "directory of all data; made when it is missing", "DIR")
+    log_level: str = _text("info", "least severe log lines to write", "LEVEL", LOG_LEVELS)
+    grpc: GrpcSettings = field(default_factory=GrpcSettings)
+    topics: TopicDefaults = field(default_factory=TopicDefaults)
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One setting as the outside names it. `section` is "" for those at the top level."""
+
+    section: str
+    name: str
+    type: type
+    default: str | int | bool
+    metadata: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """For messages and for load_settings' argv_values: grpc.max_message_bytes."""
+        return f"{self.section}.{self.name}" if self.section else self.name
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.key.replace(".", "-").replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return _VARIABLE_PREFIX + self.key.replace(".", "__").upper()
+
+    @property
+    def file_key(self) -> str:
+        """For messages: [grpc] max_message_bytes."""
+        return f"[{self.section}] {self.name}" if self.section else self.name
+
+    def allowed(self) -> str:
+        """What the value may be, for messages and help."""
+        metadata = self.metadata
+        if self.type is bool:
+            return "true or false"
+        if self.type is str:
+            return ", ".join(metadata["choices"]) or metadata["placeholder"]
+        unit = f" {metadata['unit']}" if metadata["unit"] else ""
+        text = f"{metadata['minimum']} to {metadata['maximum']}{unit}"
+        return f"{text}, or -1: {metadata['minus_one']}" if metadata["minus_one"] else text
+
+
+def options() -> list[Option]:
+    """Every setting, top level first, then section by section."""
+    top: list[Option] = []
+    rest: list[Option] = []
+    for each in fields(Settings):
+        if is_dataclass(each.type):
+            rest += [_option(each.name, inner) for inner in fields(each.type)]
+        else:
+            top.append(_option("", each))
+    return top + rest
+
+
+def _option(section: str, each: Field) -> Option:
+    assert each.default is not MISSING and isinstance(each.type, type)
+    return Option(section, each.name, each.type, each.default, each.metadata)
+
+
+def load_settings(
+    argv_values: Mapping[str, str | None], environ: Mapping[str, str], config_file: str | None
+) -> Settings:
+    """Settings from flags over environment over file over defaults.
+
+    argv_values: the flags' values as typed, by Option.key; None or absent: not given.
+    environ: variables that are none of ours are ignored, see _refuse_unknown_variable.
+    config_file: --config; None: TAKHIN_CONFIG, and without that no file.
+    Raises ConfigError: one line naming the source, the value and what is allowed.
+    """
+    known = options()
+    _refuse_unknown_variables(environ, known)
+    path = config_file if config_file is not None else environ.get(_FILE_VARIABLE)
+    if path == "":
+        _refuse("--config" if config_file is not None else _FILE_VARIABLE, path, "the path of a TOML file")
+    in_file = _read_file(path, known) if path is not None else {}
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for option in known:
+        key = option.key
+        text = argv_values.get(key)
+        if text is not None:
+            sources[key], values[key] = option.flag, _parse(option, option.flag, text)
+        elif option.variable in environ:
+            sources[key] = option.variable
+            values[key] = _parse(option, option.variable, environ[option.variable])
+        elif key in in_file:
+            sources[key] = f"{path}: {option.file_key}"
+            values[key] = _check(option, sources[key], in_file[key])
+        else:
+            sources[key], values[key] = _DEFAULT, option.default
+    _fit_together(values, sources)
+    return _assemble(values)
+
+
+def split_listen(listen: str) -> tuple[str, int]:
+    """("127.0.0.1", 9092) of "127.0.0.1:9092"; an IPv6 address loses its brackets. Raises ValueError."""
+    match = _LISTEN.fullmatch(listen)
+    if match is None:
+        raise ValueError("not HOST:PORT")
+    bracketed, host, port = match.groups()
+    if bracketed is not None:
+        host = str(ipaddress.IPv6Address(bracketed))
+    if int(port) > 65535:
+        raise ValueError("port above 65535")
+    return host, int(port)
+
+
+def is_loopback(listen: str) -> bool:
+    """Whether only this machine can reach the address. Raises ValueError when it is none."""
+    host, _ = split_listen(listen)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _assemble(values: Mapping[str, Any]) -> Settings:
+    settings = Settings()
+    for each in fields(Settings):
+        if is_dataclass(each.type):
+            section = getattr(settings, each.name)
+            inner = {one.name: values[f"{each.name}.{one.name}"] for one in fields(each.type)}
+            settings = replace(settings, **{each.name: replace(section, **inner)})
+        else:
+            settings = replace(settings, **{each.name: values[each.name]})
+    return settings
+
+
+def _fit_together(values: dict[str, Any], sources: Mapping[str, str]) -> None:
+    """What one setting alone can't tell: some must not exceed others. A default gives way, whatever else is refused.
+
+    Raises ConfigError naming both settings and where each was set.
+    """
+    for key, bound_key, less in _BOUNDED_BY:
+        bound = values[bound_key] - less
+        if values[key] <= bound:
+            continue
+        if sources[key] != _DEFAULT:
+            raise ConfigError(
+                f"{sources[key]}: {values[key]} is not allowed; allowed: at most {bound}, which is {bound_key} "
+                f"({sources[bound_key]})" + (f" less {less}" if less else "")
+            )
+        values[key] = bound
+
+
+def _parse(option: Option, source: str, text: str) -> str | int | bool:
+    """The value of a flag or variable. Raises ConfigError."""
+    value: str | int | bool = text
+    if option.type is int and re.fullmatch(r"-?[0-9]{1,30}(_[0-9]{1,30})*", text):
+        value = int(text)
+    elif option.type is bool:
+        value = {"true": True, "false": False}.get(text, text)
+    if type(value) is not option.type:
+        _refuse(source, text, option.allowed())
+    return _check(option, source, value)
+
+
+def _check(option: Option, source: str, value: object) -> str | int | bool:
+    """The value, of the right type and within bounds. Raises ConfigError."""
+    # Not isinstance: a bool is an int to it.
+    if type(value) is not option.type:
+        wanted = {str: "a string", int: "a whole number", bool: "a boolean"}[option.type]
+        _refuse(source, value, f"{wanted}, {option.allowed()}")
+    assert isinstance(value, str | int | bool)
+    metadata = option.metadata
+    if isinstance(value, str):
+        if not value or re.search(r"[\x00-\x1f\x7f]", value):
+            _refuse(source, value, f"{option.allowed()}, not empty and without control characters")
+        if metadata["choices"] and value not in metadata["choices"]:
+            _refuse(source, value, option.allowed())
+        if option.key == "listen":
+            try:
+                split_listen(value)
+            except ValueError:
+                _refuse(source, value, "HOST:PORT with a port of 0 to 65535, as 127.0.0.1:9092 or [::1]:9092")
+    elif type(value) is int and not (metadata["minimum"] <= value <= metadata["maximum"]):
+        if not (value == -1 and metadata["minus_one"]):
+            _refuse(source, value, option.allowed())
+    return value
+
+
+def _refuse(source: str, value: object, allowed: str) -> NoReturn:
+    shown = str(value).lower() if isinstance(value, bool) else repr(value)
+    if len(shown) > 80:
+        shown = shown[:77] + "..."
+    raise ConfigError(f"{source}: {shown} is not allowed; allowed: {allowed}")
+
+
+def _read_file(path: str, known: list[Option]) -> dict[str, object]:
+    """The file's values by Option.key, unchecked. Raises ConfigError: unreadable, not TOML, an unknown key."""
+    import tomllib  # here, because most starts read no file
+
+    try:
+        with open(path, "rb") as file:
+            tree = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8, so not TOML") from None
+    except (ValueError, RecursionError) as error:  # tomllib lets int's and the stack's limits through as they are
+        raise ConfigError(f"{path}: is not TOML: {error}") from None
+    sections = {option.section for option in known} - {""}
+    values: dict[str, object] = {}
+    for name, value in tree.items():
+        if name not in sections:
+            values[_known_key(path, "", name, known)] = value
+        elif not isinstance(value, dict):
+            _refuse(f"{path}: {name}", value, f"a section, [{name}]")
+        else:
+            for inner, inner_value in value.items():
+                values[_known_key(path, name, inner, known)] = inner_value
+    return values
+
+
+def _known_key(path: str, section: str, name: str, known: list[Option]) -> str:
+    """The Option.key of a key in the file. Raises ConfigError that names the nearest one when there is none."""
+    here = {option.name: option for option in known if option.section == section}
+    if name in here:
+        return here[name].key
+    if section:
+        elsewhere = {option.name: option.file_key for option in known if option.section != section}
+        nearest = elsewhere.get(name) or f"[{section}] {_nearest(name, here)}"
+    else:
+        # At the top level, a key that was left out of its section and a misspelt section are as likely.
+        candidates = {option.name: option.file_key for option in reversed(known)}
+        candidates |= {option.section: f"[{option.section}]" for option in known if option.section}
+        nearest = candidates[_nearest(name, candidates)]
+    shown = f"[{section}] {name!r}" if section else repr(name)
+    raise ConfigError(f"{path}: unknown key {shown}; the nearest known one is {nearest}")
+
+
+def _refuse_unknown_variables(environ: Mapping[str, str], known: list[Option]) -> None:
+    """Raises ConfigError for a variable that can only be meant for a setting but names none.
+
+    The prefix is shared: with the build's switches, with other tools, with what Kubernetes sets for a service called
+    takhin (TAKHIN_PORT, TAKHIN_SERVICE_HOST). So only what has a section's double underscore, or is nearly a known
+    name, counts as a mistake.
+    """
+    variables = {option.variable for option in known} | {_FILE_VARIABLE}
+    for name in sorted(environ):
+        if not name.startswith(_VARIABLE_PREFIX) or name in variables:
+            continue
+        short = name.removeprefix(_VARIABLE_PREFIX)
+        names = [variable.removeprefix(_VARIABLE_PREFIX) for variable in sorted(variables)]
+        nearest = _nearest(short, names, 0.0 if "__" in short else 0.8)
+        if nearest:
+            raise ConfigError(f"unknown variable {name!r}; the nearest known one is {_VARIABLE_PREFIX}{nearest}")
+
+
+def _nearest(name: str, names: Iterable[str], least: float = 0.0) -> str:
+    """The name most like `name`; "" when none reaches `least` (0: any, 1: equal)."""
+    import difflib  # here, because it is needed only for mistakes
+
+    found = difflib.get_close_matches(name, names, 1, least)
+    return found[0] if found else ""

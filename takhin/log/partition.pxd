@@ -1,0 +1,62 @@
+"""The log of one partition."""
+
+from libc.stdint cimport int32_t, int64_t, uint32_t
+
+from takhin.codec.batch cimport BatchHeader
+from takhin.codec.messages cimport ProduceRequest, ResponsePrefix
+from takhin.log.ring cimport Ring
+from takhin.log.segment cimport FileCache, Segment
+
+
+cdef class Partition:
+    cdef readonly str topic
+    cdef readonly int64_t topic_id
+    cdef readonly int32_t partition
+    cdef readonly str directory
+    cdef FileCache cache
+    cdef ResponsePrefix prefix
+    cdef Ring ring
+    cdef object _committer
+    cdef object _create_future
+
+    # log start <= D <= W <= A: what is kept, what is on the disk, what readers see, what was accepted.
+    cdef readonly int64_t log_start_offset
+    cdef readonly int64_t durable_offset
+    cdef readonly int64_t written_offset
+    cdef readonly int64_t next_offset
+    cdef readonly int32_t epoch
+    cdef readonly list epochs
+    cdef readonly tuple segments
+    cdef Segment active
+
+    cdef readonly int64_t segment_bytes
+    cdef readonly int64_t segment_ms
+    cdef readonly int64_t flush_ms
+    cdef readonly bint log_append_time
+
+    # None, or (reason, message): why nothing can be appended. final: until the next start.
+    cdef readonly tuple failure
+    cdef readonly bint failure_is_final
+
+    cdef bint _batch_open
+    cdef BatchHeader _header
+    cdef int64_t _written_position
+    # Whether something was appended that flush() has yet to write.
+    cdef readonly bint unwritten
+    cdef list _unsynced
+    cdef list _unsynced_directories
+    cdef readonly bint syncing
+    # Futures, each of one waiter, so that one who gives up takes nothing from the others.
+    cdef list _written_waiters
+    cdef list _durable_waiters      # of this tick
+    cdef list _sync_waiters         # (offset, futures)
+    cdef list _data_waiters
+
+    cdef int _open_batch(self, size_t needed, int64_t now_ms) except -1
+    cdef int _close_batch(self) noexcept
+    cdef int _write(self) noexcept
+    cdef int _note_written(self) except -1
+    cdef int _fail_write(self, int errno_) except -1
+
+
+cdef int resolve(list futures, object result) except -1

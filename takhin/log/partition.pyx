@@ -1,0 +1,543 @@
+"""The log of one partition: appended to by the event loop alone, read by anybody.
+
+Three marks move forward: A (next_offset) with every append, which assigns offsets and copies into the ring; W
+(written_offset) at the end of the loop's tick, when the ring's new part goes to the file in one write; D
+(durable_offset) when a sync of all that lies below it has succeeded. Readers see what lies below W.
+"""
+
+import os
+
+cimport cython
+from libc.errno cimport EDQUOT, ENOSPC
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+
+from takhin.codec.batch cimport (
+    BATCH_HEADER_BYTES,
+    RECORD_OVERHEAD_BYTES,
+    SEGMENT_HEADER_BYTES,
+    write_batch_header,
+    write_record,
+)
+from takhin.codec.messages cimport ProduceRequest, RecordSpan, ResponsePrefix
+from takhin.codec.wire cimport SAFE_INT64
+from takhin.log.files cimport iovec
+from takhin.log.ring cimport Ring, RingBatch
+from takhin.log.segment cimport FileCache, Segment
+
+from takhin.errors import Reason, error
+
+# Requests of a tick share a batch up to this size.
+cdef int64_t SHARED_BATCH_BYTES = 256 * 1024
+# Writes that are larger let other threads have the interpreter meanwhile; for smaller ones that costs more than it gives.
+cdef int64_t RELEASE_ABOVE_BYTES = 64 * 1024
+
+cdef enum:
+    WRITE_PARTS = 64
+
+
+@cython.final
+cdef class Partition:
+    """The log of one partition.
+
+    committer: is told when there is something to write (touch), to sync (want_sync), or when the partition no longer
+    takes appends (halted). create_future makes futures of the event loop. segments: what recovery found, in order;
+    all of it counts as durable.
+    """
+
+    def __init__(
+        self, str topic not None, int64_t topic_id, int32_t partition, str directory not None,
+        FileCache cache not None, Ring ring not None, committer, create_future, segments, int64_t log_start_offset,
+        epochs, int32_t epoch
+    ):
+        cdef Segment last
+        self.topic = topic
+        self.topic_id = topic_id
+        self.partition = partition
+        self.directory = directory
+        self.cache = cache
+        self.ring = ring
+        self.prefix = ResponsePrefix(topic.encode(), partition)
+        self.segments = tuple(segments)
+        self._committer = committer
+        self._create_future = create_future
+        self._unsynced = []
+        self._unsynced_directories = []
+        self._written_waiters = []
+        self._durable_waiters = []
+        self._sync_waiters = []
+        self._data_waiters = []
+        self.epochs = list(epochs)
+        self.epoch = epoch
+        self.log_start_offset = log_start_offset
+        self.next_offset = log_start_offset
+        if self.segments:
+            last = self.segments[-1]
+            self.next_offset = max(last.next_offset, log_start_offset)
+        self.written_offset = self.durable_offset = self.next_offset
+
+    def configure(self, config):
+        """Take over what the topic's configuration says about the log."""
+        self.segment_bytes = config.segment_bytes
+        self.segment_ms = config.segment_ms
+        self.flush_ms = config.flush_ms
+        self.log_append_time = config.log_append_time
+
+    @property
+    def size_bytes(self):
+        cdef Segment segment
+        cdef int64_t total = 0
+        for segment in self.segments:
+            total += segment.size_bytes
+        return total
+
+    @property
+    def dirty(self):
+        """Whether something is written that is not known to be on the disk."""
+        return self.durable_offset < self.written_offset
+
+    # Append: A
+
+    def append(self, ProduceRequest request not None, int64_t now_ms, int durability):
+        """Append the request's records: one batch, or with others of this tick a part of one.
+
+        Returns the encoded ProduceMessageResponse that is true once written() or durable() says so (for durability
+        "accepted" it is true at once). Raises what `failure` says, ResourceExhausted, Unavailable.
+        """
+        cdef size_t needed = request.records_bytes + <size_t>request.record_count * RECORD_OVERHEAD_BYTES
+        cdef RingBatch* batch
+        cdef RecordSpan* span
+        cdef uint8_t* start
+        cdef uint8_t* at
+        cdef const uint8_t* data = request.data
+        cdef int64_t base_offset
+        cdef int64_t first_timestamp_ms
+        cdef int64_t pending
+        cdef uint32_t i
+        cdef bint stamp
+        if self.failure is not None:
+            raise error(*self.failure, topic=self.topic, partition=self.partition)
+        if self.active is None:
+            self._prepare_append(now_ms)
+        pending = self.ring.appended_bytes - self._written_position
+        if (
+            self.active.size_bytes + pending + <int64_t>needed + BATCH_HEADER_BYTES > self.segment_bytes
+            or now_ms - self.active.created_ms >= self.segment_ms
+        ):
+            self.roll(now_ms)
+        if (
+            request.is_batch or not self._batch_open or self.ring.room() < needed
+            or self.ring.batch(self.ring.next - 1).size + needed > <size_t>SHARED_BATCH_BYTES
+        ):
+            self._close_batch()
+            self._open_batch(needed, now_ms)
+        batch = self.ring.batch(self.ring.next - 1)
+        base_offset = self.next_offset
+        first_timestamp_ms = now_ms
+        start = batch.data + batch.size
+        at = start
+        for i in range(request.record_count):
+            span = &request.spans[i]
+            stamp = span.timestamp_ms == 0 or self.log_append_time
+            at = write_record(
+                at, data + span.start, span.size, stamp, now_ms, self.next_offset, self.partition
+            )
+            self.next_offset += 1
+            if stamp:
+                if now_ms > self._header.max_timestamp_ms:
+                    self._header.max_timestamp_ms = now_ms
+            else:
+                if i == 0:
+                    first_timestamp_ms = span.timestamp_ms
+                if span.timestamp_ms > self._header.max_timestamp_ms:
+                    self._header.max_timestamp_ms = span.timestamp_ms
+        self._header.record_count += request.record_count
+        batch.size += <uint32_t>(at - start)
+        batch.next_offset = self.next_offset
+        self.ring.take(<size_t>(at - start))
+        if request.is_batch:
+            self._close_batch()
+        if not self.unwritten:
+            self.unwritten = True
+            self._committer.touch(self)
+        return self.prefix.produced(base_offset, first_timestamp_ms, request.record_count, durability, self.epoch)
+
+    cdef int _open_batch(self, size_t needed, int64_t now_ms) except -1:
+        cdef RingBatch* batch
+        self.ring.reserve(BATCH_HEADER_BYTES + needed)
+        batch = self.ring.add()
+        batch.base_offset = self.next_offset
+        batch.next_offset = self.next_offset
+        batch.append_time_ms = now_ms
+        batch.size = BATCH_HEADER_BYTES
+        self.ring.take(BATCH_HEADER_BYTES)
+        self.ring.last_append_ms = now_ms
+        self._header.base_offset = self.next_offset
+        self._header.record_count = 0
+        self._header.append_time_ms = now_ms
+        self._header.max_timestamp_ms = -SAFE_INT64
+        self._batch_open = True
+        return 0
+
+    cdef int _close_batch(self) noexcept:
+        """Fill in the header of the open batch, if there is one: from here on its bytes are final."""
+        cdef RingBatch* batch
+        if not self._batch_open:
+            return 0
+        self._batch_open = False
+        batch = self.ring.batch(self.ring.next - 1)
+        batch.max_timestamp_ms = self._header.max_timestamp_ms
+        self._header.next_offset = batch.next_offset
+        self._header.payload_bytes = batch.size - BATCH_HEADER_BYTES
+        self._header.uncompressed_bytes = self._header.payload_bytes
+        self._header.epoch = self.epoch
+        self._header.durable_offset = self.durable_offset
+        self._header.producer_id = -1
+        self._header.producer_epoch = -1
+        self._header.producer_sequence = -1
+        self._header.flags = 0
+        write_batch_header(batch.data, &self._header)
+        return 0
+
+    def _prepare_append(self, int64_t now_ms):
+        """The first append since the start: go on in the newest segment, or begin the first one."""
+        cdef Segment last
+        try:
+            if self.segments:
+                last = self.segments[-1]
+                # After the log's start was moved beyond its end, offsets go on from there, in a segment of their own.
+                if last.next_offset == self.next_offset:
+                    last.prepare_append()
+                    self.active = last
+                    return
+            self._make_directories()
+            self._add_segment(now_ms)
+        except OSError as problem:
+            raise _storage_error(problem) from None
+
+    def _make_directories(self):
+        topic_directory = os.path.dirname(self.directory)
+        self.cache.files.make_directory(topic_directory)
+        self.cache.files.make_directory(self.directory)
+        # Whoever made them, before our D moves their names have to be on the disk.
+        self._unsynced_directories += [os.path.dirname(topic_directory), topic_directory]
+
+    def _add_segment(self, int64_t now_ms):
+        cdef Segment segment = Segment.create(
+            self.cache, self.directory, self.topic_id, self.partition, self.next_offset, now_ms
+        )
+        self._unsynced.append(segment)
+        self._unsynced_directories.append(self.directory)
+        self.segments += (segment,)
+        self.active = segment
+
+    def roll(self, int64_t now_ms):
+        """Begin a new segment, if the active one holds anything. Returns whether. Raises as append does."""
+        if self.active is None:
+            if not self.segments or self.failure is not None:
+                return False
+            self._prepare_append(now_ms)
+        self.flush()
+        if self.failure is not None:
+            raise error(*self.failure, topic=self.topic, partition=self.partition)
+        if self.active.size_bytes == SEGMENT_HEADER_BYTES:
+            return False
+        try:
+            self._add_segment(now_ms)
+        except OSError as problem:
+            raise _storage_error(problem) from None
+        return True
+
+    # Write: W
+
+    def flush(self):
+        """Write what was appended to the file, in one write; answer those who wait for it, wake readers."""
+        cdef int result
+        self.unwritten = False
+        if self.ring.unwritten == self.ring.next:
+            return
+        self._close_batch()
+        result = self._write()
+        if result < 0:
+            self._fail_write(-result)
+        else:
+            self._note_written()
+
+    cdef int _write(self) noexcept:
+        """All unwritten batches to the end of the active segment. 0, or a negative errno."""
+        cdef iovec parts[WRITE_PARTS]
+        cdef int count = 0
+        cdef int result = 0
+        cdef int fd
+        cdef uint64_t number
+        cdef RingBatch* batch
+        cdef uint8_t* run_end = NULL
+        cdef int64_t position = self.active.size_bytes
+        cdef int64_t size = 0
+        try:
+            fd = self.active.acquire()
+        except OSError as problem:
+            return -<int>problem.errno
+        for number in range(self.ring.unwritten, self.ring.next):
+            batch = self.ring.batch(number)
+            if count and run_end == batch.data:
+                parts[count - 1].iov_len += batch.size
+            else:
+                if count == WRITE_PARTS:
+                    result = self.cache.files.write_all(fd, parts, count, position)
+                    if result < 0:
+                        break
+                    position += size
+                    size = 0
+                    count = 0
+                parts[count].iov_base = batch.data
+                parts[count].iov_len = batch.size
+                count += 1
+            size += batch.size
+            run_end = batch.data + batch.size
+        if result == 0:
+            if size > RELEASE_ABOVE_BYTES:
+                with nogil:
+                    result = self.cache.files.write_all(fd, parts, count, position)
+            else:
+                result = self.cache.files.write_all(fd, parts, count, position)
+        self.active.release()
+        return result
+
+    cdef int _note_written(self) except -1:
+        cdef uint64_t number
+        cdef RingBatch* batch
+        for number in range(self.ring.unwritten, self.ring.next):
+            batch = self.ring.batch(number)
+            self.active.note(
+                batch.base_offset, batch.next_offset, batch.size, batch.max_timestamp_ms, batch.append_time_ms, self.epoch
+            )
+        self.ring.unwritten = self.ring.next
+        self._written_position = self.ring.appended_bytes
+        self.written_offset = self.next_offset
+        if not self.active.dirty:
+            self.active.dirty = True
+            self._unsynced.append(self.active)
+        if self._written_waiters:
+            waiters, self._written_waiters = self._written_waiters, []
+            resolve(waiters, None)
+        if self._durable_waiters:
+            self._sync_waiters.append((self.written_offset, self._durable_waiters))
+            self._durable_waiters = []
+            self._committer.want_sync(self)
+        if self._data_waiters:
+            self.wake_readers()
+        return 0
+
+    cdef int _fail_write(self, int errno_) except -1:
+        """Nothing of this tick was written: take it all back, and refuse appends until a new epoch has begun."""
+        full = errno_ == ENOSPC or errno_ == EDQUOT
+        self.failure = (
+            Reason.DISK_FULL if full else Reason.WRITE_FAILED,
+            f"nothing was appended to {self.topic}/{self.partition}: {os.strerror(errno_)}",
+        )
+        try:
+            self.active.cut(self.active.size_bytes)
+        except OSError:
+            # What stands behind W in the file is unknown: only recovery can tell.
+            self.failure_is_final = True
+            self.failure = (
+                Reason.PARTITION_READ_ONLY,
+                f"{self.topic}/{self.partition} takes no appends until the broker is started again: a write failed "
+                f"({os.strerror(errno_)}) and could not be taken back",
+            )
+        self.ring.drop_unwritten()
+        self.next_offset = self.written_offset
+        resolve(self._written_waiters, self.failure)
+        resolve(self._durable_waiters, self.failure)
+        self._written_waiters = []
+        self._durable_waiters = []
+        self._committer.halted(self)
+        return 0
+
+    def resume(self, int32_t epoch):
+        """Take appends again, in a new epoch; the metadata knows it already."""
+        if self.failure_is_final:
+            return
+        self.epoch = epoch
+        self.epochs = [entry for entry in self.epochs if entry[1] < self.written_offset]
+        self.epochs.append((epoch, self.written_offset))
+        self.failure = None
+
+    def quarantine(self, str damage not None):
+        """Damage was found that nobody may repair unasked: what lies before it is served, nothing is appended."""
+        self.failure_is_final = True
+        self.failure = (
+            Reason.PARTITION_READ_ONLY,
+            f"{self.topic}/{self.partition} is damaged and takes no appends: {damage}",
+        )
+
+    # What others wait for
+
+    def written(self):
+        """A future: None when all that was appended so far is with the operating system, else why it is not."""
+        future = self._create_future()
+        self._written_waiters.append(future)
+        return future
+
+    def durable(self):
+        """A future: None when all that was appended so far is on the disk, else why that is not known."""
+        future = self._create_future()
+        self._durable_waiters.append(future)
+        return future
+
+    async def make_durable(self, int64_t offset):
+        """Return when all below offset (which is written) is on the disk. Raises what `failure` says."""
+        if offset <= self.durable_offset:
+            return
+        if self.failure_is_final:
+            raise error(*self.failure, topic=self.topic, partition=self.partition)
+        future = self._create_future()
+        self._sync_waiters.append((offset, [future]))
+        self._committer.want_sync(self)
+        failure = await future
+        if failure is not None:
+            raise error(*failure, topic=self.topic, partition=self.partition)
+
+    def data_after(self, int64_t offset):
+        """A future that is done when readers see more than up to offset (or the partition closes); None: they do."""
+        if self.written_offset > offset:
+            return None
+        future = self._create_future()
+        self._data_waiters.append(future)
+        return future
+
+    def wake_readers(self):
+        """Whoever waits for data_after() looks again."""
+        waiters, self._data_waiters = self._data_waiters, []
+        resolve(waiters, None)
+
+    # Sync: D
+
+    @property
+    def wants_sync(self):
+        """Whether somebody waits for a sync."""
+        return bool(self._sync_waiters)
+
+    def begin_sync(self):
+        """(target, segments, directories): what has to be synced, in this order, for D to become target.
+
+        The segments' files stay open until end_sync. Raises OSError when one can't be opened.
+        """
+        cdef Segment segment
+        segments = []
+        try:
+            for segment in self._unsynced:
+                segment.acquire()
+                segments.append(segment)
+        except OSError:
+            for segment in segments:
+                segment.release()
+            raise
+        directories = list(dict.fromkeys(self._unsynced_directories))
+        self._unsynced = []
+        self._unsynced_directories = []
+        self.syncing = True
+        for segment in segments:
+            # A write that comes while the sync runs makes it dirty again.
+            segment.dirty = False
+        return self.written_offset, segments, directories
+
+    def end_sync(self, int64_t target, list segments not None, list directories not None, int errno_):
+        """The sync is over. A failed one is final: the kernel may have dropped the pages it could not write."""
+        cdef Segment segment
+        self.syncing = False
+        for segment in segments:
+            segment.release()
+        if errno_:
+            self.failure_is_final = True
+            self.failure = (
+                Reason.SYNC_FAILED,
+                f"a sync of {self.topic}/{self.partition} failed ({os.strerror(errno_)}): whether what was not yet "
+                "acknowledged as durable is on the disk is unknown, and nothing is appended until the broker is "
+                "started again",
+            )
+            waiters, self._sync_waiters = self._sync_waiters, []
+            for _, futures in waiters:
+                resolve(futures, self.failure)
+            self._committer.halted(self)
+            return
+        self.durable_offset = max(self.durable_offset, target)
+        for segment in segments:
+            if segment is not self.active:
+                self._seal(segment)
+        waiting = []
+        for offset, futures in self._sync_waiters:
+            if offset <= self.durable_offset:
+                resolve(futures, None)
+            else:
+                waiting.append((offset, futures))
+        self._sync_waiters = waiting
+
+    def _seal(self, Segment segment not None):
+        try:
+            segment.write_index()
+        except OSError:
+            # The index stays in memory; the next start makes it again from the segment.
+            pass
+
+    # The log's start, epochs, the end
+
+    def set_log_start(self, int64_t offset):
+        """Move the log's start (the metadata knows it already). Returns the segments that lie wholly before it.
+
+        They are out of the log; unlink() removes their files. The active segment stays.
+        """
+        cdef Segment segment
+        self.log_start_offset = max(self.log_start_offset, offset)
+        removed = []
+        kept = []
+        for segment in self.segments:
+            if segment.next_offset <= self.log_start_offset and segment is not self.segments[-1]:
+                removed.append(segment)
+            else:
+                kept.append(segment)
+        self.segments = tuple(kept)
+        self._unsynced = [segment for segment in self._unsynced if segment not in removed]
+        return removed
+
+    def divergence(self, int32_t last_epoch, int64_t offset):
+        """From which offset on this log differs from what a reader saw that goes on at offset and whose last record was
+        of last_epoch; None when it saw what is here."""
+        cdef int64_t end = self.written_offset
+        for epoch, start_offset in self.epochs:
+            if epoch > last_epoch:
+                end = min(start_offset, end)
+                break
+        return end if offset > end else None
+
+    def close(self, reason, str message not None):
+        """Take no more appends and wake all who wait; they get reason and message. Files are closed."""
+        cdef Segment segment
+        self.failure = (reason, message)
+        self.failure_is_final = True
+        resolve(self._written_waiters, self.failure)
+        resolve(self._durable_waiters, self.failure)
+        for _, futures in self._sync_waiters:
+            resolve(futures, self.failure)
+        self._written_waiters = []
+        self._durable_waiters = []
+        self._sync_waiters = []
+        self.wake_readers()
+        self.ring.close()
+        for segment in self.segments:
+            segment.close()
+
+
+cdef int resolve(list futures, object result) except -1:
+    """Each of the futures that somebody still waits for has this result."""
+    for future in futures:
+        if not future.done():
+            future.set_result(result)
+    return 0
+
+
+def _storage_error(problem):
+    full = problem.errno == ENOSPC or problem.errno == EDQUOT
+    return error(
+        Reason.DISK_FULL if full else Reason.WRITE_FAILED, f"a segment can't be begun: {os.strerror(problem.errno)}"
+    )

@@ -1,0 +1,106 @@
+"""What a handler is given and what a front serves: one table of methods, bytes in and bytes out.
+
+A handler knows its request's bytes and a `Call`; a front (grpc.aio today) knows the table. Neither names the other's types,
+so that every front serves the same table and every test of an RPC can run against each front.
+
+    UNARY          async def handler(request: bytes, call: Call) -> bytes
+    SERVER_STREAM  async def handler(request: bytes, call: StreamCall) -> None
+    BIDI           async def handler(call: StreamCall) -> None
+
+Handlers raise takhin.errors.TakhinError; whatever else they raise is our bug and reaches the client as INTERNAL with an
+error id. A stream ends with status OK when its handler returns.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol
+
+
+class Kind(Enum):
+    """How many messages go each way."""
+
+    UNARY = "unary"
+    SERVER_STREAM = "server_stream"
+    BIDI = "bidi"
+
+
+class Call(Protocol):
+    """One RPC, as its handler sees it. What is not asked for costs nothing: every property is made on access."""
+
+    @property
+    def peer(self) -> str:
+        """The client's address, "HOST:PORT" where there is one."""
+
+    @property
+    def identity(self) -> str | None:
+        """Who the client proved to be; None as long as there is no authentication."""
+
+    @property
+    def metadata(self) -> Mapping[str, str | bytes]:
+        """The request's metadata by lower-case key; keys that end in "-bin" hold bytes. The last of a repeated key wins."""
+
+    def time_remaining_s(self) -> float | None:
+        """Seconds until the client's deadline, never below 0; None without one."""
+
+    def cancelled(self) -> bool:
+        """Whether the call is over before its handler is: the client cancelled or left, or the deadline passed."""
+
+
+class StreamCall(Call, Protocol):
+    """A call whose handler writes, and for BIDI reads, messages one at a time.
+
+    One read and one write may be under way at once, from different tasks; never two of either.
+    """
+
+    async def read(self) -> bytes | None:
+        """The client's next message; None once it has sent its last. BIDI only.
+
+        A call that is torn down may give None as well before the handler's CancelledError arrives.
+        """
+
+    async def write(self, message: bytes) -> None:
+        """Send a message: exactly `bytes`. Returns when the transport took it, which is not when the client has it.
+
+        Raises asyncio.CancelledError when the call is over.
+        """
+
+
+UnaryHandler = Callable[[bytes, Call], Awaitable[bytes]]
+ServerStreamHandler = Callable[[bytes, StreamCall], Awaitable[None]]
+BidiHandler = Callable[[StreamCall], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One RPC: its path ("/takhin.v1.TakhinService/ProduceMessage"), its kind, and what serves it."""
+
+    path: str
+    kind: Kind
+    handler: Callable[..., Awaitable[Any]]
+
+    @property
+    def service(self) -> str:
+        """The full name of the service: "takhin.v1.TakhinService"."""
+        return self.path[1:].rpartition("/")[0]
+
+
+MethodTable = dict[str, Method]
+
+
+def method_table(*groups: Iterable[Method]) -> MethodTable:
+    """The methods of all groups by path. ValueError for a path given twice or not of the form /service/method."""
+    table: MethodTable = {}
+    for group in groups:
+        for method in group:
+            if not method.path.startswith("/") or method.path.count("/") != 2 or not method.service:
+                raise ValueError(f"a method's path is /service/method, not {method.path!r}")
+            if method.path in table:
+                raise ValueError(f"{method.path} is in the table twice")
+            table[method.path] = method
+    return table
+
+
+def service_names(methods: Iterable[Method]) -> list[str]:
+    """The services of `methods`, each once, sorted."""
+    return sorted({method.service for method in methods})

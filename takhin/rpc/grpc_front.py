@@ -1,0 +1,286 @@
+"""The front on grpc.aio: serves a method table on one port, bytes in and bytes out.
+
+What one call costs beyond a bare grpc.aio handler is a dict look-up, one small object and one more coroutine. Handlers are
+`async def` through and through: grpc.aio would run anything else in a thread pool.
+"""
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+import grpc.aio
+
+from takhin.config import GrpcSettings
+from takhin.errors import StartError
+from takhin.rpc.call import Kind, Method, MethodTable
+from takhin.rpc.status import status_of
+
+_STATUS_DETAILS_KEY = "grpc-status-details-bin"
+_STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
+# How long stop() waits for handlers that were cancelled to run their `finally`.
+_UNWIND_S = 1.0
+
+# grpc.aio gives a context without a public type.
+Context = Any
+
+
+class GrpcCall:
+    """Call and StreamCall over a servicer context of grpc.aio."""
+
+    __slots__ = ("_context", "_over", "_task")
+
+    def __init__(self, context: Context):
+        self._context = context
+        self._task = asyncio.current_task()
+        self._over = False
+
+    @property
+    def peer(self) -> str:
+        # "ipv4:127.0.0.1:5000", "ipv6:%5B::1%5D:5000"
+        return unquote(self._context.peer().partition(":")[2])
+
+    @property
+    def identity(self) -> str | None:
+        return None
+
+    @property
+    def metadata(self) -> Mapping[str, str | bytes]:
+        return MappingProxyType(dict(self._context.invocation_metadata()))
+
+    def time_remaining_s(self) -> float | None:
+        return self._context.time_remaining()
+
+    def cancelled(self) -> bool:
+        # The context's own cancelled() tells of a status set by the handler, not of the client.
+        return self._over or (self._task is not None and self._task.cancelling() > 0)
+
+    async def read(self) -> bytes | None:
+        try:
+            message = await self._context.read()
+        except grpc.aio.BaseError:
+            self._over = True
+            raise asyncio.CancelledError from None
+        return None if message is grpc.aio.EOF else message
+
+    async def write(self, message: bytes) -> None:
+        if type(message) is not bytes:  # grpc.aio sends None as an empty message, and text in UTF-8
+            raise TypeError(f"a message is bytes, not {type(message).__name__}")
+        try:
+            await self._context.write(message)
+        except grpc.aio.BaseError:
+            # The transport fails a write of a call that is over a moment before the handler's task is cancelled.
+            self._over = True
+            raise asyncio.CancelledError from None
+
+
+class GrpcFront:
+    """Serves `table` over grpc.aio. One start, one stop; in one event loop, the process's only one that uses grpc.aio."""
+
+    def __init__(self, table: MethodTable, settings: GrpcSettings):
+        self._settings = settings
+        self._handlers = {path: self._rpc_handler(method) for path, method in table.items()}
+        self._server: grpc.aio.Server | None = None
+        self._stopped = False
+        self._calls = 0
+        self._idle: asyncio.Event | None = None
+
+    async def start(self, listen: str) -> str:
+        """Bind `listen` ("HOST:PORT", "[IPv6]:PORT", port 0 for a free one) and serve; gives the bound "HOST:PORT".
+
+        Raises StartError, with one line for the operator, when the address can't be had.
+        """
+        await _check_free(listen)
+        server = grpc.aio.server(handlers=(_Handlers(self._handlers),), options=server_options(self._settings))
+        try:
+            bound_port = server.add_insecure_port(listen)
+        except RuntimeError as exc:
+            raise StartError(f"can't listen on {listen}: another process took it, or it is not to be had here") from exc
+        await server.start()
+        self._server = server
+        return f"{listen.rpartition(':')[0]}:{bound_port}"
+
+    async def stop(self, grace_ms: int) -> None:
+        """Take no new calls, let those under way end within `grace_ms`, cancel the rest and wait for their handlers.
+
+        Ends open streams only by the grace's end: whoever serves them should have told them to end before.
+        """
+        if self._server is None:
+            return
+        self._idle = asyncio.Event()
+        await self._server.stop(grace_ms / 1000)
+        self._stopped = True
+        if self._calls:
+            # The transport is done with a cancelled call before its handler has run its `finally`.
+            try:
+                await asyncio.wait_for(self._idle.wait(), _UNWIND_S)
+            except TimeoutError:
+                pass
+
+    def _rpc_handler(self, method: Method) -> grpc.RpcMethodHandler:
+        if method.kind is Kind.UNARY:
+            return grpc.unary_unary_rpc_method_handler(self._unary(method))
+        if method.kind is Kind.SERVER_STREAM:
+            return grpc.unary_stream_rpc_method_handler(self._server_stream(method))
+        return grpc.stream_stream_rpc_method_handler(self._bidi(method))
+
+    def _unary(self, method: Method) -> Callable[[bytes, Context], Awaitable[bytes | None]]:
+        handler = method.handler
+
+        async def unary(request: bytes, context: Context) -> bytes | None:
+            call = GrpcCall(context)
+            self._calls += 1
+            try:
+                response = await handler(request, call)
+                if type(response) is not bytes:
+                    raise TypeError(f"{method.path} gave {type(response).__name__}, not bytes")
+                return response
+            except (Exception, asyncio.CancelledError) as exc:
+                if await self._fail(exc, call, context):
+                    raise
+                return None
+            finally:
+                self._done()
+
+        return unary
+
+    def _server_stream(self, method: Method) -> Callable[[bytes, Context], Awaitable[None]]:
+        handler = method.handler
+
+        async def server_stream(request: bytes, context: Context) -> None:
+            call = GrpcCall(context)
+            self._calls += 1
+            try:
+                await handler(request, call)
+            except (Exception, asyncio.CancelledError) as exc:
+                if await self._fail(exc, call, context):
+                    raise
+            finally:
+                self._done()
+
+        return server_stream
+
+    def _bidi(self, method: Method) -> Callable[[Any, Context], Awaitable[None]]:
+        handler = method.handler
+
+        async def bidi(_requests: Any, context: Context) -> None:
+            call = GrpcCall(context)
+            self._calls += 1
+            try:
+                await handler(call)
+            except (Exception, asyncio.CancelledError) as exc:
+                if await self._fail(exc, call, context):
+                    raise
+            finally:
+                self._done()
+
+        return bidi
+
+    def _done(self) -> None:
+        self._calls -= 1
+        if self._idle is not None and not self._calls:
+            self._idle.set()
+
+    async def _fail(self, exc: Exception | asyncio.CancelledError, call: GrpcCall, context: Context) -> bool:
+        """End the call with the status of `exc`; True when `exc` is to be raised instead, as nobody is there to answer.
+
+        Nothing else may reach grpc.aio: it would send the exception's class and text to the client.
+        """
+        cancelled = isinstance(exc, asyncio.CancelledError)
+        if call.cancelled():
+            if not cancelled:
+                status_of(exc)  # for its log, should it be a bug
+                raise asyncio.CancelledError from None
+            return True
+        if cancelled:
+            # Something the handler awaited was cancelled. To grpc.aio this looks like a cancelled call: it would send
+            # nothing, and the client would wait for ever.
+            cause, exc = exc, RuntimeError("the handler was cancelled, though its call was not")
+            exc.__cause__ = cause
+        status = status_of(exc)
+        if self._stopped:
+            raise asyncio.CancelledError from None  # no call is left to send it on
+        try:
+            await context.abort(_STATUS_CODES[status.code], status.message, ((_STATUS_DETAILS_KEY, status.details),))
+        except grpc.aio.InternalError:
+            pass  # the call ended meanwhile
+        return False
+
+
+class _Handlers(grpc.GenericRpcHandler):
+    """The table, as grpc.aio asks for it: once a call."""
+
+    def __init__(self, handlers: dict[str, grpc.RpcMethodHandler]):
+        self._handlers = handlers
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        return self._handlers.get(handler_call_details.method)
+
+
+def server_options(settings: GrpcSettings) -> list[tuple[str, int]]:
+    """The channel arguments of grpc's core for `settings`."""
+    # Core counts a ping that arrives any sooner as a strike, the third of which ends the connection, and the network
+    # may deliver two pings closer together than they were sent: a client that keeps to the interval needs a margin.
+    min_ping_interval_ms = settings.min_ping_interval_ms * 9 // 10
+    options = {
+        # On by default, and then a second server takes the same port without a word.
+        "grpc.so_reuseport": 0,
+        "grpc.max_receive_message_length": settings.max_message_bytes,
+        "grpc.max_send_message_length": settings.max_message_bytes,
+        "grpc.max_connection_idle_ms": settings.connection_idle_ms,
+        "grpc.max_connection_age_ms": settings.connection_age_ms,
+        "grpc.max_connection_age_grace_ms": settings.connection_age_grace_ms,
+        # Pings of the server's own: how a client that vanished without a word is found.
+        "grpc.keepalive_time_ms": settings.keepalive_time_ms,
+        "grpc.keepalive_timeout_ms": settings.keepalive_timeout_ms,
+        # Governs both the server's pings and, with the interval, those it allows: without it a client without calls
+        # may ping every two hours.
+        "grpc.keepalive_permit_without_calls": int(settings.ping_without_calls),
+        # The name of core's GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS.
+        "grpc.http2.min_ping_interval_without_data_ms": min_ping_interval_ms,
+    }
+    return list(options.items())
+
+
+def _split(listen: str) -> tuple[str, int]:
+    """HOST:PORT as host and port; an IPv6 address stands in brackets. Raises StartError."""
+    host, _, port = listen.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if bracketed:
+        host = host[1:-1]
+    if not host or (":" in host) != bracketed or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise StartError(f"can't listen on {listen!r}: give HOST:PORT, with a port of 0 to 65535 and IPv6 in brackets")
+    return host, int(port)
+
+
+async def _check_free(listen: str) -> None:
+    """Raise StartError when not every address `listen` stands for can be bound.
+
+    grpc's core says why a bind failed only in its own log, and is content when one of several addresses is free.
+    """
+    host, port = _split(listen)
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as exc:
+        raise StartError(f"can't listen on {listen}: the host is not known ({exc.strerror})") from None
+    bound = 0
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+                bound += 1
+        except OSError as exc:
+            if exc.errno == errno.EADDRINUSE:
+                raise StartError(f"{listen} is in use by another process") from None
+            if exc.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise StartError(f"can't listen on {listen}: {os.strerror(exc.errno or 0)}") from None
+    if not bound:
+        raise StartError(f"can't listen on {listen}: this machine has no such address")
