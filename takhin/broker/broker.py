@@ -60,7 +60,11 @@ class Broker:
         self._failed = loop.create_future()
         self._lock_fd = LogStore.lock(settings.data_dir)
         try:
-            self._metadata = MetadataStore(os.path.join(settings.data_dir, "meta.db"), self._on_failure)
+            path = os.path.join(settings.data_dir, "meta.db")
+            if not os.path.exists(path) and os.listdir(os.path.join(settings.data_dir, "topics")):
+                # A new database would give the ids of these directories to other topics.
+                raise StartError(f"data directory {settings.data_dir} holds topics, but meta.db, which names them, is gone")
+            self._metadata = MetadataStore(path, self._on_failure)
             self._metadata.open()
         except StartError:
             os.close(self._lock_fd)

@@ -223,7 +223,8 @@ def _end_run(db: sqlite3.Connection) -> None:
 
 
 def _raise_epoch(db: sqlite3.Connection, at_least: int) -> int:
-    highest = max(at_least, db.execute("SELECT epoch FROM run").fetchone()[0])
+    stored: int = db.execute("SELECT epoch FROM run").fetchone()[0]
+    highest = max(at_least, stored)
     if highest >= MAX_EPOCH:
         raise error(Reason.INTERNAL_ERROR, f"the log epoch cannot be raised beyond {MAX_EPOCH}")
     db.execute("UPDATE run SET epoch = ?", (highest + 1,))

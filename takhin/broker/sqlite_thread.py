@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future as ThreadFuture
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -225,9 +226,9 @@ class SqliteThread:
         """Copies the WAL into the main file; never raises.
 
         Not SQLite's automatic checkpoint: that runs before the commit is answered, and swallows its own I/O errors.
-        Due after CHECKPOINT_ROWS, and whenever the database has grown: a checkpoint that finds the main file large enough needs
-        no room on the disk, and after it the WAL begins again in the room that it has. So small changes go on when the
-        disk is full, and what frees space, retention and the deletion of topics, can do so.
+        Due after CHECKPOINT_ROWS, and whenever the database has grown: a checkpoint that finds the main file large
+        enough needs no room on the disk, and after it the WAL begins again in the room that it has. So small changes
+        go on when the disk is full, and what frees space, retention and the deletion of topics, can do so.
         """
         if self._failed:
             return
@@ -247,7 +248,7 @@ class SqliteThread:
         name = getattr(exception, "sqlite_errorname", type(exception).__name__)
         message = f"the metadata database {self._path} failed: {exception} ({name})"
         logger.critical("%s", message, exc_info=exception)
-        _call_on(loop, lambda: self._on_failure(message))
+        _call_on(loop, partial(self._on_failure, message))
 
     def _shut(self) -> None:
         try:
@@ -265,7 +266,7 @@ def _answer(outcomes: list[_Outcome]) -> None:
     for outcome in outcomes:
         by_loop.setdefault(outcome.future.get_loop(), []).append(outcome)
     for loop, ours in by_loop.items():
-        _call_on(loop, lambda ours=ours: _resolve(ours))
+        _call_on(loop, partial(_resolve, ours))
 
 
 def _call_on(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:

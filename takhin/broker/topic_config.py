@@ -21,7 +21,7 @@ _SEGMENT_CEILING_BYTES = (1 << 31) - 1
 # Kafka's longest time and largest size; it writes "never" so.
 _LONG_MAX = (1 << 63) - 1
 # One spelling for each number, and never more digits than int64 has.
-_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}", re.ASCII)
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _SHOWN_CHARACTERS = 80
 
 
@@ -69,7 +69,7 @@ class _Number:
         number = int(value) if _INTEGER.fullmatch(value) else None
         if number is not None and clamp:
             number = min(number, maximum)
-        if number is None or not (self.minimum <= number <= maximum or number == -1 and self.minus_one):
+        if number is None or not (self.minimum <= number <= maximum or (number == -1 and self.minus_one)):
             or_minus_one = f", or -1: {self.minus_one}" if self.minus_one else ""
             raise _refusal(name, value, f"a decimal integer from {self.minimum} to {maximum} {self.unit}{or_minus_one}")
         # Kafka's "never" is so high that adding it to a clock's time would overflow. 2^53 - 1 ms are 285,000 years.

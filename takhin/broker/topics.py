@@ -111,7 +111,7 @@ class Topics:
                 max_partitions=limits.partitions_per_topic,
             )
         num_partitions = num_partitions or self._settings.topics.partitions
-        config = self._parse_configs(configs)
+        config = parse_topic_config(configs, self._settings.topics, self.max_record_bytes)
         async with self._changing:
             if name in self._by_name:
                 raise error(Reason.TOPIC_EXISTS, f"topic {name!r} exists already", topic=name)
@@ -151,13 +151,13 @@ class Topics:
     async def load(self) -> list[tuple[TopicRow, list[RecoveredPartition]]]:
         """Every topic the metadata knows, with what the disk holds of its partitions."""
         rows = await self._metadata.load_topics()
-        specs = [spec for row in rows for spec in self._specs(row, self._parse_configs(row.configs))]
+        specs = [spec for row in rows for spec in self._specs(row, self._stored_config(row))]
         found = iter(await self._store.recover(specs))
         return [(row, [next(found) for _ in range(row.num_partitions)]) for row in rows]
 
     def open(self, row: TopicRow, found: list[RecoveredPartition]) -> None:
         """Serve a topic that load() told of."""
-        self._add(row, self._parse_configs(row.configs), found)
+        self._add(row, self._stored_config(row), found)
 
     def _add(self, row: TopicRow, config: TopicConfig, found: list[RecoveredPartition]) -> Topic:
         epoch = self._epoch()
@@ -181,8 +181,9 @@ class Topics:
             for number in range(row.num_partitions)
         ]
 
-    def _parse_configs(self, configs: dict[str, str]) -> TopicConfig:
-        return parse_topic_config(configs, self._settings.topics, self.max_record_bytes)
+    def _stored_config(self, row: TopicRow) -> TopicConfig:
+        # A broker started with a lower message limit still serves the topics that were made under a higher one.
+        return parse_topic_config(row.configs, self._settings.topics, self.max_record_bytes, clamp=True)
 
 
 def partition_of(topic: Topic, number: int) -> Partition:

@@ -16,8 +16,8 @@ cdef enum:
     SEGMENT_BODY_BYTES = 47
     SEGMENT_VERSION = 1
     FLAGS_CODEC = 0x7
-    # What a stored record may have more than the producer sent: its own tag, four bytes of length, the broker's fields.
-    RECORD_OVERHEAD_BYTES = 30
+    # What a stored record may have more than the producer sent: tag and length (6), timestamp, offset, partition (11 each).
+    RECORD_OVERHEAD_BYTES = 39
 
 cdef enum BatchFault:
     BATCH_WHOLE = 0

@@ -159,7 +159,7 @@ cdef int check_batch(const uint8_t* batch, const uint8_t* end, BatchHeader* head
     if header.flags & FLAGS_CODEC:
         return BATCH_UNKNOWN_CODEC
     if (
-        header.base_offset < 0 or header.record_count == 0
+        header.base_offset < 0 or header.next_offset < header.base_offset or header.record_count == 0
         or header.next_offset - header.base_offset < <int64_t>header.record_count
         or skip_records(payload, payload_end, header.record_count) != payload_end
     ):
@@ -317,7 +317,7 @@ def encode_batch(
 ):
     """A batch as the log writes it, of encoded Records. For tools and tests; the log writes in place.
 
-    Raises ValueError when there is no record, or one that breaks the rules of ingest.
+    Raises ValueError when there is no record, or one that breaks the rules of ingest, or a number is out of range.
     """
     cdef BatchHeader header
     cdef RecordFacts facts
@@ -329,6 +329,11 @@ def encode_batch(
     cdef bytearray out
     if not records:
         raise ValueError("a batch has at least one record")
+    if (
+        not 0 <= base_offset <= SAFE_INT64 - len(records) or partition < 0
+        or not 0 <= append_time_ms <= SAFE_INT64 or not 0 <= durable_offset <= SAFE_INT64
+    ):
+        raise ValueError("offsets, partition and time lie between 0 and 2^53 - 1")
     out = bytearray(BATCH_HEADER_BYTES + sum([len(record) + RECORD_OVERHEAD_BYTES for record in records]))
     start = <uint8_t*><char*>out
     at = start + BATCH_HEADER_BYTES

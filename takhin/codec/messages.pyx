@@ -196,13 +196,15 @@ cdef class ProduceRequest:
         """The partition that the records' keys ask for, -1 when none of them has a key.
 
         It is murmur2 of the key, as Kafka's default partitioner has it. Raises InvalidArgument KEYS_SPAN_PARTITIONS
-        when the keys ask for more than one.
+        when the keys ask for more than one, ValueError when there are no partitions.
         """
         cdef RecordFacts facts
         cdef RecordSpan* span
         cdef int64_t chosen = -1
         cdef int64_t wanted
         cdef uint32_t i
+        if num_partitions == 0:
+            raise ValueError("there are no partitions to choose from")
         for i in range(self.record_count):
             span = &self.spans[i]
             check_record(self.data + span.start, span.size, &facts)

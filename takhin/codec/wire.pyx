@@ -52,9 +52,13 @@ cdef int read_field(Cursor* cursor, bint minimal, Field* field) noexcept nogil:
     if field.number == 0:
         return FAULT_FIELD_ZERO
     if field.wire_type == WIRE_LENGTH:
+        start = cursor.at
         fault = read_varint(cursor, minimal, &length)
         if fault:
             return fault
+        if cursor.at - start > 5:
+            # As protobuf has it: a length is one of 32 bits.
+            return FAULT_LENGTH
         if length > <uint64_t>(cursor.end - cursor.at):
             return FAULT_LENGTH
         field.data = cursor.at
