@@ -210,7 +210,7 @@ def load_settings(
     """Settings from flags over environment over file over defaults.
 
     argv_values: the flags' values as typed, by Option.key; None or absent: not given.
-    environ: variables that are none of ours are ignored, see _refuse_unknown_variable.
+    environ: variables that are none of ours are ignored, see _refuse_unknown_variables.
     config_file: --config; None: TAKHIN_CONFIG, and without that no file.
     Raises ConfigError: one line naming the source, the value and what is allowed.
     """
@@ -293,7 +293,7 @@ def _fit_together(values: dict[str, Any], sources: Mapping[str, str]) -> None:
 def _parse(option: Option, source: str, text: str) -> str | int | bool:
     """The value of a flag or variable. Raises ConfigError."""
     value: str | int | bool = text
-    if option.type is int and re.fullmatch(r"-?[0-9]{1,30}(_[0-9]{1,30})*", text):
+    if option.type is int and len(text) < 40 and re.fullmatch(r"-?[0-9]+(_[0-9]+)*", text):
         value = int(text)
     elif option.type is bool:
         value = {"true": True, "false": False}.get(text, text)
