@@ -6,6 +6,7 @@ SIGINT. It has the broker's paths, gRPC options and environment, no serializers,
 
 import argparse
 import asyncio
+import os
 import signal
 import sys
 import time
@@ -17,7 +18,7 @@ environment.prepare()  # Before grpc is imported.
 import grpc  # noqa: E402
 import uvloop  # noqa: E402
 
-from takhin.cli.server import SWITCH_INTERVAL_S  # noqa: E402
+from takhin.cli.server import SWITCH_INTERVAL_S, tune_malloc  # noqa: E402
 from takhin.config import GrpcSettings  # noqa: E402
 from takhin.rpc.grpc_front import server_options  # noqa: E402
 from takhin.v1 import takhin_pb2 as pb  # noqa: E402
@@ -121,6 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--listen", default="127.0.0.1:0", metavar="HOST:PORT")
     sys.setswitchinterval(SWITCH_INTERVAL_S)  # As the broker does.
+    tune_malloc(os.environ)
     uvloop.run(serve(parser.parse_args().listen))
 
 

@@ -31,7 +31,6 @@ import uvloop  # noqa: E402
 
 from bench import cases, client, processes, report  # noqa: E402
 from bench.checks import LogCheck, check_answers, check_log  # noqa: E402
-from takhin.cli.server import MALLOC_ARENAS  # noqa: E402
 from takhin.v1 import takhin_pb2 as pb  # noqa: E402
 
 WARM_SHARE = 0.2
@@ -224,12 +223,10 @@ def servers(data_dir: Path) -> Iterator[tuple[processes.ServerProcess, processes
     server_core, client_core = processes.cores()
     broker_command = [*processes.broker_command(), "--listen", "127.0.0.1:0", "--data-dir", str(data_dir / "data")]
     bare_command = [sys.executable, "-m", "bench.bare_server", "--listen", "127.0.0.1:0"]
-    # The broker limits its arenas once it runs; a process can also be told before.
-    bare_environment = {"MALLOC_ARENA_MAX": str(MALLOC_ARENAS), **os.environ}
     processes.pin(server_core)
     with (
         processes.ServerProcess(broker_command, data_dir / "broker.log") as broker,
-        processes.ServerProcess(bare_command, data_dir / "bare.log", bare_environment) as bare,
+        processes.ServerProcess(bare_command, data_dir / "bare.log") as bare,
     ):
         processes.pin(client_core)
         yield broker, bare

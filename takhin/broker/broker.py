@@ -63,7 +63,9 @@ class Broker:
             path = os.path.join(settings.data_dir, "meta.db")
             if not os.path.exists(path) and os.listdir(os.path.join(settings.data_dir, "topics")):
                 # A new database would give the ids of these directories to other topics.
-                raise StartError(f"data directory {settings.data_dir} holds topics, but meta.db, which names them, is gone")
+                raise StartError(
+                    f"data directory {settings.data_dir} holds topics, but meta.db, which names them, is gone"
+                )
             self._metadata = MetadataStore(path, self._on_failure)
             self._metadata.open()
         except StartError:
@@ -114,8 +116,8 @@ class Broker:
             self.topics.open(row, partitions)
         logger.info(
             "epoch %d; %d topics, %d partitions; %s; %d bytes scanned, %d cut; %.0f ms",
-            self._epoch, len(topics), count, "clean" if run.was_clean else "not stopped cleanly", scanned_bytes, cut_bytes,
-            (time.monotonic() - begun_s) * 1000,
+            self._epoch, len(topics), count, "clean" if run.was_clean else "not stopped cleanly", scanned_bytes,
+            cut_bytes, (time.monotonic() - begun_s) * 1000,
         )
 
     async def wait_failed(self) -> str:

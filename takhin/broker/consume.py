@@ -26,9 +26,6 @@ _MESSAGE_RESERVE_BYTES = 64 * 1024
 class ResponseStream(Protocol):
     """A call whose client gets responses."""
 
-    @property
-    def peer(self) -> str: ...
-
     async def write(self, message: bytes) -> None: ...
 
 
@@ -70,21 +67,13 @@ class Consuming:
         lease = self._budget.open()
         try:
             if reader.done:
-                await self._write(call, lease, reader.empty_response())
+                await self._send_empty(call, lease, reader)
                 return
             while not reader.done:
                 if await self._wait_for_data(reader, pace):
                     await self._send(call, lease, reader, pace.max_bytes)
                 else:
-                    await self._write(call, lease, reader.empty_response())
-        except asyncio.CancelledError:
-            if lease.evicted:
-                logger.warning(
-                    "the reader at %s of %s/%d took nothing for too long while others waited for memory; its stream "
-                    "is ended",
-                    call.peer, partition.topic, partition.partition,
-                )
-            raise
+                    await self._send_empty(call, lease, reader)
         finally:
             self._budget.close(lease)
 
@@ -132,31 +121,41 @@ class Consuming:
             raise error(*partition.failure, topic=partition.topic, partition=partition.partition)
 
     async def _send(self, call: ResponseStream, lease: Lease, reader: Reader, max_bytes: int) -> None:
-        """Send the reader's next response."""
+        """Send the reader's next response, if there is one."""
         budget = self._budget
         offset, records_left = reader.next_offset, reader.records_left
-        size_bytes = budget.allowance(max_bytes)
+        size_bytes = planned_bytes = budget.allowance(max_bytes)
         while True:
-            try:
-                response = reader.read(size_bytes)
-                if response is WOULD_BLOCK:
-                    loop = asyncio.get_running_loop()
-                    response = await loop.run_in_executor(self._store.threads, reader.read_blocking, size_bytes)
-            except OSError as problem:
-                raise _read_error(reader.partition, problem) from None
+            await budget.reserve(lease, planned_bytes)
+            response = await self._read(reader, size_bytes)
             if response is None:
+                budget.give_back(lease)
                 return
-            assert isinstance(response, bytes)
-            if budget.fits(len(response)):
-                return await self._write(call, lease, response)
-            # No room for it: keep its size instead of its bytes, and read it again when it is this stream's turn.
-            needed_bytes = len(response)
+            if budget.grow(lease, len(response)):
+                break
+            # A record that is larger than was planned: keep its size instead of its bytes until there is room for it.
+            planned_bytes = len(response)
             del response
             reader.rewind(offset, records_left)
-            await budget.wait_for(needed_bytes)
+        await call.write(response)
+        budget.end_write(lease)
 
-    async def _write(self, call: ResponseStream, lease: Lease, response: bytes) -> None:
-        self._budget.begin_write(lease, len(response))
+    async def _read(self, reader: Reader, max_bytes: int) -> bytes | None:
+        """The next response, from memory or, in a thread, from the disk."""
+        try:
+            response = reader.read(max_bytes)
+            if response is WOULD_BLOCK:
+                loop = asyncio.get_running_loop()
+                response = await loop.run_in_executor(self._store.threads, reader.read_blocking, max_bytes)
+        except OSError as problem:
+            raise _read_error(reader.partition, problem) from None
+        assert response is None or isinstance(response, bytes)
+        return response
+
+    async def _send_empty(self, call: ResponseStream, lease: Lease, reader: Reader) -> None:
+        """Tell the reader where the log ends."""
+        response = reader.empty_response()
+        await self._budget.reserve(lease, len(response))
         await call.write(response)
         self._budget.end_write(lease)
 
@@ -189,8 +188,8 @@ def _reader(partition: Partition, asked: ConsumeRequest) -> Reader:
     if not log_start <= offset <= end:
         raise error(
             Reason.OFFSET_OUT_OF_RANGE,
-            f"offset {offset} of {partition.topic}/{partition.partition} is not there: the log goes from {log_start} to "
-            f"{end}",
+            f"offset {offset} of {partition.topic}/{partition.partition} is not there: the log goes from {log_start} "
+            f"to {end}",
             topic=partition.topic, partition=partition.partition, log_start_offset=log_start, end_offset=end,
         )
     return Reader(partition, offset, end if asked.until_end else -1, asked.max_records or -1)

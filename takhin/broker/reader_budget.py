@@ -2,123 +2,150 @@
 
 A response that was handed to the transport may stay in the broker's memory until its reader takes it, and the response
 before it as well: the transport says that it took a message, not that the client has it. So a stream answers for its
-last two responses. As the budget is used up, responses shrink; when it is used up, streams wait their turn, and if one
-of them waits while another's reader has taken nothing for too long, that reader loses its stream.
+last two responses, and while one is under way for what the transport keeps besides.
+
+As the budget is used up, responses shrink, so that hundreds of readers that have stopped leave room for those that have
+not. When it is used up all the same (a record goes out whole, however large), streams wait in the order of asking, and
+one at a time goes on beyond the budget: readers that read pass through that place at once, one that does not keeps it
+for slow_reader_ms and is then on its own. At twice the budget streams are refused.
 """
 
 import asyncio
 from asyncio import Future
 from collections import deque
 
-# The smallest response that is tried; a record that is larger goes out whole all the same, when there is room for it.
-SMALLEST_RESPONSE_BYTES = 16 * 1024
-# What one stream may take of what is free, at most.
-_SHARE = 8
-_CHECK_S = 0.25
+from takhin.errors import Reason, error
+
+# The smallest response that is tried; a record that is larger goes out whole all the same.
+SMALLEST_RESPONSE_BYTES = 4 * 1024
+# What gRPC's HTTP/2 transport buffers of a stream beside whole messages (grpc.http2.write_buffer_size).
+TRANSPORT_BUFFER_BYTES = 64 * 1024
+# The part of the budget that one response may take while all of it is free.
+_LARGEST_SHARE = 16
+
+
+def _while_writing(size_bytes: int) -> int:
+    """What a response costs until the transport has taken it: our bytes, the transport's copy of them, its buffer."""
+    return 2 * size_bytes + TRANSPORT_BUFFER_BYTES
 
 
 class Lease:
     """One stream's part of the budget."""
 
-    __slots__ = ("task", "evicted", "writing_since_s", "writing_bytes", "written_bytes")
+    __slots__ = ("written_bytes", "writing_bytes")
 
-    def __init__(self, task: "asyncio.Task[object] | None"):
-        self.task = task
-        self.evicted = False
-        self.writing_since_s: float | None = None
+    def __init__(self) -> None:
         self.writing_bytes = 0
         self.written_bytes = 0
 
 
 class ReaderBudget:
-    """limit_bytes for all streams together; slow_reader_ms: how long a reader may take nothing while others wait."""
+    """limit_bytes for all streams together; slow_reader_ms: how long a reader may hold up those that wait."""
 
     def __init__(self, limit_bytes: int, slow_reader_ms: int):
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
         self._slow_reader_s = slow_reader_ms / 1000
-        self._leases: set[Lease] = set()
-        self._waiting: deque[tuple[int, Future[None]]] = deque()
-        self._check: asyncio.TimerHandle | None = None
+        self._waiting: deque[tuple[int, Lease, Future[None]]] = deque()
+        # Who goes on beyond the budget, and the timer that ends its time.
+        self._beyond: Lease | None = None
+        self._beyond_timer: asyncio.TimerHandle | None = None
 
     def open(self) -> Lease:
-        """A lease for the stream that the current task serves."""
-        lease = Lease(asyncio.current_task())
-        self._leases.add(lease)
-        return lease
+        """A lease for a stream that begins."""
+        return Lease()
 
     def close(self, lease: Lease) -> None:
         """The stream has ended."""
-        self._leases.discard(lease)
-        self._give_back(lease.writing_bytes + lease.written_bytes)
+        held_bytes = lease.written_bytes + lease.writing_bytes
+        lease.written_bytes = lease.writing_bytes = 0
+        self._release(lease, held_bytes)
 
     def allowance(self, wanted_bytes: int) -> int:
-        """How large a response may be now."""
-        free = self.limit_bytes - self.used_bytes
-        return min(wanted_bytes, max(free // _SHARE, SMALLEST_RESPONSE_BYTES))
+        """How large a response may be now: what is wanted, or less the less is free, by the cube.
 
-    def fits(self, size_bytes: int) -> bool:
-        """Whether a response of that size may go out now. One that is larger than the budget may when it is alone."""
-        return self.used_bytes + size_bytes <= self.limit_bytes or self.used_bytes == 0
+        So half a budget free means responses an eighth as large; by then few readers are stopped, or many are.
+        """
+        free = max(self.limit_bytes - self.used_bytes, 0) / self.limit_bytes
+        return min(wanted_bytes, max(int(self.limit_bytes / _LARGEST_SHARE * free**3), SMALLEST_RESPONSE_BYTES))
 
-    async def wait_for(self, size_bytes: int) -> None:
-        """Return when that much fits, in the order of asking."""
-        loop = asyncio.get_running_loop()
-        turn = loop.create_future()
-        self._waiting.append((size_bytes, turn))
-        if self._check is None:
-            self._check = loop.call_later(_CHECK_S, self._evict)
-        try:
-            self._serve()
-            await turn
-        finally:
-            if not turn.done() or turn.cancelled():
-                self._waiting = deque(entry for entry in self._waiting if entry[1] is not turn)
+    async def reserve(self, lease: Lease, size_bytes: int) -> None:
+        """Return when a response of that size may be read and written; until then, and after, it is counted.
 
-    def begin_write(self, lease: Lease, size_bytes: int) -> None:
-        """A response is handed to the transport."""
-        lease.writing_bytes = size_bytes
-        lease.writing_since_s = asyncio.get_running_loop().time()
-        self.used_bytes += size_bytes
+        Raises SLOW_READER at twice the budget.
+        """
+        self.give_back(lease)
+        if not self._waiting and self._fits(size_bytes):
+            self._take(lease, size_bytes)
+            return
+        if self.used_bytes >= 2 * self.limit_bytes:
+            raise error(
+                Reason.SLOW_READER,
+                f"readers that take nothing hold {self.used_bytes} bytes of the broker's memory, twice what is meant for "
+                "them (limits.reader_bytes): go on at the next offset later",
+            )
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append((size_bytes, lease, turn))
+        self._serve()
+        await turn
+
+    def grow(self, lease: Lease, size_bytes: int) -> bool:
+        """Count that much instead of what was reserved, when there is room for it now."""
+        more_bytes = _while_writing(size_bytes) - lease.writing_bytes
+        if more_bytes > 0 and (self._waiting or self.used_bytes + more_bytes > self.limit_bytes):
+            return False
+        lease.writing_bytes += more_bytes
+        self.used_bytes += more_bytes
+        return True
+
+    def give_back(self, lease: Lease) -> None:
+        """What was reserved is not needed."""
+        held_bytes, lease.writing_bytes = lease.writing_bytes, 0
+        self._release(lease, held_bytes)
 
     def end_write(self, lease: Lease) -> None:
-        """The transport took it: the one before it is with the client."""
-        taken_bytes = lease.written_bytes
-        lease.written_bytes = lease.writing_bytes
+        """The transport took what was reserved: the response before it is with the client."""
+        held_bytes = lease.written_bytes + lease.writing_bytes
+        lease.written_bytes = (lease.writing_bytes - TRANSPORT_BUFFER_BYTES) // 2
         lease.writing_bytes = 0
-        lease.writing_since_s = None
-        self._give_back(taken_bytes)
+        self._release(lease, held_bytes - lease.written_bytes)
 
-    def _give_back(self, size_bytes: int) -> None:
+    def _fits(self, size_bytes: int) -> bool:
+        return self.used_bytes + _while_writing(size_bytes) <= self.limit_bytes
+
+    def _take(self, lease: Lease, size_bytes: int) -> None:
+        lease.writing_bytes = _while_writing(size_bytes)
+        self.used_bytes += lease.writing_bytes
+
+    def _release(self, lease: Lease, size_bytes: int) -> None:
         self.used_bytes -= size_bytes
+        if lease is self._beyond:
+            self._end_beyond()
         if self._waiting:
             self._serve()
 
     def _serve(self) -> None:
-        """Whose turn it is may go on when there is room; who goes on takes it at once, with begin_write."""
-        expected_bytes = 0
+        """Let those go on, in their order, who may."""
         while self._waiting:
-            size_bytes, turn = self._waiting[0]
-            if turn.done():
-                self._waiting.popleft()
-                continue
-            if not self.fits(expected_bytes + size_bytes):
-                return
+            size_bytes, lease, turn = self._waiting[0]
+            if not turn.done():
+                if not self._fits(size_bytes):
+                    if self._beyond is not None:
+                        return
+                    self._beyond = lease
+                    loop = asyncio.get_running_loop()
+                    self._beyond_timer = loop.call_later(self._slow_reader_s, self._give_up_on_beyond)
+                self._take(lease, size_bytes)
+                turn.set_result(None)
             self._waiting.popleft()
-            expected_bytes += size_bytes
-            turn.set_result(None)
 
-    def _evict(self) -> None:
-        """End the stream of the reader that has taken nothing for longest, if that is too long and somebody waits."""
-        self._check = None
-        if not any(not turn.done() for _, turn in self._waiting):
-            return
-        loop = asyncio.get_running_loop()
-        self._check = loop.call_later(_CHECK_S, self._evict)
-        stalled = [lease for lease in self._leases if lease.writing_since_s is not None and not lease.evicted]
-        if not stalled:
-            return
-        slowest = min(stalled, key=lambda lease: lease.writing_since_s or 0.0)
-        if loop.time() - (slowest.writing_since_s or 0.0) >= self._slow_reader_s and slowest.task is not None:
-            slowest.evicted = True
-            slowest.task.cancel()
+    def _end_beyond(self) -> None:
+        self._beyond = None
+        if self._beyond_timer is not None:
+            self._beyond_timer.cancel()
+            self._beyond_timer = None
+
+    def _give_up_on_beyond(self) -> None:
+        """Its reader takes nothing: what it holds stays counted, the place is for the next."""
+        self._end_beyond()
+        self._serve()

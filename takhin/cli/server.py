@@ -41,7 +41,12 @@ GRPC_ENVIRONMENT = {
     "GRPC_ENABLE_FORK_SUPPORT": "0",
     "GRPC_VERBOSITY": "ERROR",
 }
-MALLOC_ARENAS = 2
+# By the variable with which an operator sets the same: the parameter's number in <malloc.h>, the value.
+MALLOC_OPTIONS = {
+    "MALLOC_ARENA_MAX": (-8, 2),
+    "MALLOC_MMAP_THRESHOLD_": (-3, 32 * 1024 * 1024),
+    "MALLOC_TRIM_THRESHOLD_": (-1, 64 * 1024 * 1024),
+}
 # A Python thread (SQLite's) that waits for the interpreter gets it after so long; Python's own default is 5 ms.
 SWITCH_INTERVAL_S = 0.0005
 # Imported in this order before anything starts, so that a broken installation is told in one line.
@@ -53,8 +58,6 @@ MODULES = (
     "takhin.rpc.health",
     "takhin.rpc.reflection",
 )
-
-_M_ARENA_MAX = -8  # of <malloc.h>
 
 _log = logging.getLogger("takhin.server")
 
@@ -268,23 +271,28 @@ def _prepare_process(settings: Settings) -> Settings:
     for name, value in GRPC_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    _limit_malloc_arenas(os.environ)
+    tune_malloc(os.environ)
     return _raise_open_files(settings)
 
 
-def _limit_malloc_arenas(environ: Mapping[str, str]) -> None:
-    """Keep glibc from giving each thread an arena of its own, which grows resident memory.
+def tune_malloc(environ: Mapping[str, str]) -> None:
+    """Keep glibc from giving each thread an arena of its own, and from giving memory back only to ask for it again.
 
-    By mallopt: glibc reads MALLOC_ARENA_MAX before Python runs. A value set there by the operator stands.
+    By default a buffer of a MiB is mapped, its pages are cleared one fault at a time, and it is unmapped when freed:
+    for messages of that size this costs more than anything else. By mallopt, as glibc reads its environment before
+    Python runs; what the operator set there stands.
     """
-    if "MALLOC_ARENA_MAX" in environ or "arena_max" in environ.get("GLIBC_TUNABLES", ""):
+    if "GLIBC_TUNABLES" in environ:
         return
     import ctypes
 
     try:
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, MALLOC_ARENAS)
+        mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
-        pass  # not glibc
+        return  # not glibc
+    for variable, (parameter, value) in MALLOC_OPTIONS.items():
+        if variable not in environ:
+            mallopt(parameter, value)
 
 
 def _raise_open_files(settings: Settings) -> Settings:

@@ -16,7 +16,8 @@ cdef enum:
     SEGMENT_BODY_BYTES = 47
     SEGMENT_VERSION = 1
     FLAGS_CODEC = 0x7
-    # What a stored record may have more than the producer sent: tag and length (6), timestamp, offset, partition (11 each).
+    # What a stored record may have more than the producer sent: tag and length (6), timestamp, offset and partition
+    # (11 each).
     RECORD_OVERHEAD_BYTES = 39
 
 cdef enum BatchFault:

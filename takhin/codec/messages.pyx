@@ -182,7 +182,8 @@ cdef class ProduceRequest:
             )
         if fault == FAULT_BOTH:
             raise error(
-                Reason.RECORD_AND_RECORDS, "set field 3 (record) for one record or field 6 (records) for a batch, not both"
+                Reason.RECORD_AND_RECORDS,
+                "set field 3 (record) for one record or field 6 (records) for a batch, not both",
             )
         if fault == FAULT_TOO_MANY_RECORDS:
             raise error(

@@ -160,7 +160,7 @@ cdef int _check_header(const uint8_t* data, size_t size) noexcept nogil:
 
 
 cdef int check_record(const uint8_t* data, size_t size, RecordFacts* facts) noexcept nogil:
-    """Whether data[:size] is a Record that may be stored as it is; facts tells its key and timestamp (the last ones)."""
+    """Whether data[:size] is a Record that may be stored as it is; facts tells its last key and timestamp."""
     cdef Cursor cursor
     cdef Field field
     cdef int fault

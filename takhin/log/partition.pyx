@@ -28,7 +28,8 @@ from takhin.errors import Reason, error
 
 # Requests of a tick share a batch up to this size.
 cdef int64_t SHARED_BATCH_BYTES = 256 * 1024
-# Writes that are larger let other threads have the interpreter meanwhile; for smaller ones that costs more than it gives.
+# Writes that are larger let other threads have the interpreter meanwhile; for smaller ones that costs more than it
+# gives.
 cdef int64_t RELEASE_ABOVE_BYTES = 64 * 1024
 
 cdef enum:
@@ -309,7 +310,8 @@ cdef class Partition:
         for number in range(self.ring.unwritten, self.ring.next):
             batch = self.ring.batch(number)
             self.active.note(
-                batch.base_offset, batch.next_offset, batch.size, batch.max_timestamp_ms, batch.append_time_ms, self.epoch
+                batch.base_offset, batch.next_offset, batch.size, batch.max_timestamp_ms, batch.append_time_ms,
+                self.epoch
             )
         self.ring.unwritten = self.ring.next
         self._written_position = self.ring.appended_bytes

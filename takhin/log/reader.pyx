@@ -340,7 +340,7 @@ cdef class Reader:
             Py_XDECREF(response)
 
     cdef object _batch_part(self, int fd, int64_t room, bint cached):
-        """A response of some records of the batch at _position, which does not fit or was not begun at its beginning."""
+        """A response of some records of the batch at _position, which does not fit or is read from its middle on."""
         cdef Partition partition = self.partition
         cdef Segment segment = self._segment
         cdef uint8_t head[BATCH_HEADER_BYTES]
@@ -443,7 +443,9 @@ cdef class Reader:
 
     cdef object _damaged(self):
         cdef Partition partition = self.partition
-        where = f"{os.path.basename(self._segment.path)} at byte {self._position}" if self._segment is not None else "no segment"
+        where = "no segment has it"
+        if self._segment is not None:
+            where = f"{os.path.basename(self._segment.path)} at byte {self._position}"
         raise error(
             Reason.CORRUPT_BATCH,
             f"offset {self.next_offset} of {partition.topic}/{partition.partition} can't be read: its batch is damaged "

@@ -25,7 +25,9 @@ class Segment:
         cache: FileCache, directory: str, topic_id: int, partition: int, base_offset: int, now_ms: int
     ) -> Segment: ...
     @staticmethod
-    def trusted(cache: FileCache, directory: str, topic_id: int, partition: int, base_offset: int) -> Segment | None: ...
+    def trusted(
+        cache: FileCache, directory: str, topic_id: int, partition: int, base_offset: int
+    ) -> Segment | None: ...
     @staticmethod
     def scanned(
         cache: FileCache, directory: str, topic_id: int, partition: int, base_offset: int

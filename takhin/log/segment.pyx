@@ -184,7 +184,7 @@ cdef class Segment:
                 got = files.read_full(fd, buffer, capacity, 0, False)
             _check_read(got)
             if not is_segment_header(buffer, <size_t>got, self.topic_id, self.partition, self.base_offset):
-                return "the segment's header is cut short" if got < SEGMENT_HEADER_BYTES else "no header of this segment"
+                return "the header is cut short" if got < SEGMENT_HEADER_BYTES else "it has not this segment's header"
             self.created_ms = int.from_bytes((<char*>buffer)[41:49], "little", signed=True)
             self.last_append_ms = self.created_ms
             self.size_bytes = SEGMENT_HEADER_BYTES

@@ -131,7 +131,7 @@ class LogStore:
         return partition
 
     async def remove_segments(self, segments: list[Segment]) -> None:
-        """Remove the files of segments that are out of the log. A failure is logged: the next start finds them again."""
+        """Remove the files of segments that are out of the log. What fails is logged, and found at the next start."""
 
         def remove() -> None:
             for segment in segments:

@@ -50,19 +50,21 @@ class Call(Protocol):
 class StreamCall(Call, Protocol):
     """A call whose handler writes, and for BIDI reads, messages one at a time.
 
-    One read and one write may be under way at once, from different tasks; never two of either.
+    A read and a write may be under way at once, from different tasks; never two reads, and of two writes the second waits.
+    The stream does not end before a write that is under way, be it that of a task of the handler's own.
     """
 
     async def read(self) -> bytes | None:
         """The client's next message; None once it has sent its last. BIDI only.
 
-        A call that is torn down may give None as well before the handler's CancelledError arrives.
+        A read that is cancelled takes its message with it: there can be no other after it. A call that is torn down may
+        give None as well, before the handler's CancelledError arrives.
         """
 
     async def write(self, message: bytes) -> None:
         """Send a message: exactly `bytes`. Returns when the transport took it, which is not when the client has it.
 
-        Raises asyncio.CancelledError when the call is over.
+        A write that is cancelled goes on none the less. Raises asyncio.CancelledError when the call is over.
         """
 
 

@@ -33,12 +33,14 @@ Context = Any
 class GrpcCall:
     """Call and StreamCall over a servicer context of grpc.aio."""
 
-    __slots__ = ("_context", "_over", "_task")
+    __slots__ = ("_context", "_over", "_reading", "_task", "_write")
 
     def __init__(self, context: Context):
         self._context = context
         self._task = asyncio.current_task()
         self._over = False
+        self._reading = False
+        self._write: asyncio.Task[None] | None = None
 
     @property
     def peer(self) -> str:
@@ -61,22 +63,41 @@ class GrpcCall:
         return self._over or (self._task is not None and self._task.cancelling() > 0)
 
     async def read(self) -> bytes | None:
+        if self._reading:
+            if self.cancelled():
+                raise asyncio.CancelledError
+            # Core would refuse a second read, and grpc.aio would call that the end of the stream. The message of a read
+            # that was cancelled is lost.
+            raise RuntimeError("another read is under way, or was cancelled")
+        self._reading = True
         try:
             message = await self._context.read()
         except grpc.aio.BaseError:
-            self._over = True
+            self._over, self._reading = True, False
             raise asyncio.CancelledError from None
+        self._reading = False
         return None if message is grpc.aio.EOF else message
 
     async def write(self, message: bytes) -> None:
         if type(message) is not bytes:  # grpc.aio sends None as an empty message, and text in UTF-8
             raise TypeError(f"a message is bytes, not {type(message).__name__}")
+        await self.written()
+        # A write that is under way stays so when its caller is cancelled, so that written() can tell when it ended.
+        self._write = asyncio.get_running_loop().create_task(self._context.write(message))
         try:
-            await self._context.write(message)
+            await asyncio.shield(self._write)
         except grpc.aio.BaseError:
             # The transport fails a write of a call that is over a moment before the handler's task is cancelled.
             self._over = True
             raise asyncio.CancelledError from None
+
+    async def written(self) -> None:
+        """Return when no write is under way.
+
+        A stream that ends with a write outstanding breaks a rule of core's: its client may never see the end.
+        """
+        while self._write is not None and not self._write.done():
+            await asyncio.wait((self._write,))
 
 
 class GrpcFront:
@@ -157,6 +178,7 @@ class GrpcFront:
             self._calls += 1
             try:
                 await handler(request, call)
+                await call.written()
             except (Exception, asyncio.CancelledError) as exc:
                 if await self._fail(exc, call, context):
                     raise
@@ -173,6 +195,7 @@ class GrpcFront:
             self._calls += 1
             try:
                 await handler(call)
+                await call.written()
             except (Exception, asyncio.CancelledError) as exc:
                 if await self._fail(exc, call, context):
                     raise
@@ -206,6 +229,7 @@ class GrpcFront:
         if self._stopped:
             raise asyncio.CancelledError from None  # no call is left to send it on
         try:
+            await call.written()
             await context.abort(_STATUS_CODES[status.code], status.message, ((_STATUS_DETAILS_KEY, status.details),))
         except grpc.aio.InternalError:
             pass  # the call ended meanwhile

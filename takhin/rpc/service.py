@@ -12,11 +12,12 @@ from takhin import __version__
 from takhin.broker.broker import Broker
 from takhin.broker.topics import Topic
 from takhin.errors import Reason, error
-from takhin.log.partition import Partition
 from takhin.rpc.call import Call, Kind, Method, StreamCall
 from takhin.v1 import takhin_pb2 as pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["TakhinService"].full_name
+
+_ONLY_NODE = (0,)
 
 RequestT = TypeVar("RequestT", bound=Message)
 
@@ -153,20 +154,21 @@ def _describe_topic(topic: Topic, info: pb.TopicInfo) -> None:
     info.replication_factor = 1
     info.created_ms = topic.created_ms
     info.configs.update(topic.configs)
-    size_bytes = 0
+    total_bytes = 0
     for partition in topic.partitions:
-        size_bytes += _describe_partition(partition, info.partitions[partition.partition])
-    info.size_bytes = size_bytes
-
-
-def _describe_partition(partition: Partition, info: pb.PartitionInfo) -> int:
-    # One process: it leads every partition and keeps the only copy, as node 0.
-    info.partition_id = partition.partition
-    info.beginning_offset = partition.log_start_offset
-    info.end_offset = partition.written_offset
-    info.durable_offset = partition.durable_offset
-    info.leader = 0
-    info.replicas.append(0)
-    info.isr.append(0)
-    info.size_bytes = partition.size_bytes
-    return info.size_bytes
+        size_bytes = partition.size_bytes
+        total_bytes += size_bytes
+        # One process: it leads every partition and keeps the only copy, as node 0.
+        info.partitions[partition.partition].MergeFrom(
+            pb.PartitionInfo(
+                partition_id=partition.partition,
+                beginning_offset=partition.log_start_offset,
+                end_offset=partition.written_offset,
+                leader=0,
+                replicas=_ONLY_NODE,
+                isr=_ONLY_NODE,
+                durable_offset=partition.durable_offset,
+                size_bytes=size_bytes,
+            )
+        )
+    info.size_bytes = total_bytes
