@@ -17,7 +17,7 @@ help:
 	@echo "make test      run the test suite (PYTEST_ARGS='-k name' for a part)"
 	@echo "make bench     measure: handlers in process, then load against a running broker"
 	@echo "make build     compile the extensions (after 'make -f Makefile.proto proto' when proto/ changed)"
-	@echo "make debug     compile them with bounds checks and assertions"
+	@echo "make debug     compile them without optimization, with symbols"
 	@echo "make annotate  write Cython's annotated HTML to build/cython"
 	@echo "make clean     remove everything that was built (not ./data)"
 

@@ -1,7 +1,7 @@
 """The extension modules and how they are compiled; everything else is in pyproject.toml.
 
 Switches, as environment variables:
-  TAKHIN_DEBUG=1     bounds and None checks, assertions, -O0 -g
+  TAKHIN_DEBUG=1     without optimization, with symbols
   TAKHIN_ANNOTATE=1  Cython's annotated HTML beside the C in build/cython
 """
 
@@ -40,8 +40,6 @@ setup(
         compiler_directives={
             "language_level": 3,
             # Bounds are checked on Python's own types; hot paths work on pointers, whose ends the code carries.
-            "nonecheck": DEBUG,
-            "initializedcheck": DEBUG,
             "cdivision": True,
             "embedsignature": True,
         },

@@ -14,7 +14,7 @@ from takhin.broker.reader_budget import ReaderBudget
 from takhin.broker.retention import Retention
 from takhin.broker.topics import Topics
 from takhin.config import Settings
-from takhin.errors import StartError, TakhinError
+from takhin.errors import Reason, StartError, TakhinError
 from takhin.log.partition import Partition
 from takhin.log.store import LogStore
 
@@ -152,7 +152,9 @@ class Broker:
 
     def _on_halt(self, partition: Partition) -> None:
         assert partition.failure is not None
-        logger.error("%s", partition.failure[1])
+        reason, message = partition.failure
+        if reason not in (Reason.TOPIC_NOT_FOUND, Reason.DRAINING):
+            logger.error("%s", message)
         if not partition.failure_is_final:
             self._keep(self._resume(partition))
 

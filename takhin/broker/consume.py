@@ -105,12 +105,9 @@ class Consuming:
                     until_s = loop.time() + DEFAULT_MAX_WAIT_S
                 pending = partition.data_after(partition.written_offset)
                 assert pending is not None
-            if until_s is None:
-                await pending
-                continue
-            left_s = until_s - loop.time()
-            if left_s <= 0 or not (await asyncio.wait([pending], timeout=left_s))[0]:
-                pending.cancel()
+            left_s = until_s - loop.time() if until_s is not None else None
+            # asyncio.wait, because the future is everybody's: a task that awaits it would cancel it with itself.
+            if (left_s is not None and left_s <= 0) or not (await asyncio.wait([pending], timeout=left_s))[0]:
                 self._check_open(partition)
                 return partition.written_offset > reader.next_offset
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from takhin.errors import Reason
 from takhin.log.files import Files
 from takhin.log.partition import Partition
 from takhin.log.segment import Segment
@@ -73,7 +74,12 @@ class Committer:
         touched, self._touched = self._touched, []
         dirty = self._dirty_since_s
         for partition in touched:
-            partition.flush()
+            try:
+                partition.flush()
+            except Exception:
+                # Our bug: it must not take the tick's other partitions with it.
+                logger.exception("%s/%d can't be written", partition.topic, partition.partition)
+                partition.fail(Reason.INTERNAL_ERROR, "the partition takes no appends until the broker is started again")
             if partition not in dirty:
                 dirty[partition] = time.monotonic()
         if self._wanting:

@@ -44,17 +44,18 @@ cdef class Partition:
     # Whether something was appended that flush() has yet to write.
     cdef readonly bint unwritten
     cdef list _unsynced
+    cdef list _unindexed            # sealed segments whose index file is not yet written
     cdef list _unsynced_directories
     cdef readonly bint syncing
     # Futures, each of one waiter, so that one who gives up takes nothing from the others.
     cdef list _written_waiters
     cdef list _durable_waiters      # of this tick
     cdef list _sync_waiters         # (offset, futures)
-    cdef list _data_waiters
+    cdef object _data_future        # shared: whoever waits for it must not cancel it
 
     cdef int _open_batch(self, size_t needed, int64_t now_ms) except -1
     cdef int _close_batch(self) noexcept
-    cdef int _write(self) noexcept
+    cdef int _write(self) except? -1
     cdef int _note_written(self) except -1
     cdef int _fail_write(self, int errno_) except -1
 

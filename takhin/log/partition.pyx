@@ -8,7 +8,7 @@ Three marks move forward: A (next_offset) with every append, which assigns offse
 import os
 
 cimport cython
-from libc.errno cimport EDQUOT, ENOSPC
+from libc.errno cimport EDQUOT, EIO, ENOSPC
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from takhin.codec.batch cimport (
@@ -66,7 +66,7 @@ cdef class Partition:
         self._written_waiters = []
         self._durable_waiters = []
         self._sync_waiters = []
-        self._data_waiters = []
+        self._unindexed = []
         self.epochs = list(epochs)
         self.epoch = epoch
         self.log_start_offset = log_start_offset
@@ -242,10 +242,13 @@ cdef class Partition:
             raise error(*self.failure, topic=self.topic, partition=self.partition)
         if self.active.size_bytes == SEGMENT_HEADER_BYTES:
             return False
+        sealed = self.active
         try:
             self._add_segment(now_ms)
         except OSError as problem:
             raise _storage_error(problem) from None
+        self._unindexed.append(sealed)
+        self._index_sealed()
         return True
 
     # Write: W
@@ -257,14 +260,17 @@ cdef class Partition:
         if self.ring.unwritten == self.ring.next:
             return
         self._close_batch()
-        result = self._write()
+        try:
+            result = self._write()
+        except OSError as problem:
+            result = -<int>(problem.errno or EIO)
         if result < 0:
             self._fail_write(-result)
         else:
             self._note_written()
 
-    cdef int _write(self) noexcept:
-        """All unwritten batches to the end of the active segment. 0, or a negative errno."""
+    cdef int _write(self) except? -1:
+        """All unwritten batches to the end of the active segment. 0, or a negative errno. Raises OSError."""
         cdef iovec parts[WRITE_PARTS]
         cdef int count = 0
         cdef int result = 0
@@ -274,10 +280,7 @@ cdef class Partition:
         cdef uint8_t* run_end = NULL
         cdef int64_t position = self.active.size_bytes
         cdef int64_t size = 0
-        try:
-            fd = self.active.acquire()
-        except OSError as problem:
-            return -<int>problem.errno
+        fd = self.active.acquire()
         for number in range(self.ring.unwritten, self.ring.next):
             batch = self.ring.batch(number)
             if count and run_end == batch.data:
@@ -326,7 +329,7 @@ cdef class Partition:
             self._sync_waiters.append((self.written_offset, self._durable_waiters))
             self._durable_waiters = []
             self._committer.want_sync(self)
-        if self._data_waiters:
+        if self._data_future is not None:
             self.wake_readers()
         return 0
 
@@ -341,20 +344,38 @@ cdef class Partition:
             self.active.cut(self.active.size_bytes)
         except OSError:
             # What stands behind W in the file is unknown: only recovery can tell.
-            self.failure_is_final = True
-            self.failure = (
+            self.fail(
                 Reason.PARTITION_READ_ONLY,
                 f"{self.topic}/{self.partition} takes no appends until the broker is started again: a write failed "
                 f"({os.strerror(errno_)}) and could not be taken back",
             )
-        self.ring.drop_unwritten()
-        self.next_offset = self.written_offset
+            return 0
+        self._drop_unwritten()
         resolve(self._written_waiters, self.failure)
         resolve(self._durable_waiters, self.failure)
         self._written_waiters = []
         self._durable_waiters = []
         self._committer.halted(self)
         return 0
+
+    def fail(self, reason, str message not None):
+        """Take no more appends, until the next start; who waits for a write or a sync gets reason and message."""
+        self.failure = (reason, message)
+        self.failure_is_final = True
+        self._drop_unwritten()
+        resolve(self._written_waiters, self.failure)
+        resolve(self._durable_waiters, self.failure)
+        for _, futures in self._sync_waiters:
+            resolve(futures, self.failure)
+        self._written_waiters = []
+        self._durable_waiters = []
+        self._sync_waiters = []
+        self._committer.halted(self)
+
+    def _drop_unwritten(self):
+        self.ring.drop_unwritten()
+        self._batch_open = False
+        self.next_offset = self.written_offset
 
     def resume(self, int32_t epoch):
         """Take appends again, in a new epoch; the metadata knows it already."""
@@ -364,14 +385,6 @@ cdef class Partition:
         self.epochs = [entry for entry in self.epochs if entry[1] < self.written_offset]
         self.epochs.append((epoch, self.written_offset))
         self.failure = None
-
-    def quarantine(self, str damage not None):
-        """Damage was found that nobody may repair unasked: what lies before it is served, nothing is appended."""
-        self.failure_is_final = True
-        self.failure = (
-            Reason.PARTITION_READ_ONLY,
-            f"{self.topic}/{self.partition} is damaged and takes no appends: {damage}",
-        )
 
     # What others wait for
 
@@ -401,17 +414,21 @@ cdef class Partition:
             raise error(*failure, topic=self.topic, partition=self.partition)
 
     def data_after(self, int64_t offset):
-        """A future that is done when readers see more than up to offset (or the partition closes); None: they do."""
+        """A future that is done when readers see more than up to offset (or the partition closes); None: they do.
+
+        All who wait share it: wait with asyncio.wait, which leaves it alone when it is cancelled itself.
+        """
         if self.written_offset > offset:
             return None
-        future = self._create_future()
-        self._data_waiters.append(future)
-        return future
+        if self._data_future is None:
+            self._data_future = self._create_future()
+        return self._data_future
 
     def wake_readers(self):
         """Whoever waits for data_after() looks again."""
-        waiters, self._data_waiters = self._data_waiters, []
-        resolve(waiters, None)
+        future, self._data_future = self._data_future, None
+        if future is not None:
+            resolve([future], None)
 
     # Sync: D
 
@@ -451,22 +468,15 @@ cdef class Partition:
         for segment in segments:
             segment.release()
         if errno_:
-            self.failure_is_final = True
-            self.failure = (
+            self.fail(
                 Reason.SYNC_FAILED,
                 f"a sync of {self.topic}/{self.partition} failed ({os.strerror(errno_)}): whether what was not yet "
                 "acknowledged as durable is on the disk is unknown, and nothing is appended until the broker is "
                 "started again",
             )
-            waiters, self._sync_waiters = self._sync_waiters, []
-            for _, futures in waiters:
-                resolve(futures, self.failure)
-            self._committer.halted(self)
             return
         self.durable_offset = max(self.durable_offset, target)
-        for segment in segments:
-            if segment is not self.active:
-                self._seal(segment)
+        self._index_sealed()
         waiting = []
         for offset, futures in self._sync_waiters:
             if offset <= self.durable_offset:
@@ -475,12 +485,20 @@ cdef class Partition:
                 waiting.append((offset, futures))
         self._sync_waiters = waiting
 
-    def _seal(self, Segment segment not None):
-        try:
-            segment.write_index()
-        except OSError:
-            # The index stays in memory; the next start makes it again from the segment.
-            pass
+    def _index_sealed(self):
+        """Write the index files of the sealed segments that are on the disk now."""
+        cdef Segment segment
+        waiting = []
+        for segment in self._unindexed:
+            if segment.next_offset > self.durable_offset:
+                waiting.append(segment)
+                continue
+            try:
+                segment.write_index()
+            except OSError:
+                # The index stays in memory; the next start makes it again from the segment.
+                pass
+        self._unindexed = waiting
 
     # The log's start, epochs, the end
 
@@ -500,6 +518,7 @@ cdef class Partition:
                 kept.append(segment)
         self.segments = tuple(kept)
         self._unsynced = [segment for segment in self._unsynced if segment not in removed]
+        self._unindexed = [segment for segment in self._unindexed if segment not in removed]
         return removed
 
     def divergence(self, int32_t last_epoch, int64_t offset):
@@ -515,15 +534,7 @@ cdef class Partition:
     def close(self, reason, str message not None):
         """Take no more appends and wake all who wait; they get reason and message. Files are closed."""
         cdef Segment segment
-        self.failure = (reason, message)
-        self.failure_is_final = True
-        resolve(self._written_waiters, self.failure)
-        resolve(self._durable_waiters, self.failure)
-        for _, futures in self._sync_waiters:
-            resolve(futures, self.failure)
-        self._written_waiters = []
-        self._durable_waiters = []
-        self._sync_waiters = []
+        self.fail(reason, message)
         self.wake_readers()
         self.ring.close()
         for segment in self.segments:

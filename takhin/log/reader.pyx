@@ -156,6 +156,9 @@ cdef class Reader:
         cdef int64_t taken
         cdef const uint8_t* start
         cdef const uint8_t* stop
+        # Not to keep a file open that nobody needs any more.
+        self._segment = None
+        self._located_offset = -1
         while number < ring.unwritten and count < RING_PARTS:
             batch = ring.batch(number)
             taken = batch.next_offset - batch.base_offset

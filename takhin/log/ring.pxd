@@ -52,4 +52,6 @@ cdef class Ring:
     cdef void drop_unwritten(self) noexcept
     cdef void trim(self, int64_t limit_bytes) noexcept
     cdef bint _drop_oldest(self) noexcept
+    cdef void _shrink_batches(self) noexcept
+    cdef void _count(self, int64_t more_bytes) noexcept
     cdef void _free_chunk(self, Chunk* chunk) noexcept

@@ -55,6 +55,8 @@ cdef class RingBudget:
         return held - self.used_bytes
 
 
+# With its cycles (the budget holds the rings) cleared first, __dealloc__ would find no budget.
+@cython.no_gc_clear
 @cython.final
 cdef class Ring:
     """The newest batches of one partition."""
@@ -78,6 +80,7 @@ cdef class Ring:
             self.oldest = chunk.next
             self._free_chunk(chunk)
             chunk = self.oldest
+        self._count(-<int64_t>self.mask * <int64_t>sizeof(RingBatch))
         free(self.batches)
 
     cdef size_t room(self) noexcept nogil:
@@ -107,8 +110,7 @@ cdef class Ring:
             else:
                 self.newest.next = chunk
             self.newest = chunk
-            self.size_bytes += capacity
-            self.budget.used_bytes += capacity
+            self._count(<int64_t>capacity)
         return <uint8_t*>self.newest + sizeof(Chunk) + self.newest.used_bytes
 
     cdef void take(self, size_t size) noexcept nogil:
@@ -132,6 +134,7 @@ cdef class Ring:
                 grown[number & grown_mask] = self.batches[number & self.mask]
             free(self.batches)
             self.batches = grown
+            self._count((<int64_t>grown_mask - <int64_t>self.mask) * <int64_t>sizeof(RingBatch))
             self.mask = grown_mask
         batch = self.batch(self.next)
         batch.chunk = self.newest
@@ -194,10 +197,25 @@ cdef class Ring:
         self.oldest = chunk.next
         if self.oldest == NULL:
             self.newest = NULL
+            self._shrink_batches()
         self._free_chunk(chunk)
         return True
 
+    cdef void _shrink_batches(self) noexcept:
+        """The ring is empty: its array need not be larger than at first."""
+        cdef RingBatch* shrunk
+        if self.mask:
+            shrunk = <RingBatch*>malloc(sizeof(RingBatch))
+            if shrunk != NULL:
+                free(self.batches)
+                self.batches = shrunk
+                self._count(-<int64_t>self.mask * <int64_t>sizeof(RingBatch))
+                self.mask = 0
+
     cdef void _free_chunk(self, Chunk* chunk) noexcept:
-        self.size_bytes -= chunk.capacity_bytes
-        self.budget.used_bytes -= chunk.capacity_bytes
+        self._count(-<int64_t>chunk.capacity_bytes)
         free(chunk)
+
+    cdef void _count(self, int64_t more_bytes) noexcept:
+        self.size_bytes += more_bytes
+        self.budget.used_bytes += more_bytes

@@ -33,8 +33,10 @@ cdef class Segment:
     cdef int64_t _index_file_covers         # size_bytes when the index file was written, 0: there is none
     cdef int _fd
     cdef int _users
+    cdef bint _unlinked
     cdef int acquire(self) except -1
     cdef void release(self) noexcept
+    cdef void _close_file(self) noexcept
     cdef void note(
         self, int64_t base_offset, int64_t next_offset, int64_t size, int64_t max_timestamp_ms, int64_t append_ms,
         int32_t epoch

@@ -69,6 +69,8 @@ cdef class FileCache:
         return 0
 
 
+# With its cycles (the cache holds its segments) cleared first, __dealloc__ would find no cache.
+@cython.no_gc_clear
 @cython.final
 cdef class Segment:
     """A segment file. Made by create(), trusted() or scanned()."""
@@ -163,6 +165,8 @@ cdef class Segment:
         self.created_ms = int.from_bytes(header[41:49], "little", signed=True)
         if self.index is None:
             self._load_index()
+        # The file will soon not cover all of it: from now on only the index in memory counts.
+        self._index_file_covers = 0
 
     def _scan(self):
         cdef Files files = self.cache.files
@@ -304,14 +308,32 @@ cdef class Segment:
 
     cdef int acquire(self) except -1:
         """The file, open until release(). Raises OSError."""
-        if self._fd < 0:
-            self._fd = self.cache.files.open(self.path, os.O_RDWR)
-            self.cache.admit(self)
+        cdef int fd
+        # In use from here on: what makes room for it must not close it.
         self._users += 1
-        return self._fd
+        try:
+            if self._fd < 0:
+                fd = self.cache.files.open(self.path, os.O_RDWR)
+                if self._fd >= 0:
+                    # Another thread opened it meanwhile.
+                    self.cache.files.close(fd)
+                else:
+                    self._fd = fd
+                self.cache.admit(self)
+            return self._fd
+        except BaseException:
+            self.release()
+            raise
 
     cdef void release(self) noexcept:
         self._users -= 1
+        if self._unlinked:
+            self._close_file()
+
+    cdef void _close_file(self) noexcept:
+        if self._fd >= 0 and self._users == 0:
+            self.cache.files.ops.close_file(self.cache.files.ops.context, self._fd)
+            self._fd = -1
 
     def fileno(self):
         """The file's descriptor, open until done() is called as many times. Raises OSError."""
@@ -323,16 +345,16 @@ cdef class Segment:
     def close(self):
         """Close the file and forget the index; both come back when they are needed."""
         self.cache._open.pop(self, None)
-        if self._fd >= 0 and self._users == 0:
-            self.cache.files.ops.close_file(self.cache.files.ops.context, self._fd)
-            self._fd = -1
+        self._close_file()
         if self._index_file_covers == self.size_bytes:
             self.index = None
 
     def unlink(self):
-        """Remove the files. Who has the segment open reads on. Raises OSError."""
+        """Remove the files. Who is reading the segment reads on. Raises OSError."""
         self.cache._open.pop(self, None)
         self.dirty = False
+        self._unlinked = True
+        self._close_file()
         try:
             self.cache.files.unlink(self.index_path)
         except FileNotFoundError:

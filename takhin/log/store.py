@@ -126,8 +126,11 @@ class LogStore:
         )
         partition.configure(spec.config)
         if found.damage is not None:
-            logger.error("%s/%d is damaged and read-only: %s", spec.topic, spec.partition, found.damage)
-            partition.quarantine(found.damage)
+            partition.fail(
+                Reason.PARTITION_READ_ONLY,
+                f"{spec.topic}/{spec.partition} is damaged: what lies before the damage can be read, nothing is appended "
+                f"({found.damage})",
+            )
         return partition
 
     async def remove_segments(self, segments: list[Segment]) -> None:
