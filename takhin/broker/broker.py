@@ -26,7 +26,8 @@ RESUME_AFTER_S = 1.0
 
 def wall_clock_ms() -> int:
     """Milliseconds since the epoch."""
-    return time.time_ns() // 1_000_000
+    # A clock before 1970 is wrong anyway, and the format has no room for it.
+    return max(time.time_ns() // 1_000_000, 0)
 
 
 class Broker:
@@ -48,6 +49,8 @@ class Broker:
         self._lock_fd = -1
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed: asyncio.Future[str] | None = None
+        # Partitions whose write failed and that are to take appends again.
+        self._halted: set[Partition] = set()
 
     @property
     def uptime_seconds(self) -> int:
@@ -94,7 +97,7 @@ class Broker:
         run = await self._metadata.begin_run()
         for topic_id in await self._metadata.deleted_topics():
             await self.topics.remove_files(topic_id)
-        topics = await self.topics.load()
+        topics = await self.topics.load(was_clean=run.was_clean)
         self._epoch = run.epoch
         highest = max((found.max_epoch for _, partitions in topics for found in partitions), default=0)
         if highest > run.epoch or (highest == run.epoch and not run.was_clean):
@@ -156,23 +159,31 @@ class Broker:
         if reason not in (Reason.TOPIC_NOT_FOUND, Reason.DRAINING):
             logger.error("%s", message)
         if not partition.failure_is_final:
-            self._keep(self._resume(partition))
+            self._halted.add(partition)
+            if len(self._halted) == 1:
+                self._keep(self._resume())
 
-    async def _resume(self, partition: Partition) -> None:
-        """Let a partition take appends again, in an epoch of its own: what it told of before the failure is void."""
-        while not partition.failure_is_final:
+    async def _resume(self) -> None:
+        """Let halted partitions take appends again, in a new epoch: what they told of before the failure is void."""
+        while self._halted:
             await asyncio.sleep(RESUME_AFTER_S)
+            halted = [partition for partition in self._halted if not partition.failure_is_final]
             try:
                 epoch = await self._metadata.raise_epoch(self._epoch)
                 await self._metadata.add_epochs(
-                    [(partition.topic_id, partition.partition, epoch, partition.written_offset)]
+                    [(each.topic_id, each.partition, epoch, each.written_offset) for each in halted]
                 )
             except TakhinError as problem:
-                logger.warning("%s/%d stays closed: %s", partition.topic, partition.partition, problem.message)
+                if problem.reason is not Reason.TOPIC_NOT_FOUND:
+                    logger.warning("%d partitions stay closed: %s", len(halted), problem.message)
                 continue
-            self._epoch = epoch
-            partition.resume(epoch)
-            return
+            finally:
+                # A topic deleted meanwhile has closed its partitions: they are not asked again.
+                self._halted = {partition for partition in self._halted if not partition.failure_is_final}
+            self._epoch = max(self._epoch, epoch)
+            for partition in halted:
+                self._halted.discard(partition)
+                partition.resume(epoch)
 
     def _keep(self, work) -> None:
         task = asyncio.ensure_future(work)

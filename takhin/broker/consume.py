@@ -1,6 +1,7 @@
 """Consume: a stream of responses that are slices of one partition's log."""
 
 import asyncio
+import errno
 import logging
 from dataclasses import dataclass
 from typing import Protocol
@@ -145,6 +146,8 @@ class Consuming:
                 loop = asyncio.get_running_loop()
                 response = await loop.run_in_executor(self._store.threads, reader.read_blocking, max_bytes)
         except OSError as problem:
+            # Retention may have removed the file between the check of the log's start and its opening.
+            reader.check_start()
             raise _read_error(reader.partition, problem) from None
         assert response is None or isinstance(response, bytes)
         return response
@@ -195,6 +198,7 @@ def _reader(partition: Partition, asked: ConsumeRequest) -> Reader:
 def _read_error(partition: Partition, problem: OSError) -> TakhinError:
     logger.error("%s/%d can't be read: %s", partition.topic, partition.partition, problem.strerror)
     return error(
-        Reason.CORRUPT_BATCH, f"{partition.topic}/{partition.partition} can't be read: {problem.strerror}",
+        Reason.CORRUPT_BATCH if problem.errno == errno.EIO else Reason.READ_FAILED,
+        f"{partition.topic}/{partition.partition} can't be read: {problem.strerror}",
         topic=partition.topic, partition=partition.partition,
     )

@@ -14,7 +14,7 @@ import asyncio
 from asyncio import Future
 from collections import deque
 
-from takhin.errors import Reason, error
+from takhin.errors import Reason, TakhinError, error
 
 # The smallest response that is tried; a record that is larger goes out whole all the same.
 SMALLEST_RESPONSE_BYTES = 4 * 1024
@@ -78,12 +78,6 @@ class ReaderBudget:
         if not self._waiting and self._fits(size_bytes):
             self._take(lease, size_bytes)
             return
-        if self.used_bytes >= 2 * self.limit_bytes:
-            raise error(
-                Reason.SLOW_READER,
-                f"readers that take nothing hold {self.used_bytes} bytes of the broker's memory, twice what is meant for "
-                "them (limits.reader_bytes): go on at the next offset later",
-            )
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append((size_bytes, lease, turn))
         self._serve()
@@ -130,6 +124,10 @@ class ReaderBudget:
             size_bytes, lease, turn = self._waiting[0]
             if not turn.done():
                 if not self._fits(size_bytes):
+                    if self.used_bytes >= 2 * self.limit_bytes:
+                        turn.set_exception(self._refusal())
+                        self._waiting.popleft()
+                        continue
                     if self._beyond is not None:
                         return
                     self._beyond = lease
@@ -138,6 +136,13 @@ class ReaderBudget:
                 self._take(lease, size_bytes)
                 turn.set_result(None)
             self._waiting.popleft()
+
+    def _refusal(self) -> TakhinError:
+        return error(
+            Reason.SLOW_READER,
+            f"readers that take nothing hold {self.used_bytes} bytes of the broker's memory, twice what is meant for "
+            "them (limits.reader_bytes): go on at the next offset later",
+        )
 
     def _end_beyond(self) -> None:
         self._beyond = None

@@ -1,7 +1,8 @@
 """Retention: old segments leave the log.
 
 A segment goes when its last append, by the broker's own clock, is older than retention.ms, or when the partition
-without it is still larger than retention.bytes. The log's start moves durably before a file goes; the active segment stays.
+without it is still larger than retention.bytes. The log's start moves durably before a file goes; the active segment
+stays.
 """
 
 import asyncio

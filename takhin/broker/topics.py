@@ -128,7 +128,7 @@ class Topics:
                     max_partitions=limits.partitions,
                 )
             row = await self._metadata.create_topic(name, num_partitions, configs, self._clock_ms())
-            return self._add(row, config, [RecoveredPartition([])] * num_partitions)
+            return self._add(row, config, [RecoveredPartition()] * num_partitions)
 
     async def delete(self, name: str) -> None:
         """Delete the topic, its records and the commits for it. Raises INVALID_TOPIC_NAME, TOPIC_NOT_FOUND."""
@@ -148,11 +148,14 @@ class Topics:
         if await self._store.remove_topic(topic_id):
             await self._metadata.forget_deleted(topic_id)
 
-    async def load(self) -> list[tuple[TopicRow, list[RecoveredPartition]]]:
-        """Every topic the metadata knows, with what the disk holds of its partitions."""
+    async def load(self, *, was_clean: bool) -> list[tuple[TopicRow, list[RecoveredPartition]]]:
+        """Every topic the metadata knows, with what the disk holds of its partitions.
+
+        was_clean: the last run left everything on the disk.
+        """
         rows = await self._metadata.load_topics()
         specs = [spec for row in rows for spec in self._specs(row, self._stored_config(row))]
-        found = iter(await self._store.recover(specs))
+        found = iter(await self._store.recover(specs, was_clean=was_clean))
         return [(row, [next(found) for _ in range(row.num_partitions)]) for row in rows]
 
     def open(self, row: TopicRow, found: list[RecoveredPartition]) -> None:

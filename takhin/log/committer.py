@@ -46,6 +46,7 @@ class Committer:
         self._touched: list[Partition] = []
         self._wanting: dict[Partition, None] = {}
         self._dirty_since_s: dict[Partition, float] = {}
+        self._put_off: dict[Partition, None] = {}
         self._thread = SyncThread(files)
         self._commits: dict[int, _Commit] = {}
         self._idle: asyncio.Future[None] | None = None
@@ -79,7 +80,9 @@ class Committer:
             except Exception:
                 # Our bug: it must not take the tick's other partitions with it.
                 logger.exception("%s/%d can't be written", partition.topic, partition.partition)
-                partition.fail(Reason.INTERNAL_ERROR, "the partition takes no appends until the broker is started again")
+                partition.fail(
+                    Reason.INTERNAL_ERROR, "the partition takes no appends until the broker is started again"
+                )
             if partition not in dirty:
                 dirty[partition] = time.monotonic()
         if self._wanting:
@@ -94,8 +97,7 @@ class Committer:
         try:
             target, segments, directories = partition.begin_sync()
         except OSError as problem:
-            logger.error("%s/%d can't be synced: %s", partition.topic, partition.partition, problem.strerror)
-            partition.end_sync(0, [], [], problem.errno or 5)
+            self._try_again(partition, problem)
             return
         fds: list[int] = []
         try:
@@ -103,10 +105,16 @@ class Committer:
                 fds.append(self._files.open(directory, os.O_RDONLY | os.O_DIRECTORY))
         except OSError as problem:
             self._close(fds)
-            partition.end_sync(target, segments, directories, problem.errno or 5)
+            partition.put_off_sync(segments, directories)
+            self._try_again(partition, problem)
             return
         number = self._thread.submit([segment.fileno() for segment in segments], fds)
         self._commits[number] = _Commit(partition, target, segments, directories, fds)
+
+    def _try_again(self, partition: Partition, problem: OSError) -> None:
+        """The sync could not be begun: the timer begins it anew."""
+        logger.warning("the sync of %s/%d has to wait: %s", partition.topic, partition.partition, problem.strerror)
+        self._put_off[partition] = None
 
     def _on_synced(self) -> None:
         for number, errno, duration_ns in self._thread.finished():
@@ -134,6 +142,9 @@ class Committer:
 
     def _check_dirty(self) -> None:
         self._timer = self._loop.call_later(FLUSH_CHECK_S, self._check_dirty)
+        put_off, self._put_off = self._put_off, {}
+        for partition in put_off:
+            self._begin_sync(partition)
         now_s = time.monotonic()
         due = [
             partition
@@ -151,6 +162,7 @@ class Committer:
         """The partition is closed."""
         self._dirty_since_s.pop(partition, None)
         self._wanting.pop(partition, None)
+        self._put_off.pop(partition, None)
 
     async def sync_all(self) -> None:
         """Write and sync all there is. Failures are told by the partitions."""

@@ -57,7 +57,7 @@ cdef class Partition:
     cdef int _close_batch(self) noexcept
     cdef int _write(self) except? -1
     cdef int _note_written(self) except -1
-    cdef int _fail_write(self, int errno_) except -1
+    cdef int _fail_write(self, int errno_, bint begun) except -1
 
 
 cdef int resolve(list futures, object result) except -1

@@ -213,7 +213,7 @@ cdef class Partition:
             self._make_directories()
             self._add_segment(now_ms)
         except OSError as problem:
-            raise _storage_error(problem) from None
+            raise self._storage_error(problem) from None
 
     def _make_directories(self):
         topic_directory = os.path.dirname(self.directory)
@@ -246,10 +246,18 @@ cdef class Partition:
         try:
             self._add_segment(now_ms)
         except OSError as problem:
-            raise _storage_error(problem) from None
+            raise self._storage_error(problem) from None
         self._unindexed.append(sealed)
         self._index_sealed()
         return True
+
+    def _storage_error(self, problem):
+        full = problem.errno == ENOSPC or problem.errno == EDQUOT
+        return error(
+            Reason.DISK_FULL if full else Reason.WRITE_FAILED,
+            f"a segment of {self.topic}/{self.partition} can't be begun: {os.strerror(problem.errno)}",
+            topic=self.topic, partition=self.partition,
+        )
 
     # Write: W
 
@@ -263,9 +271,11 @@ cdef class Partition:
         try:
             result = self._write()
         except OSError as problem:
-            result = -<int>(problem.errno or EIO)
+            # The file could not even be opened: there is nothing to take back.
+            self._fail_write(problem.errno or EIO, False)
+            return
         if result < 0:
-            self._fail_write(-result)
+            self._fail_write(-result, True)
         else:
             self._note_written()
 
@@ -333,7 +343,7 @@ cdef class Partition:
             self.wake_readers()
         return 0
 
-    cdef int _fail_write(self, int errno_) except -1:
+    cdef int _fail_write(self, int errno_, bint begun) except -1:
         """Nothing of this tick was written: take it all back, and refuse appends until a new epoch has begun."""
         full = errno_ == ENOSPC or errno_ == EDQUOT
         self.failure = (
@@ -341,7 +351,8 @@ cdef class Partition:
             f"nothing was appended to {self.topic}/{self.partition}: {os.strerror(errno_)}",
         )
         try:
-            self.active.cut(self.active.size_bytes)
+            if begun:
+                self.active.cut(self.active.size_bytes)
         except OSError:
             # What stands behind W in the file is unknown: only recovery can tell.
             self.fail(
@@ -461,6 +472,18 @@ cdef class Partition:
             segment.dirty = False
         return self.written_offset, segments, directories
 
+    def put_off_sync(self, list segments not None, list directories not None):
+        """The sync could not be begun, for want of file descriptors say: nothing is known to be lost."""
+        cdef Segment segment
+        self.syncing = False
+        for segment in segments:
+            segment.release()
+            if segment not in self._unsynced:
+                segment.dirty = True
+                self._unsynced.append(segment)
+        self._unsynced.sort(key=lambda segment: segment.base_offset)
+        self._unsynced_directories = directories + self._unsynced_directories
+
     def end_sync(self, int64_t target, list segments not None, list directories not None, int errno_):
         """The sync is over. A failed one is final: the kernel may have dropped the pages it could not write."""
         cdef Segment segment
@@ -547,10 +570,3 @@ cdef int resolve(list futures, object result) except -1:
         if not future.done():
             future.set_result(result)
     return 0
-
-
-def _storage_error(problem):
-    full = problem.errno == ENOSPC or problem.errno == EDQUOT
-    return error(
-        Reason.DISK_FULL if full else Reason.WRITE_FAILED, f"a segment can't be begun: {os.strerror(problem.errno)}"
-    )

@@ -83,7 +83,7 @@ cdef class Reader:
 
     @property
     def available_bytes(self):
-        """About how many bytes of log lie before it; never less than there are, in whole batches."""
+        """How many bytes of log lie before it, never fewer than do: in whole batches, on the disk in whole segments."""
         cdef Partition partition = self.partition
         cdef Ring ring = partition.ring
         cdef Segment segment
@@ -92,10 +92,9 @@ cdef class Reader:
             return 0
         if ring.holds(self.next_offset):
             return partition._written_position - ring.batch(ring.find(self.next_offset)).position
-        for segment in reversed(partition.segments):
-            if segment.base_offset <= self.next_offset:
-                return total + segment.size_bytes - segment.locate(self.next_offset)
-            total += segment.size_bytes
+        for segment in partition.segments:
+            if segment.next_offset > self.next_offset:
+                total += segment.size_bytes
         return total
 
     cdef int64_t _end(self) noexcept:
@@ -114,7 +113,7 @@ cdef class Reader:
         Raises OutOfRange when the log's start has moved beyond next_offset, DataLoss when a checksum fails, OSError.
         """
         cdef int64_t end = self._end()
-        self._check_start()
+        self.check_start()
         if self.next_offset >= end or self.records_left == 0:
             return None
         if self.partition.ring.holds(self.next_offset):
@@ -124,7 +123,7 @@ cdef class Reader:
     def read_blocking(self, int64_t max_bytes):
         """As read(), from the files; waits for the disk, without the interpreter. Any thread may call it."""
         cdef int64_t end = self._end()
-        self._check_start()
+        self.check_start()
         if self.next_offset >= end or self.records_left == 0:
             return None
         return self._from_file(max_bytes, end, False)
@@ -135,7 +134,8 @@ cdef class Reader:
         self.records_left = records_left
         self._located_offset = -1
 
-    def _check_start(self):
+    def check_start(self):
+        """Raises OutOfRange when the log's start has moved beyond next_offset."""
         if self.next_offset < self.partition.log_start_offset:
             raise error(
                 Reason.OFFSET_OUT_OF_RANGE,

@@ -2,16 +2,21 @@
 
 An index file is written only when all of its segment is on the disk: where it is whole and agrees with the segment's
 size, it vouches for the segment, and nothing is scanned. After a clean stop that is every segment; after a crash it is
-all but those that were appended to since, and these are scanned batch by batch. A torn tail is set aside, in a file
-beside the segment, and cut.
+all but those that were appended to since, and these are scanned batch by batch.
+
+Where a scan ends before its file does, the damage is either a torn tail (the power, or the broker, failed while this
+was written) or corruption (it was on the disk once). It is corruption when something proves that the damaged offset was
+durable: the mark of a clean stop, an index file, or a later whole batch whose header names a durable offset beyond it.
+A torn tail is set aside, in files beside the segment, and cut. Corruption is left as it is: the partition is served up
+to it and takes no appends.
 """
 
 import logging
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from takhin.log.segment import FileCache, Segment
+from takhin.log.segment import FileCache, Segment, segment_name
 
 logger = logging.getLogger(__name__)
 
@@ -23,59 +28,128 @@ _COPY_BYTES = 1024 * 1024
 class RecoveredPartition:
     """The segments of a partition in order, all of them on the disk, and what it took to say so."""
 
-    segments: list[Segment]
+    segments: list[Segment] = field(default_factory=list)
     max_epoch: int = 0
     scanned_bytes: int = 0
     cut_bytes: int = 0
-    # Where damage was found that is not a torn tail: the partition is served up to it and takes no appends.
+    # Damage that is not a torn tail, in words: the partition is served up to it and takes no appends.
     damage: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Whose files are where."""
+
+    cache: FileCache
+    directory: str
+    topic_id: int
+    partition: int
+
+
 def recover_partition(
-    cache: FileCache, directory: str, topic_id: int, partition: int, log_start_offset: int
+    cache: FileCache, directory: str, topic_id: int, partition: int, log_start_offset: int, *, was_clean: bool
 ) -> RecoveredPartition:
-    """Recover one partition. Blocks on the disk. Raises OSError."""
-    found = RecoveredPartition([])
-    scanned: list[Segment] = []
+    """Recover one partition. Blocks on the disk. What can't be read counts as damage."""
+    found = RecoveredPartition()
     try:
-        names = os.listdir(directory)
+        _recover(_Place(cache, directory, topic_id, partition), log_start_offset, was_clean, found)
     except FileNotFoundError:
-        return found
-    bases = sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
-    for position, base_offset in enumerate(bases):
-        is_last = position == len(bases) - 1
-        segment = Segment.trusted(cache, directory, topic_id, partition, base_offset)
-        if segment is None:
-            segment, damage = Segment.scanned(cache, directory, topic_id, partition, base_offset)
-            found.scanned_bytes += segment.size_bytes
-            scanned.append(segment)
-            if damage is not None and not is_last:
-                found.damage = f"{segment.path} at byte {segment.size_bytes}: {damage}"
-            elif damage is not None:
-                found.cut_bytes += _cut_tail(cache, segment, damage)
-            if segment.size_bytes == 0 and is_last and found.damage is None:
-                # Not even the header had reached the disk: the segment was never used.
-                segment.unlink()
-                scanned.pop()
-                break
-        expected = found.segments[-1].next_offset if found.segments else segment.base_offset
-        if segment.base_offset != expected and found.damage is None and segment.base_offset > log_start_offset:
-            found.damage = f"{segment.path} begins at offset {segment.base_offset}, {expected} was to be next"
-            break
-        found.segments.append(segment)
-        found.max_epoch = max(found.max_epoch, segment.max_epoch)
-        if found.damage is not None:
-            break
-    if scanned:
-        _make_durable(cache, directory, scanned if found.damage is None else [])
+        pass
+    except OSError as problem:
+        found.damage = f"{problem.filename or directory}: {problem.strerror}"
     return found
 
 
-def _cut_tail(cache: FileCache, segment: Segment, damage: str) -> int:
-    """Copy what stands behind the last whole batch to a file beside the segment, then cut it off. Returns its size."""
-    files = cache.files
-    size_bytes = os.stat(segment.path).st_size
-    aside = f"{segment.path}.torn-at-{segment.size_bytes}"
+def _recover(place: _Place, log_start_offset: int, was_clean: bool, found: RecoveredPartition) -> None:
+    names = os.listdir(place.directory)
+    bases = sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
+    # What retention had taken out of the log when the broker died is still to be removed.
+    while len(bases) > 1 and bases[1] <= log_start_offset:
+        _segment(place, bases.pop(0)).unlink()
+    if bases and bases[0] > log_start_offset:
+        found.damage = f"{place.directory}: the segment with offset {log_start_offset} is gone"
+    scanned: list[Segment] = []
+    for position, base_offset in enumerate(bases):
+        if found.damage is not None:
+            break
+        if found.segments and base_offset != found.segments[-1].next_offset:
+            found.damage = (
+                f"{segment_name(base_offset)} begins where offset {found.segments[-1].next_offset} should follow"
+            )
+            break
+        segment = Segment.trusted(place.cache, place.directory, place.topic_id, place.partition, base_offset)
+        torn = False
+        if segment is None:
+            segment, damage = Segment.scanned(
+                place.cache, place.directory, place.topic_id, place.partition, base_offset
+            )
+            found.scanned_bytes += segment.size_bytes
+            if damage is not None:
+                where = f"{segment_name(base_offset)} at byte {segment.size_bytes}: {damage}"
+                later = [_segment(place, base) for base in bases[position + 1 :]]
+                torn = not was_clean and not _was_durable(segment, later)
+                if torn:
+                    found.cut_bytes += _set_aside(place, segment, later, where)
+                else:
+                    found.damage = where
+            if segment.size_bytes:
+                scanned.append(segment)
+        if segment.size_bytes:
+            found.segments.append(segment)
+            found.max_epoch = max(found.max_epoch, segment.max_epoch)
+        if torn:
+            break
+    if scanned and found.damage is None:
+        # What a killed process had written may be in the cache only.
+        for segment in scanned:
+            segment.sync()
+        place.cache.files.sync_directory(place.directory)
+        for segment in scanned:
+            segment.write_index()
+
+
+def _segment(place: _Place, base_offset: int) -> Segment:
+    return Segment(place.cache, place.directory, place.topic_id, place.partition, base_offset)
+
+
+def _was_durable(damaged: Segment, later: list[Segment]) -> bool:
+    """Whether anything proves that the offset at which the segment is damaged was once on the disk."""
+    summary = damaged.read_summary()
+    if summary is not None and summary.size_bytes > damaged.size_bytes:
+        return True
+    if damaged.proves(damaged.size_bytes, damaged.next_offset):
+        return True
+    return any(segment.read_summary() is not None or segment.proves(0, damaged.next_offset) for segment in later)
+
+
+def _set_aside(place: _Place, torn: Segment, later: list[Segment], where: str) -> int:
+    """Move what stands behind the last whole batch into files beside the segment. Returns how many bytes.
+
+    The order makes it safe to be killed at any point: what is found half-done is done again.
+    """
+    files = place.cache.files
+    moved = 0
+    for segment in reversed(later):
+        moved += os.stat(segment.path).st_size
+        files.rename(segment.path, f"{segment.path}.torn-at-0")
+    size_bytes = os.stat(torn.path).st_size
+    aside = f"{torn.path}.torn-at-{torn.size_bytes}"
+    if torn.size_bytes == 0:
+        # Not even the header is whole: the segment goes as it is.
+        files.rename(torn.path, aside)
+    else:
+        _copy_tail(place, torn, size_bytes, aside)
+        torn.cut(torn.size_bytes)
+    moved += size_bytes - torn.size_bytes
+    logger.warning(
+        "%s: %s: a torn tail; %d bytes that were never acknowledged as durable are set aside as *.torn-at-*",
+        place.directory, where, moved,
+    )
+    return moved
+
+
+def _copy_tail(place: _Place, segment: Segment, size_bytes: int, aside: str) -> None:
+    files = place.cache.files
     source = segment.fileno()
     try:
         target = files.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -88,18 +162,3 @@ def _cut_tail(cache: FileCache, segment: Segment, damage: str) -> int:
             files.close(target)
     finally:
         segment.done()
-    logger.warning(
-        "%s: %s at byte %d; %d bytes were never acknowledged as durable and are set aside in %s",
-        segment.path, damage, segment.size_bytes, size_bytes - segment.size_bytes, os.path.basename(aside),
-    )
-    segment.cut(segment.size_bytes)
-    return size_bytes - segment.size_bytes
-
-
-def _make_durable(cache: FileCache, directory: str, segments: list[Segment]) -> None:
-    """Sync what a scan takes as the log: what a killed process had written may be in the cache only."""
-    for segment in segments:
-        segment.sync()
-    cache.files.sync_directory(directory)
-    for segment in segments:
-        segment.write_index()

@@ -27,9 +27,11 @@ from takhin.codec.batch cimport (
 from takhin.log.files cimport Files
 from takhin.log.index cimport INDEX_HEADER_BYTES, INDEX_INTERVAL_BYTES, OffsetIndex
 
-from takhin.codec.batch import encode_segment_header
+from takhin.codec.batch import BatchError, encode_segment_header, read_batch
 from takhin.log.index import SegmentSummary, read_summary
 
+# Tag and length of a batch's header, tag and value of its magic.
+_BATCH_BEGIN = b"\x32\x67\x0dTKB1"
 # What a scan reads at once; a batch that is larger is read whole.
 cdef size_t SCAN_BYTES = 1024 * 1024
 
@@ -125,17 +127,10 @@ cdef class Segment:
         cdef Files files = segment.cache.files
         try:
             size_bytes = os.stat(segment.path).st_size
-            fd = files.open(segment.index_path, os.O_RDONLY)
-            try:
-                found = read_summary(files.read(fd, INDEX_HEADER_BYTES, 0))
-            finally:
-                files.close(fd)
+            summary = segment.read_summary()
+            if summary is None or summary.size_bytes != size_bytes or not segment._read_header():
+                return None
         except OSError:
-            return None
-        if found is None:
-            return None
-        summary = found[0]
-        if summary.base_offset != base_offset or summary.size_bytes != size_bytes:
             return None
         segment.next_offset = summary.next_offset
         segment.size_bytes = size_bytes
@@ -155,14 +150,40 @@ cdef class Segment:
         cdef Segment segment = Segment(cache, directory, topic_id, partition, base_offset)
         return segment, segment._scan()
 
-    def prepare_append(self):
-        """Make a segment that was found on the disk ready to grow. Raises OSError."""
+    def read_summary(self):
+        """What the index file, if there is one and its sums are whole, tells of this segment: SegmentSummary or None.
+
+        It vouches that as much as it tells of was on the disk. Raises OSError.
+        """
+        cdef Files files = self.cache.files
+        try:
+            fd = files.open(self.index_path, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            found = read_summary(files.read(fd, INDEX_HEADER_BYTES, 0))
+        finally:
+            files.close(fd)
+        return found[0] if found is not None and found[0].base_offset == self.base_offset else None
+
+    def _read_header(self):
+        """Whether the file begins with the header of just this segment; notes when it was created. Raises OSError."""
         cdef int fd = self.acquire()
+        cdef bytes header
         try:
             header = self.cache.files.read(fd, SEGMENT_HEADER_BYTES, 0)
         finally:
             self.release()
+        if not is_segment_header(
+            <const uint8_t*>PyBytes_AS_STRING(header), <size_t>len(header), self.topic_id, self.partition,
+            self.base_offset
+        ):
+            return False
         self.created_ms = int.from_bytes(header[41:49], "little", signed=True)
+        return True
+
+    def prepare_append(self):
+        """Make a segment that was found on the disk ready to grow. Raises OSError."""
         if self.index is None:
             self._load_index()
         # The file will soon not cover all of it: from now on only the index in memory counts.
@@ -227,6 +248,38 @@ cdef class Segment:
             free(buffer)
             self.release()
 
+    def proves(self, int64_t position, int64_t offset):
+        """Whether a whole batch at or behind position tells that offset was once on the disk. Raises OSError.
+
+        Then what is damaged at offset is no torn tail. The batch is looked for by its first bytes, and believed only
+        when its checksum matches.
+        """
+        cdef Files files = self.cache.files
+        cdef int fd = self.acquire()
+        cdef int64_t found
+        cdef bytes window
+        try:
+            while True:
+                window = files.read(fd, SCAN_BYTES, position)
+                start = window.find(_BATCH_BEGIN)
+                while start >= 0:
+                    found = position + start
+                    header = files.read(fd, BATCH_HEADER_BYTES, found)
+                    size = BATCH_HEADER_BYTES + int.from_bytes(header[36:40], "little")
+                    if len(header) == BATCH_HEADER_BYTES and size <= os.fstat(fd).st_size - found:
+                        try:
+                            if read_batch(files.read(fd, size, found)).durable_offset > offset:
+                                return True
+                        except BatchError:
+                            pass
+                    start = window.find(_BATCH_BEGIN, start + 1)
+                if len(window) < <Py_ssize_t>SCAN_BYTES:
+                    return False
+                # What begins at the window's end is found in the next one.
+                position += len(window) - len(_BATCH_BEGIN) + 1
+        finally:
+            self.release()
+
     cdef void _note_header(self, const BatchHeader* header) noexcept:
         self.note(
             header.base_offset, header.next_offset, BATCH_HEADER_BYTES + <int64_t>header.payload_bytes,
@@ -268,8 +321,17 @@ cdef class Segment:
         except FileNotFoundError:
             data = b""
         index = OffsetIndex.decode(data)
-        # A damaged index costs a longer search, nothing else; the next start makes it again.
-        self.index = index if index is not None else OffsetIndex()
+        if index is None:
+            # Its sums were whole, or there would be no segment; its entries are not. They are made again.
+            index = Segment._scanned_index(self.cache, os.path.dirname(self.path), self)
+        self.index = index
+
+    @staticmethod
+    def _scanned_index(FileCache cache not None, directory, Segment segment not None):
+        cdef Segment scanned
+        scanned, _ = Segment.scanned(cache, directory, segment.topic_id, segment.partition, segment.base_offset)
+        segment._index_file_covers = 0
+        return scanned.index
 
     def write_index(self):
         """Write the index file, unless it is there and covers all of the segment. Raises OSError.

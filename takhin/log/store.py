@@ -94,13 +94,13 @@ class LogStore:
 
     # Partitions
 
-    async def recover(self, specs: list[PartitionSpec]) -> list[RecoveredPartition]:
-        """What the disk holds of each, in their order. Raises OSError."""
+    async def recover(self, specs: list[PartitionSpec], *, was_clean: bool) -> list[RecoveredPartition]:
+        """What the disk holds of each, in their order. was_clean: the last run left everything on the disk."""
 
         def recover_one(spec: PartitionSpec) -> RecoveredPartition:
             return recover_partition(
                 self._cache, self.directory(spec.topic_id, spec.partition), spec.topic_id, spec.partition,
-                spec.log_start_offset,
+                spec.log_start_offset, was_clean=was_clean,
             )
 
         def recover_some(some: list[PartitionSpec]) -> list[RecoveredPartition]:
@@ -115,7 +115,7 @@ class LogStore:
             for part, results in zip(parts, done, strict=True)
             for spec, result in zip(part, results, strict=True)
         }
-        return [found.get((spec.topic_id, spec.partition)) or RecoveredPartition([]) for spec in specs]
+        return [found.get((spec.topic_id, spec.partition)) or RecoveredPartition() for spec in specs]
 
     def open_partition(self, spec: PartitionSpec, found: RecoveredPartition, epoch: int) -> Partition:
         """The partition, ready to append to and read from."""
@@ -127,9 +127,9 @@ class LogStore:
         partition.configure(spec.config)
         if found.damage is not None:
             partition.fail(
-                Reason.PARTITION_READ_ONLY,
-                f"{spec.topic}/{spec.partition} is damaged: what lies before the damage can be read, nothing is appended "
-                f"({found.damage})",
+                Reason.PARTITION_DAMAGED,
+                f"{spec.topic}/{spec.partition} is damaged: what lies before the damage can be read, nothing is "
+                f"appended ({found.damage})",
             )
         return partition
 
@@ -182,7 +182,11 @@ class LogStore:
         def write_indexes() -> bool:
             well = True
             for partition in partitions:
-                if partition.dirty or (partition.failure is not None and partition.failure_is_final):
+                failure = partition.failure[0] if partition.failure_is_final and partition.failure else None
+                if failure is Reason.PARTITION_DAMAGED:
+                    # Found when it was opened; nothing was written since.
+                    continue
+                if partition.dirty or failure is not None:
                     well = False
                     continue
                 for segment in partition.segments:

@@ -52,7 +52,7 @@ class Log(RuleBasedStateMachine):
             store = LogStore(self.directory, self.limits, self.loop, lambda: self.now_ms, lambda partition: None)
             spec = PartitionSpec("t", 1, 0, self.log_start, (), self.config)
             os.makedirs(os.path.join(self.directory, "topics"), exist_ok=True)
-            (found,) = await store.recover([spec])
+            (found,) = await store.recover([spec], was_clean=False)
             return store, store.open_partition(spec, found, self.epoch)
 
         self.store, self.partition = self.loop.run_until_complete(opened())

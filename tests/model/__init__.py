@@ -1,0 +1,1 @@
+"""Oracles in plain Python: slow, readable, and independent of the code they judge."""
