@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 # How often partitions are looked at whose flush.ms may have passed.
 FLUSH_CHECK_S = 0.05
+# How often the last sync of all waits for those that could not be begun.
+_LAST_TRIES = 20
 
 
 @dataclass(slots=True)
@@ -169,11 +171,16 @@ class Committer:
         self._end_tick()
         for partition in list(self._dirty_since_s):
             self._begin_sync(partition)
-        while self._commits:
-            self._idle = self._loop.create_future()
-            await self._idle
-            for partition in list(self._dirty_since_s):
-                self._begin_sync(partition)
+        for _ in range(_LAST_TRIES):
+            while self._commits:
+                self._idle = self._loop.create_future()
+                await self._idle
+                for partition in list(self._dirty_since_s):
+                    self._begin_sync(partition)
+            if not self._put_off:
+                return
+            # The timer tries those again.
+            await asyncio.sleep(2 * FLUSH_CHECK_S)
 
     def close(self) -> None:
         """End the thread, after what it was given."""

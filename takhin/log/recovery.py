@@ -52,17 +52,23 @@ def recover_partition(
     """Recover one partition. Blocks on the disk. What can't be read counts as damage."""
     found = RecoveredPartition()
     try:
-        _recover(_Place(cache, directory, topic_id, partition), log_start_offset, was_clean, found)
+        names = os.listdir(directory)
     except FileNotFoundError:
-        pass
+        return found
+    except OSError as problem:
+        found.damage = f"{directory}: {problem.strerror}"
+        return found
+    bases = sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
+    try:
+        _recover(_Place(cache, directory, topic_id, partition), bases, log_start_offset, was_clean, found)
     except OSError as problem:
         found.damage = f"{problem.filename or directory}: {problem.strerror}"
     return found
 
 
-def _recover(place: _Place, log_start_offset: int, was_clean: bool, found: RecoveredPartition) -> None:
-    names = os.listdir(place.directory)
-    bases = sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
+def _recover(
+    place: _Place, bases: list[int], log_start_offset: int, was_clean: bool, found: RecoveredPartition
+) -> None:
     # What retention had taken out of the log when the broker died is still to be removed.
     while len(bases) > 1 and bases[1] <= log_start_offset:
         _segment(place, bases.pop(0)).unlink()
@@ -72,10 +78,16 @@ def _recover(place: _Place, log_start_offset: int, was_clean: bool, found: Recov
     for position, base_offset in enumerate(bases):
         if found.damage is not None:
             break
-        if found.segments and base_offset != found.segments[-1].next_offset:
-            found.damage = (
-                f"{segment_name(base_offset)} begins where offset {found.segments[-1].next_offset} should follow"
-            )
+        expected = found.segments[-1].next_offset if found.segments else base_offset
+        if base_offset != expected:
+            where = f"{segment_name(base_offset)} follows where offset {expected} should"
+            later = [_segment(place, base) for base in bases[position:]]
+            if was_clean or base_offset < expected or _any_proves(later, expected):
+                found.damage = where
+            else:
+                # The end of the one before it had not reached the disk, though it ends with a whole batch.
+                found.cut_bytes += _set_segments_aside(place, later)
+                _warn(place, where, found.cut_bytes)
             break
         segment = Segment.trusted(place.cache, place.directory, place.topic_id, place.partition, base_offset)
         torn = False
@@ -119,7 +131,11 @@ def _was_durable(damaged: Segment, later: list[Segment]) -> bool:
         return True
     if damaged.proves(damaged.size_bytes, damaged.next_offset):
         return True
-    return any(segment.read_summary() is not None or segment.proves(0, damaged.next_offset) for segment in later)
+    return _any_proves(later, damaged.next_offset)
+
+
+def _any_proves(later: list[Segment], offset: int) -> bool:
+    return any(segment.read_summary() is not None or segment.proves(0, offset) for segment in later)
 
 
 def _set_aside(place: _Place, torn: Segment, later: list[Segment], where: str) -> int:
@@ -127,25 +143,34 @@ def _set_aside(place: _Place, torn: Segment, later: list[Segment], where: str) -
 
     The order makes it safe to be killed at any point: what is found half-done is done again.
     """
-    files = place.cache.files
-    moved = 0
-    for segment in reversed(later):
-        moved += os.stat(segment.path).st_size
-        files.rename(segment.path, f"{segment.path}.torn-at-0")
+    moved = _set_segments_aside(place, later)
     size_bytes = os.stat(torn.path).st_size
     aside = f"{torn.path}.torn-at-{torn.size_bytes}"
     if torn.size_bytes == 0:
         # Not even the header is whole: the segment goes as it is.
-        files.rename(torn.path, aside)
+        place.cache.files.rename(torn.path, aside)
     else:
         _copy_tail(place, torn, size_bytes, aside)
         torn.cut(torn.size_bytes)
     moved += size_bytes - torn.size_bytes
+    _warn(place, where, moved)
+    return moved
+
+
+def _set_segments_aside(place: _Place, segments: list[Segment]) -> int:
+    """The last one first: whatever is left when this is cut short is still a run of segments. Returns their bytes."""
+    moved = 0
+    for segment in reversed(segments):
+        moved += os.stat(segment.path).st_size
+        place.cache.files.rename(segment.path, f"{segment.path}.torn-at-0")
+    return moved
+
+
+def _warn(place: _Place, where: str, moved: int) -> None:
     logger.warning(
         "%s: %s: a torn tail; %d bytes that were never acknowledged as durable are set aside as *.torn-at-*",
         place.directory, where, moved,
     )
-    return moved
 
 
 def _copy_tail(place: _Place, segment: Segment, size_bytes: int, aside: str) -> None:

@@ -18,6 +18,7 @@ from takhin.codec.batch cimport (
     BATCH_HEADER_BYTES,
     BATCH_NO_HEADER,
     BATCH_UNKNOWN_CODEC,
+    BATCH_WHOLE,
     SEGMENT_HEADER_BYTES,
     BatchHeader,
     check_batch,
@@ -249,36 +250,57 @@ cdef class Segment:
             self.release()
 
     def proves(self, int64_t position, int64_t offset):
-        """Whether a whole batch at or behind position tells that offset was once on the disk. Raises OSError.
+        """Whether a whole batch behind the damage at position tells that offset was once on the disk. Raises OSError.
 
-        Then what is damaged at offset is no torn tail. The batch is looked for by its first bytes, and believed only
-        when its checksum matches.
+        Where the damaged batch's header can be read, the next one is looked for behind it; else, and where batches
+        end again, by their first bytes. A batch is believed when its checksum matches. What is not found within a few
+        readings of the file is not found: values may be made to look like batches without end.
         """
         cdef Files files = self.cache.files
         cdef int fd = self.acquire()
-        cdef int64_t found
+        cdef int64_t file_size
+        cdef int64_t budget_bytes
+        cdef int64_t start
         cdef bytes window
         try:
-            while True:
+            file_size = os.fstat(fd).st_size
+            budget_bytes = 4 * (file_size - position)
+            position += self._claimed_size(fd, position, file_size)
+            while position < file_size and budget_bytes > 0:
                 window = files.read(fd, SCAN_BYTES, position)
-                start = window.find(_BATCH_BEGIN)
-                while start >= 0:
-                    found = position + start
-                    header = files.read(fd, BATCH_HEADER_BYTES, found)
-                    size = BATCH_HEADER_BYTES + int.from_bytes(header[36:40], "little")
-                    if len(header) == BATCH_HEADER_BYTES and size <= os.fstat(fd).st_size - found:
-                        try:
-                            if read_batch(files.read(fd, size, found)).durable_offset > offset:
-                                return True
-                        except BatchError:
-                            pass
-                    start = window.find(_BATCH_BEGIN, start + 1)
-                if len(window) < <Py_ssize_t>SCAN_BYTES:
-                    return False
-                # What begins at the window's end is found in the next one.
-                position += len(window) - len(_BATCH_BEGIN) + 1
+                found = window.find(_BATCH_BEGIN)
+                if found < 0:
+                    # What begins at the window's end is found in the next one.
+                    position += max(len(window) - len(_BATCH_BEGIN) + 1, 1)
+                    continue
+                position += found
+                size = self._claimed_size(fd, position, file_size)
+                budget_bytes -= size + 1
+                try:
+                    batch = read_batch(files.read(fd, size, position)) if size else None
+                except BatchError:
+                    batch = None
+                if batch is None:
+                    position += 1
+                    continue
+                if offset < batch.durable_offset <= batch.base_offset:
+                    return True
+                position += size
+            return False
         finally:
             self.release()
+
+    def _claimed_size(self, int fd, int64_t position, int64_t file_size):
+        """How large the batch at position says it is; 0 when none begins there, or not one that ends within the file."""
+        cdef bytes header = self.cache.files.read(fd, BATCH_HEADER_BYTES, position)
+        cdef BatchHeader batch
+        cdef const uint8_t* start = <const uint8_t*>PyBytes_AS_STRING(header)
+        cdef int64_t size
+        cdef int fault = read_batch_header(start, start + len(header), &batch)
+        if len(header) < BATCH_HEADER_BYTES or (fault != BATCH_WHOLE and fault != BATCH_CUT):
+            return 0
+        size = BATCH_HEADER_BYTES + <int64_t>batch.payload_bytes
+        return size if size <= file_size - position else 0
 
     cdef void _note_header(self, const BatchHeader* header) noexcept:
         self.note(

@@ -8,7 +8,7 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote
@@ -30,6 +30,45 @@ _UNWIND_S = 1.0
 Context = Any
 
 
+class _Write:
+    """A write of grpc.aio that goes on when who waits for it is cancelled, so that it can still be told when it ended.
+
+    A shielded task would do that too, but made the sending of a small message about 15% dearer. This starts at once and
+    makes no task: it takes the future that the coroutine awaits into its own hands, as a task would.
+    """
+
+    __slots__ = ("_coroutine", "_waiters", "done", "error")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None]):
+        self._coroutine = coroutine
+        self._waiters: list[asyncio.Future[None]] = []
+        self.done = False
+        self.error: BaseException | None = None
+        self._step()
+
+    async def ended(self) -> None:
+        if not self.done:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+    def _step(self, _: Any = None) -> None:
+        try:
+            awaited = self._coroutine.send(None)
+        except StopIteration:
+            pass
+        except (Exception, asyncio.CancelledError) as exc:
+            self.error = exc
+        else:
+            awaited._asyncio_future_blocking = False
+            awaited.add_done_callback(self._step)
+            return
+        self.done = True
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
 class GrpcCall:
     """Call and StreamCall over a servicer context of grpc.aio."""
 
@@ -40,7 +79,7 @@ class GrpcCall:
         self._task = asyncio.current_task()
         self._over = False
         self._reading = False
-        self._write: asyncio.Task[None] | None = None
+        self._write: _Write | None = None
 
     @property
     def peer(self) -> str:
@@ -82,22 +121,22 @@ class GrpcCall:
         if type(message) is not bytes:  # grpc.aio sends None as an empty message, and text in UTF-8
             raise TypeError(f"a message is bytes, not {type(message).__name__}")
         await self.written()
-        # A write that is under way stays so when its caller is cancelled, so that written() can tell when it ended.
-        self._write = asyncio.get_running_loop().create_task(self._context.write(message))
-        try:
-            await asyncio.shield(self._write)
-        except grpc.aio.BaseError:
+        write = self._write = _Write(self._context.write(message))
+        await write.ended()
+        if write.error is not None:
+            if not isinstance(write.error, grpc.aio.BaseError):
+                raise write.error
             # The transport fails a write of a call that is over a moment before the handler's task is cancelled.
             self._over = True
-            raise asyncio.CancelledError from None
+            raise asyncio.CancelledError
 
     async def written(self) -> None:
         """Return when no write is under way.
 
         A stream that ends with a write outstanding breaks a rule of core's: its client may never see the end.
         """
-        while self._write is not None and not self._write.done():
-            await asyncio.wait((self._write,))
+        while self._write is not None and not self._write.done:
+            await self._write.ended()
 
 
 class GrpcFront:
