@@ -107,7 +107,8 @@ class Broker:
         for row, partitions in topics:
             for number, found in enumerate(partitions):
                 end = max(found.segments[-1].next_offset if found.segments else 0, row.log_starts.get(number, 0))
-                epochs.append((row.id, number, self._epoch, end))
+                if found.damage is None:
+                    epochs.append((row.id, number, self._epoch, end))
                 scanned_bytes += found.scanned_bytes
                 cut_bytes += found.cut_bytes
                 count += 1

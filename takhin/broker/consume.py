@@ -99,7 +99,9 @@ class Consuming:
         while True:
             self._check_open(partition)
             pending = partition.data_after(reader.next_offset)
-            if pending is None:
+            if pending is not None:
+                _check_damage(partition)
+            else:
                 if pace.min_bytes == 1 or reader.end_offset >= 0 or reader.available_bytes >= pace.min_bytes:
                     return True
                 if until_s is None:
@@ -177,7 +179,7 @@ def _reader(partition: Partition, asked: ConsumeRequest) -> Reader:
         if asked.last_epoch < 0:
             raise error(Reason.INVALID_EPOCH, f"last_epoch {asked.last_epoch} is negative")
         diverges_at = partition.divergence(asked.last_epoch, offset)
-        if diverges_at is not None:
+        if diverges_at is not None and not _is_damaged(partition):
             raise error(
                 Reason.LOG_TRUNCATED,
                 f"{partition.topic}/{partition.partition} lost records that were written but not durable: from offset "
@@ -185,6 +187,8 @@ def _reader(partition: Partition, asked: ConsumeRequest) -> Reader:
                 topic=partition.topic, partition=partition.partition, divergence_offset=diverges_at,
                 log_start_offset=log_start, end_offset=end,
             )
+    if offset >= end:
+        _check_damage(partition)
     if not log_start <= offset <= end:
         raise error(
             Reason.OFFSET_OUT_OF_RANGE,
@@ -192,7 +196,24 @@ def _reader(partition: Partition, asked: ConsumeRequest) -> Reader:
             f"to {end}",
             topic=partition.topic, partition=partition.partition, log_start_offset=log_start, end_offset=end,
         )
-    return Reader(partition, offset, end if asked.until_end else -1, asked.max_records or -1)
+    # What lies beyond damage is not the end: a bounded read has to learn of it, too.
+    bounded = asked.until_end and not _is_damaged(partition)
+    return Reader(partition, offset, end if bounded else -1, asked.max_records or -1)
+
+
+def _is_damaged(partition: Partition) -> bool:
+    return partition.failure is not None and partition.failure[0] is Reason.PARTITION_DAMAGED
+
+
+def _check_damage(partition: Partition) -> None:
+    """To be called where the log seems to end. Raises CORRUPT_BATCH when damage is what ends it."""
+    if _is_damaged(partition):
+        raise error(
+            Reason.CORRUPT_BATCH,
+            f"{partition.topic}/{partition.partition} can't be read from offset {partition.written_offset} on: it is "
+            "damaged there",
+            topic=partition.topic, partition=partition.partition, offset=partition.written_offset,
+        )
 
 
 def _read_error(partition: Partition, problem: OSError) -> TakhinError:

@@ -1,0 +1,86 @@
+"""Brokers for tests: real processes on real ports, checked for signs of bugs when a test is done with them."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# grpc reads it when it is imported; a test that starts a process is not to be told about forks.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+import grpc
+import pytest
+
+from tests.broker_process import BrokerProcess, Stub, new_topic
+
+StartBroker = Callable[..., BrokerProcess]
+
+
+@pytest.fixture
+def start_broker(tmp_path: Path) -> Iterator[StartBroker]:
+    """start_broker(*flags, prefix=...): a broker of the test's own; each further one has another directory."""
+    started: list[BrokerProcess] = []
+
+    def start(*flags: str, **how: list[str]) -> BrokerProcess:
+        started.append(BrokerProcess(tmp_path / f"broker-{len(started)}", *flags, **how))
+        return started[-1].start()
+
+    yield start
+    for process in started:
+        process.close()
+    for process in started:
+        process.check()
+
+
+@pytest.fixture
+def broker(start_broker: StartBroker) -> BrokerProcess:
+    """A broker of the test's own."""
+    return start_broker()
+
+
+@pytest.fixture(scope="session")
+def _session_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+    process = BrokerProcess(tmp_path_factory.mktemp("shared")).start()
+    yield process
+    process.terminate()
+    process.check()
+
+
+@pytest.fixture
+def shared_broker(_session_broker: BrokerProcess) -> Iterator[BrokerProcess]:
+    """One broker for all tests that leave it as it was but for topics and groups of their own."""
+    since = len(_session_broker.stderr)
+    yield _session_broker
+    _session_broker.check(since)
+    assert _session_broker.running, "the test ended the shared broker"
+
+
+@pytest.fixture
+def stub(shared_broker: BrokerProcess) -> Stub:
+    """A stock client of the shared broker."""
+    return shared_broker.stub()
+
+
+@pytest.fixture
+def topic(stub: Stub) -> str:
+    """A new topic with one partition on the shared broker."""
+    return new_topic(stub)
+
+
+@pytest.fixture
+def channel(shared_broker: BrokerProcess) -> Iterator[grpc.Channel]:
+    """A connection to the shared broker, for requests and responses as bytes."""
+    with shared_broker.channel() as channel:
+        yield channel
+
+
+@pytest.fixture
+def strace() -> list[str]:
+    """What runs a broker under strace, following its threads, with the broker as our own child. Its trace, if any is
+    asked for with -e trace, goes to the broker's log unless -o says otherwise."""
+    path = shutil.which("strace")
+    if path is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("strace is missing")
+        pytest.skip("strace is missing")
+    return [path, "-D", "-f", "-qq"]
