@@ -127,7 +127,7 @@ class Limits:
         64 * MIB, "responses handed to gRPC but perhaps not yet taken by their readers, all streams together", _SIZE,
         64 * KIB, TIB)
     slow_reader_ms: int = _number(
-        10_000, "a reader that took nothing for so long may lose its stream when memory runs short", _DURATION, 10,
+        10_000, "cut off readers that took nothing for so long, when others wait for memory", _DURATION, 10,
         INT32_MAX)
     stream_requests_in_flight: int = _number(
         1_024, "requests of one produce stream that wait for their answers", "", 1, 1_000_000)

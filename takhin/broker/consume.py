@@ -27,7 +27,13 @@ _MESSAGE_RESERVE_BYTES = 64 * 1024
 class ResponseStream(Protocol):
     """A call whose client gets responses."""
 
+    @property
+    def peer(self) -> str: ...
+
     async def write(self, message: bytes) -> None: ...
+
+    def cut(self) -> None:
+        """End the stream at once, whatever the client does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,15 @@ class Consuming:
         partition = partition_of(self._topics.get_encoded(asked.topic), asked.partition)
         pace = self._pace(asked)
         reader = _reader(partition, asked)
-        lease = self._budget.open()
+
+        def cut() -> None:
+            logger.warning(
+                "the reader at %s of %s/%d takes nothing while others wait for memory: it is cut off",
+                call.peer, partition.topic, partition.partition,
+            )
+            call.cut()
+
+        lease = self._budget.open(cut)
         try:
             if reader.done:
                 await self._send_empty(call, lease, reader)
@@ -137,8 +151,7 @@ class Consuming:
             planned_bytes = len(response)
             del response
             reader.rewind(offset, records_left)
-        await call.write(response)
-        budget.end_write(lease)
+        await self._write(call, lease, response)
 
     async def _read(self, reader: Reader, max_bytes: int) -> bytes | None:
         """The next response, from memory or, in a thread, from the disk."""
@@ -158,6 +171,10 @@ class Consuming:
         """Tell the reader where the log ends."""
         response = reader.empty_response()
         await self._budget.reserve(lease, len(response))
+        await self._write(call, lease, response)
+
+    async def _write(self, call: ResponseStream, lease: Lease, response: bytes) -> None:
+        self._budget.begin_write(lease)
         await call.write(response)
         self._budget.end_write(lease)
 

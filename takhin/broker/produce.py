@@ -84,12 +84,13 @@ class Producing:
 
         A refused request is answered with error, code and reason, and the stream goes on.
         """
+        if self._draining:
+            raise _draining_error()
         stream = _ProduceStream(self, call, self._limits)
         reader = asyncio.ensure_future(stream.read_requests())
+        reader.add_done_callback(stream.end_of_requests)
         self._readers.add(reader)
         try:
-            if self._draining:
-                reader.cancel()
             await stream.write_answers(reader)
         finally:
             self._readers.discard(reader)
@@ -166,23 +167,23 @@ class _ProduceStream:
 
     async def read_requests(self) -> None:
         """Until the client has sent its last; waits while too much is unanswered."""
-        try:
-            while (request := await self._call.read()) is not None:
-                self._answers.append((self._producing.answer(request), len(request)))
-                self._bytes += len(request)
-                self._wake()
-                while len(self._answers) >= self._max_requests or self._bytes >= self._max_bytes:
-                    await self._change()
-        finally:
-            self._ended = True
+        while (request := await self._call.read()) is not None:
+            self._answers.append((self._producing.answer(request), len(request)))
+            self._bytes += len(request)
             self._wake()
+            while len(self._answers) >= self._max_requests or self._bytes >= self._max_bytes:
+                await self._change()
+
+    def end_of_requests(self, reader: "asyncio.Task[None]") -> None:
+        """The task of read_requests has ended, perhaps before it began."""
+        self._ended = True
+        self._wake()
 
     async def write_answers(self, reader: "asyncio.Task[None]") -> None:
         """Until the reader has ended and everything is answered. Raises what the reader failed with."""
         while True:
             while not self._answers:
                 if self._ended:
-                    await asyncio.wait([reader])
                     if not reader.cancelled():
                         reader.result()
                     return

@@ -431,7 +431,7 @@ cdef class Partition:
         """
         if self.written_offset > offset:
             return None
-        if self._data_future is None:
+        if self._data_future is None or self._data_future.done():
             self._data_future = self._create_future()
         return self._data_future
 

@@ -42,6 +42,8 @@ def segment_name(base_offset):
     return f"{base_offset:020d}.log"
 
 
+# Segments close their files through it, also when all of them are collected at once.
+@cython.no_gc_clear
 @cython.final
 cdef class FileCache:
     """The segment files that are open, at most so many: the ones longest unused are closed.
@@ -58,18 +60,24 @@ cdef class FileCache:
         return len(self._open)
 
     cdef int admit(self, Segment segment) except -1:
-        cdef Segment other
         if segment in self._open:
             self._open.move_to_end(segment)
             return 0
         self._open[segment] = None
         if len(self._open) > self.limit:
-            for other in list(self._open):
-                if other._users == 0 and not other.dirty:
-                    other.close()
-                    if len(self._open) <= self.limit:
-                        break
+            self.trim()
         return 0
+
+    def trim(self):
+        """Close files until there are no more than the limit, or none that may be closed."""
+        cdef Segment segment
+        if len(self._open) <= self.limit:
+            return
+        for segment in list(self._open):
+            if segment._users == 0 and not segment.dirty:
+                segment.close()
+                if len(self._open) <= self.limit:
+                    return
 
 
 # With its cycles (the cache holds its segments) cleared first, __dealloc__ would find no cache.
@@ -252,8 +260,8 @@ cdef class Segment:
     def proves(self, int64_t position, int64_t offset):
         """Whether a whole batch behind the damage at position tells that offset was once on the disk. Raises OSError.
 
-        Where the damaged batch's header can be read, the next one is looked for behind it; else, and where batches
-        end again, by their first bytes. A batch is believed when its checksum matches. What is not found within a few
+        The next one is looked for where the damaged batch's header says that it begins; else, and where batches end
+        again, by the first bytes of one. A batch is believed when its checksum matches. What is not found within a few
         readings of the file is not found: values may be made to look like batches without end.
         """
         cdef Files files = self.cache.files
@@ -265,7 +273,8 @@ cdef class Segment:
         try:
             file_size = os.fstat(fd).st_size
             budget_bytes = 4 * (file_size - position)
-            position += self._claimed_size(fd, position, file_size)
+            claimed = self._claimed_size(fd, position, file_size)
+            position += claimed if claimed and self._whole_batch(fd, position + claimed, file_size) else 1
             while position < file_size and budget_bytes > 0:
                 window = files.read(fd, SCAN_BYTES, position)
                 found = window.find(_BATCH_BEGIN)
@@ -274,21 +283,25 @@ cdef class Segment:
                     position += max(len(window) - len(_BATCH_BEGIN) + 1, 1)
                     continue
                 position += found
-                size = self._claimed_size(fd, position, file_size)
-                budget_bytes -= size + 1
-                try:
-                    batch = read_batch(files.read(fd, size, position)) if size else None
-                except BatchError:
-                    batch = None
+                budget_bytes -= self._claimed_size(fd, position, file_size) + 1
+                batch = self._whole_batch(fd, position, file_size)
                 if batch is None:
                     position += 1
                     continue
                 if offset < batch.durable_offset <= batch.base_offset:
                     return True
-                position += size
+                position += BATCH_HEADER_BYTES + batch.payload_bytes
             return False
         finally:
             self.release()
+
+    def _whole_batch(self, int fd, int64_t position, int64_t file_size):
+        """The batch that begins at position; None when none does, or its checksum does not match."""
+        size = self._claimed_size(fd, position, file_size)
+        try:
+            return read_batch(self.cache.files.read(fd, size, position)) if size else None
+        except BatchError:
+            return None
 
     def _claimed_size(self, int fd, int64_t position, int64_t file_size):
         """How large the batch at position says it is; 0 when none begins there, or not one that ends within the file."""
@@ -353,7 +366,9 @@ cdef class Segment:
         cdef Segment scanned
         scanned, _ = Segment.scanned(cache, directory, segment.topic_id, segment.partition, segment.base_offset)
         segment._index_file_covers = 0
-        return scanned.index
+        index = scanned.index
+        scanned.close()
+        return index
 
     def write_index(self):
         """Write the index file, unless it is there and covers all of the segment. Raises OSError.

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 # A ring without an append for so long is given back.
 RING_IDLE_MS = 10_000
-_RING_CHECK_S = 5.0
+_TIDY_S = 5.0
 _THREADS = 4
 
 
@@ -62,7 +62,7 @@ class LogStore:
         # Blocking work: recovery, reads that have to wait for the disk, removal of files.
         self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="takhin-log")
         self.committer = Committer(self._files, loop, on_halt)
-        self._timer = loop.call_later(_RING_CHECK_S, self._release_idle_rings)
+        self._timer = loop.call_later(_TIDY_S, self._tidy)
 
     @staticmethod
     def lock(data_dir: str) -> int:
@@ -169,9 +169,11 @@ class LogStore:
             return False
         return not os.path.exists(path)
 
-    def _release_idle_rings(self) -> None:
-        self._timer = self._loop.call_later(_RING_CHECK_S, self._release_idle_rings)
+    def _tidy(self) -> None:
+        """Give back what is held for nothing."""
+        self._timer = self._loop.call_later(_TIDY_S, self._tidy)
         self.rings.release_idle(self._clock_ms() - RING_IDLE_MS)
+        self._cache.trim()
 
     # The end
 

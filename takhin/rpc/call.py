@@ -1,7 +1,7 @@
 """What a handler is given and what a front serves: one table of methods, bytes in and bytes out.
 
-A handler knows its request's bytes and a `Call`; a front (grpc.aio today) knows the table. Neither names the other's types,
-so that every front serves the same table and every test of an RPC can run against each front.
+A handler knows its request's bytes and a `Call`; a front (grpc.aio today) knows the table. Neither names the other's
+types, so that every front serves the same table and every test of an RPC can run against each front.
 
     UNARY          async def handler(request: bytes, call: Call) -> bytes
     SERVER_STREAM  async def handler(request: bytes, call: StreamCall) -> None
@@ -38,7 +38,7 @@ class Call(Protocol):
 
     @property
     def metadata(self) -> Mapping[str, str | bytes]:
-        """The request's metadata by lower-case key; keys that end in "-bin" hold bytes. The last of a repeated key wins."""
+        """The request's metadata by lower-case key, the last of a repeated one; keys that end in "-bin" hold bytes."""
 
     def time_remaining_s(self) -> float | None:
         """Seconds until the client's deadline, never below 0; None without one."""
@@ -50,8 +50,8 @@ class Call(Protocol):
 class StreamCall(Call, Protocol):
     """A call whose handler writes, and for BIDI reads, messages one at a time.
 
-    A read and a write may be under way at once, from different tasks; never two reads, and of two writes the second waits.
-    The stream does not end before a write that is under way, be it that of a task of the handler's own.
+    One read and one write may be under way at once, from different tasks; never two of either. A handler neither ends
+    while a write is under way nor cancels one: the transport would leave the client without the stream's end.
     """
 
     async def read(self) -> bytes | None:
@@ -64,7 +64,14 @@ class StreamCall(Call, Protocol):
     async def write(self, message: bytes) -> None:
         """Send a message: exactly `bytes`. Returns when the transport took it, which is not when the client has it.
 
-        A write that is cancelled goes on none the less. Raises asyncio.CancelledError when the call is over.
+        Raises asyncio.CancelledError when the call is over.
+        """
+
+    def cut(self) -> None:
+        """End the call at once, though the client takes nothing: what is on its way to it is given up.
+
+        The client sees the call fail with UNAVAILABLE. A front that can't end one stream by force ends the connection,
+        with all its calls. The handler's write raises asyncio.CancelledError.
         """
 
 

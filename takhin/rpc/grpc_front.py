@@ -1,14 +1,15 @@
 """The front on grpc.aio: serves a method table on one port, bytes in and bytes out.
 
-What one call costs beyond a bare grpc.aio handler is a dict look-up, one small object and one more coroutine. Handlers are
-`async def` through and through: grpc.aio would run anything else in a thread pool.
+What one call costs beyond a bare grpc.aio handler is a dict look-up, one small object and one more coroutine. Handlers
+are `async def` through and through: grpc.aio would run anything else in a thread pool.
 """
 
 import asyncio
 import errno
 import os
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote
@@ -30,56 +31,16 @@ _UNWIND_S = 1.0
 Context = Any
 
 
-class _Write:
-    """A write of grpc.aio that goes on when who waits for it is cancelled, so that it can still be told when it ended.
-
-    A shielded task would do that too, but made the sending of a small message about 15% dearer. This starts at once and
-    makes no task: it takes the future that the coroutine awaits into its own hands, as a task would.
-    """
-
-    __slots__ = ("_coroutine", "_waiters", "done", "error")
-
-    def __init__(self, coroutine: Coroutine[Any, Any, None]):
-        self._coroutine = coroutine
-        self._waiters: list[asyncio.Future[None]] = []
-        self.done = False
-        self.error: BaseException | None = None
-        self._step()
-
-    async def ended(self) -> None:
-        if not self.done:
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            await waiter
-
-    def _step(self, _: Any = None) -> None:
-        try:
-            awaited = self._coroutine.send(None)
-        except StopIteration:
-            pass
-        except (Exception, asyncio.CancelledError) as exc:
-            self.error = exc
-        else:
-            awaited._asyncio_future_blocking = False
-            awaited.add_done_callback(self._step)
-            return
-        self.done = True
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-
 class GrpcCall:
     """Call and StreamCall over a servicer context of grpc.aio."""
 
-    __slots__ = ("_context", "_over", "_reading", "_task", "_write")
+    __slots__ = ("_context", "_over", "_reading", "_task")
 
     def __init__(self, context: Context):
         self._context = context
         self._task = asyncio.current_task()
         self._over = False
         self._reading = False
-        self._write: _Write | None = None
 
     @property
     def peer(self) -> str:
@@ -120,27 +81,21 @@ class GrpcCall:
     async def write(self, message: bytes) -> None:
         if type(message) is not bytes:  # grpc.aio sends None as an empty message, and text in UTF-8
             raise TypeError(f"a message is bytes, not {type(message).__name__}")
-        await self.written()
-        write = self._write = _Write(self._context.write(message))
-        await write.ended()
-        if write.error is not None:
-            if not isinstance(write.error, grpc.aio.BaseError):
-                raise write.error
+        try:
+            await self._context.write(message)
+        except grpc.aio.BaseError:
             # The transport fails a write of a call that is over a moment before the handler's task is cancelled.
             self._over = True
-            raise asyncio.CancelledError
+            raise asyncio.CancelledError from None
 
-    async def written(self) -> None:
-        """Return when no write is under way.
-
-        A stream that ends with a write outstanding breaks a rule of core's: its client may never see the end.
-        """
-        while self._write is not None and not self._write.done:
-            await self._write.ended()
+    def cut(self) -> None:
+        # grpc.aio can't do it: a status waits behind the message that the client does not take, and no call can be
+        # reset. The connection can be, by the operating system.
+        _shut_down_connection(self.peer)
 
 
 class GrpcFront:
-    """Serves `table` over grpc.aio. One start, one stop; in one event loop, the process's only one that uses grpc.aio."""
+    """Serves `table` over grpc.aio: one start, one stop. A process has one event loop that uses grpc.aio."""
 
     def __init__(self, table: MethodTable, settings: GrpcSettings):
         self._settings = settings
@@ -177,10 +132,8 @@ class GrpcFront:
         self._stopped = True
         if self._calls:
             # The transport is done with a cancelled call before its handler has run its `finally`.
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), _UNWIND_S)
-            except TimeoutError:
-                pass
 
     def _rpc_handler(self, method: Method) -> grpc.RpcMethodHandler:
         if method.kind is Kind.UNARY:
@@ -217,7 +170,6 @@ class GrpcFront:
             self._calls += 1
             try:
                 await handler(request, call)
-                await call.written()
             except (Exception, asyncio.CancelledError) as exc:
                 if await self._fail(exc, call, context):
                     raise
@@ -234,7 +186,6 @@ class GrpcFront:
             self._calls += 1
             try:
                 await handler(call)
-                await call.written()
             except (Exception, asyncio.CancelledError) as exc:
                 if await self._fail(exc, call, context):
                     raise
@@ -268,7 +219,6 @@ class GrpcFront:
         if self._stopped:
             raise asyncio.CancelledError from None  # no call is left to send it on
         try:
-            await call.written()
             await context.abort(_STATUS_CODES[status.code], status.message, ((_STATUS_DETAILS_KEY, status.details),))
         except grpc.aio.InternalError:
             pass  # the call ended meanwhile
@@ -308,6 +258,29 @@ def server_options(settings: GrpcSettings) -> list[tuple[str, int]]:
         "grpc.http2.min_ping_interval_without_data_ms": min_ping_interval_ms,
     }
     return list(options.items())
+
+
+def _shut_down_connection(peer: str) -> None:
+    """Shut down the connection of this process whose other end is `peer` ("HOST:PORT")."""
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            connection = socket.socket(fileno=os.dup(int(name)))
+        except OSError:
+            continue  # not a socket
+        with connection:
+            try:
+                found = connection.getpeername()
+            except OSError:
+                continue  # not connected
+            if isinstance(found, tuple) and _peer_text(found) == peer:
+                connection.shutdown(socket.SHUT_RDWR)
+                return
+
+
+def _peer_text(address: tuple[Any, ...]) -> str:
+    """As grpc writes it: an IPv4 address as such, also on a socket of IPv6, which stands in brackets."""
+    host, port = address[0].removeprefix("::ffff:"), address[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _split(listen: str) -> tuple[str, int]:

@@ -52,7 +52,7 @@ class Health:
             self.set(service, status)
 
     def drain(self) -> None:
-        """Turn everything NOT_SERVING for good, and end each Watch once it has told so: UNAVAILABLE, reason DRAINING."""
+        """Turn everything NOT_SERVING for good; each Watch tells so and ends: UNAVAILABLE, reason DRAINING."""
         self._draining = True
         for service in self._statuses:
             self._set(service, ServingStatus.NOT_SERVING)

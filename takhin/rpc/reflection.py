@@ -1,7 +1,7 @@
 """Server reflection, v1 and v1alpha: what lets grpcurl and its like call a server whose .proto they don't have.
 
-The two versions differ in nothing but the name of their package. grpcio-reflection has v1alpha: its logic serves both, and
-v1's descriptor is made from v1alpha's.
+The two versions differ in nothing but the name of their package. grpcio-reflection has v1alpha: its logic serves both,
+and v1's descriptor is made from v1alpha's.
 """
 
 from collections.abc import AsyncIterator, Iterable
@@ -27,8 +27,8 @@ SERVICES = (f"{_PACKAGE}.ServerReflection", f"{_PACKAGE_ALPHA}.ServerReflection"
 def reflection_methods(service_names: Iterable[str]) -> list[Method]:
     """The entries of the method table for both versions.
 
-    They list `service_names` and themselves, and describe the files of those services that the generated code imported so
-    far registered, and of the details that errors carry.
+    They list `service_names` and themselves, and describe the files of those services whose generated code is imported,
+    and of the details that errors carry.
     """
     names = sorted({*service_names, *SERVICES})
     servicer = packaged.ReflectionServicer(names, pool=_Pool(_descriptors(names)))

@@ -1,7 +1,7 @@
 """An exception of a handler as a status: for every front, and for answers inside a stream.
 
-What a client learns of an error of ours is its code, reason, message and metadata. What it learns of any other exception is
-an error id: the same id stands before each line of the traceback in the log.
+What a client learns of an error of ours is its code, reason, message and metadata. Of any other exception it learns an
+error id: the same id stands before each line of the traceback in the log.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from google.rpc import error_details_pb2, status_pb2
 
-from takhin.errors import DOMAIN, Code, Reason, TakhinError, error
+from takhin.errors import DOMAIN, Reason, TakhinError, error
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ MAX_TRACEBACK_CHARS = 16 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What goes over the wire: code (google.rpc.Code), message, and a serialized google.rpc.Status with one ErrorInfo."""
+    """What goes over the wire: code (of google.rpc.Code), message, details (a serialized google.rpc.Status)."""
 
     code: int
     message: str
@@ -33,9 +33,9 @@ class Status:
 
 
 def status_of(exc: BaseException) -> Status:
-    """The status for `exc`, which ended a handler. An exception that is not a TakhinError is logged here.
+    """The status for `exc`, which ended a handler, with one ErrorInfo. What is not a TakhinError is logged here.
 
-    Raises asyncio.CancelledError when `exc` is one: a cancelled call has nobody to answer, and its task must end as cancelled.
+    Raises asyncio.CancelledError when `exc` is one: a cancelled call has nobody to answer, and its task must end so.
     """
     if isinstance(exc, asyncio.CancelledError):
         raise exc
