@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # grpc reads it when it is imported; a test that starts a process is not to be told about forks.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -21,7 +22,7 @@ def start_broker(tmp_path: Path) -> Iterator[StartBroker]:
     """start_broker(*flags, prefix=...): a broker of the test's own; each further one has another directory."""
     started: list[BrokerProcess] = []
 
-    def start(*flags: str, **how: list[str]) -> BrokerProcess:
+    def start(*flags: str, **how: Any) -> BrokerProcess:
         started.append(BrokerProcess(tmp_path / f"broker-{len(started)}", *flags, **how))
         return started[-1].start()
 

@@ -6,15 +6,19 @@ last two responses, and while one is under way for what the transport keeps besi
 
 As the budget is used up, responses shrink, so that hundreds of readers that have stopped leave room for those that have
 not; and the last quarter is for small responses alone. When there is no room all the same (a record goes out whole,
-however large), streams wait in the order of asking, and smaller ones that fit pass. While somebody waits, readers that
-have taken nothing for slow_reader_ms are cut off, the slowest first; and when no response is under way at all, one stream
-that has had one goes on beyond the bound: either its reader takes it, or it is found out as one that takes nothing.
+however large), streams wait in the order of asking, smaller ones that fit pass for a while, and when no response is
+under way at all one goes on beyond the bound: so readers that read never wait for each other for ever. And while
+somebody waits, after slow_reader_ms:
+- a reader that has not taken the response under way is cut off, the slowest first;
+- a stream that has had nothing to send since its last response no longer answers for that. Were its reader one that has
+  stopped, that response would still be held, uncounted, until the connection ends: whether it is, nobody can tell.
 """
 
 import asyncio
 from asyncio import Future
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 # The smallest response that is tried; a record that is larger goes out whole all the same.
 SMALLEST_RESPONSE_BYTES = 4 * 1024
@@ -36,14 +40,25 @@ def _while_writing(size_bytes: int) -> int:
 class Lease:
     """One stream's part of the budget. cut: ends the stream, whatever its reader does."""
 
-    __slots__ = ("cut", "writing_since_s", "writing_bytes", "written_bytes")
+    __slots__ = ("cut", "waits", "writing_since_s", "writing_bytes", "written_since_s", "written_bytes")
 
     def __init__(self, cut: Callable[[], None]):
         self.cut = cut
         # Since when the transport has not taken the response it was handed; None: none is under way.
         self.writing_since_s: float | None = None
         self.writing_bytes = 0
+        self.written_since_s = 0.0
         self.written_bytes = 0
+        # Whether the stream waits for room.
+        self.waits = False
+
+
+@dataclass(slots=True)
+class _Waiting:
+    lease: Lease
+    size_bytes: int
+    since_s: float
+    turn: "Future[None]"
 
 
 class ReaderBudget:
@@ -56,7 +71,7 @@ class ReaderBudget:
         self._writing_bytes = 0
         self._slow_reader_s = slow_reader_ms / 1000
         self._leases: set[Lease] = set()
-        self._waiting: deque[tuple[int, Lease, Future[None]]] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._check: asyncio.TimerHandle | None = None
 
     def open(self, cut: Callable[[], None]) -> Lease:
@@ -78,18 +93,29 @@ class ReaderBudget:
         So half a budget free means responses an eighth as large; by then few readers are stopped, or many are.
         """
         free = max(self.limit_bytes - self.used_bytes, 0) / self.limit_bytes
-        return min(wanted_bytes, max(int(self.limit_bytes / _LARGEST_SHARE * free**3), SMALLEST_RESPONSE_BYTES))
+        allowed_bytes = min(wanted_bytes, int(self.limit_bytes / _LARGEST_SHARE * free**3))
+        if not self._fits(allowed_bytes, 0):
+            allowed_bytes = min(allowed_bytes, SMALL_RESPONSE_BYTES)
+        if not self._fits(allowed_bytes, 0):
+            allowed_bytes = 0
+        return max(allowed_bytes, min(wanted_bytes, SMALLEST_RESPONSE_BYTES))
 
     async def reserve(self, lease: Lease, size_bytes: int) -> None:
         """Return when a response of that size may be read and written; until then, and after, it is counted."""
         self.give_back(lease)
         loop = asyncio.get_running_loop()
-        turn = loop.create_future()
-        self._waiting.append((size_bytes, lease, turn))
+        entry = _Waiting(lease, size_bytes, loop.time(), loop.create_future())
+        self._waiting.append(entry)
         self._serve()
-        if not turn.done() and self._check is None:
-            self._check = loop.call_later(_CHECK_S, self._cut_slow_readers)
-        await turn
+        if entry.turn.done():
+            return
+        lease.waits = True
+        if self._check is None:
+            self._check = loop.call_later(_CHECK_S, self._see_to_slow_readers)
+        try:
+            await entry.turn
+        finally:
+            lease.waits = False
 
     def grow(self, lease: Lease, size_bytes: int) -> bool:
         """Count that much instead of what was reserved, when there is room for it now."""
@@ -112,6 +138,7 @@ class ReaderBudget:
         taken_bytes = lease.written_bytes
         lease.written_bytes = (lease.writing_bytes - TRANSPORT_BUFFER_BYTES) // 2
         lease.writing_since_s = None
+        lease.written_since_s = asyncio.get_running_loop().time()
         self._count(lease, 0)
         self._release(taken_bytes - lease.written_bytes)
 
@@ -133,37 +160,47 @@ class ReaderBudget:
             self._serve()
 
     def _serve(self) -> None:
-        """Let those go on, in their order, for whom there is room; one in any case."""
-        waiting: deque[tuple[int, Lease, Future[None]]] = deque()
+        """Let those go on, in their order, for whom there is room; one when nothing is under way."""
+        waiting: deque[_Waiting] = deque()
+        overdue_s = asyncio.get_running_loop().time() - self._slow_reader_s
         for entry in self._waiting:
-            size_bytes, lease, turn = entry
-            if turn.done():
+            if entry.turn.done():
                 continue
-            if self._fits(size_bytes, 0):
-                self._count(lease, _while_writing(size_bytes))
-                turn.set_result(None)
+            # Who has waited too long is passed no more.
+            if self._fits(entry.size_bytes, 0) and not (waiting and waiting[0].since_s < overdue_s):
+                self._go_on(entry)
             else:
                 waiting.append(entry)
         self._waiting = waiting
         if waiting and self._writing_bytes == 0:
             # Those that have had a response hold it, until the next one tells what became of it.
-            entry = next((entry for entry in waiting if entry[1].written_bytes), waiting[0])
-            waiting.remove(entry)
-            size_bytes, lease, turn = entry
-            self._count(lease, _while_writing(size_bytes))
-            turn.set_result(None)
+            first = waiting[0]
+            if first.since_s >= overdue_s:
+                first = next((entry for entry in waiting if entry.lease.written_bytes), first)
+            if first.lease.written_bytes or self.used_bytes < 2 * self.limit_bytes:
+                waiting.remove(first)
+                self._go_on(first)
 
-    def _cut_slow_readers(self) -> None:
-        """Cut off readers that take nothing, the slowest first, until what they hold is enough for who waits first."""
+    def _go_on(self, entry: _Waiting) -> None:
+        self._count(entry.lease, _while_writing(entry.size_bytes))
+        entry.turn.set_result(None)
+
+    def _see_to_slow_readers(self) -> None:
+        """Make room for who waits first, as far as readers hold it that do not read, or need not answer for it."""
         self._check = None
+        loop = asyncio.get_running_loop()
+        since_s = loop.time() - self._slow_reader_s
+        for lease in self._leases:
+            idle = lease.writing_since_s is None and not lease.waits
+            if idle and lease.written_bytes and lease.written_since_s < since_s:
+                self.used_bytes -= lease.written_bytes
+                lease.written_bytes = 0
         self._serve()
         if not self._waiting:
             return
-        loop = asyncio.get_running_loop()
-        self._check = loop.call_later(_CHECK_S, self._cut_slow_readers)
-        since_s = loop.time() - self._slow_reader_s
+        self._check = loop.call_later(_CHECK_S, self._see_to_slow_readers)
         stalled = [lease for lease in self._leases if (lease.writing_since_s or since_s) < since_s]
-        needed_bytes = _while_writing(self._waiting[0][0])
+        needed_bytes = _while_writing(self._waiting[0].size_bytes)
         for lease in sorted(stalled, key=lambda lease: lease.writing_since_s or 0.0):
             if needed_bytes <= 0:
                 break

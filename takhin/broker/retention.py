@@ -12,7 +12,7 @@ from collections.abc import Callable
 from takhin.broker.metadata import MetadataStore
 from takhin.broker.topic_config import TopicConfig
 from takhin.broker.topics import Topics
-from takhin.errors import TakhinError
+from takhin.errors import Reason, TakhinError
 from takhin.log.partition import Partition
 from takhin.log.store import LogStore
 
@@ -56,7 +56,9 @@ class Retention:
                         )
 
     async def _check(self, partition: Partition, config: TopicConfig) -> None:
-        if not partition.segments:
+        # Of a damaged partition nothing is removed: somebody has to look at it first.
+        damaged = partition.failure is not None and partition.failure[0] is Reason.PARTITION_DAMAGED
+        if not partition.segments or damaged:
             return
         now_ms = self._clock_ms()
         newest = partition.segments[-1]

@@ -107,6 +107,9 @@ cdef class Files:
 
     cdef int write_all(self, int fd, iovec* parts, int count, int64_t position) noexcept nogil:
         cdef ssize_t written
+        while count > 0 and parts.iov_len == 0:
+            parts += 1
+            count -= 1
         while count > 0:
             written = self.ops.write_at(self.ops.context, fd, parts, count, position)
             if written == -EINTR:

@@ -304,7 +304,7 @@ cdef class Segment:
             return None
 
     def _claimed_size(self, int fd, int64_t position, int64_t file_size):
-        """How large the batch at position says it is; 0 when none begins there, or not one that ends within the file."""
+        """How large the batch at position says it is; 0 when none begins there, or none that ends within the file."""
         cdef bytes header = self.cache.files.read(fd, BATCH_HEADER_BYTES, position)
         cdef BatchHeader batch
         cdef const uint8_t* start = <const uint8_t*>PyBytes_AS_STRING(header)

@@ -4,6 +4,7 @@ A sync fails here for real: the segment's descriptor is made to be a pipe's, and
 """
 
 import asyncio
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -354,7 +355,10 @@ def test_a_partition_closed_while_its_sync_runs(log: LocalLog) -> None:
     assert durable.result() in (None, (Reason.TOPIC_NOT_FOUND, "gone"))
     path = partition.segments[0].path
     log.partitions.clear()
+    log.halted.clear()
+    del partition, log.partition
     log.close()
+    gc.collect()
     assert descriptors_of(path) == []
 
 

@@ -1,7 +1,8 @@
-"""The log against a plain list: append, read at any offset, roll, restart, crash, in any order."""
+"""The log against a plain list: append, read at any offset, roll, fail, restart, crash, in any order."""
 
 import asyncio
 import os
+import resource
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from takhin.v1 import takhin_pb2 as pb
 
 WRITTEN = 2
 
+# A value, and its timestamp in ms.
+Stored = tuple[bytes, int]
+
 
 @dataclass(frozen=True)
 class Config:
@@ -33,14 +37,19 @@ class Config:
 class Log(RuleBasedStateMachine):
     """`records` is what the log must hold from offset 0 on; `written` how many of them readers may see."""
 
-    @initialize(segment_bytes=st.sampled_from([1024, 5_000, 100_000]), ring_bytes=st.sampled_from([64 * 1024, 2**20]))
-    def begin(self, segment_bytes: int, ring_bytes: int) -> None:
+    @initialize(
+        segment_bytes=st.sampled_from([1024, 5_000, 100_000]),
+        segment_ms=st.sampled_from([20_000, 10**12]),
+        log_append_time=st.booleans(),
+        ring_bytes=st.sampled_from([64 * 1024, 2**20]),
+    )
+    def begin(self, segment_bytes: int, segment_ms: int, log_append_time: bool, ring_bytes: int) -> None:
         self.loop = asyncio.new_event_loop()
         self.directory = tempfile.mkdtemp(prefix="takhin-log-")
         self.limits = Limits(ring_bytes=ring_bytes, ring_bytes_per_partition=ring_bytes // 2, open_files=16)
-        self.config = Config(segment_bytes)
+        self.config = Config(segment_bytes, segment_ms, log_append_time=log_append_time)
         self.scanner = ProduceRequest(1000)
-        self.records: list[bytes] = []
+        self.records: list[Stored] = []
         self.written = 0
         self.log_start = 0
         self.now_ms = 1_000_000
@@ -59,33 +68,67 @@ class Log(RuleBasedStateMachine):
 
     @rule(
         sizes=st.lists(st.one_of(st.integers(0, 40), st.integers(0, 9000)), min_size=1, max_size=12),
+        timestamps=st.lists(
+            st.sampled_from([0, 1, -1, 999_999, 2_000_000, 2**53 - 1, 1 - 2**53]), min_size=12, max_size=12
+        ),
         batch=st.booleans(),
         end_tick=st.booleans(),
     )
-    def append(self, sizes: list[int], batch: bool, end_tick: bool) -> None:
-        values = [os.urandom(8) + b"v" * size for size in sizes]
-        groups = [values] if batch else [[value] for value in values]
-        for group in groups:
+    def append(self, sizes: list[int], timestamps: list[int], batch: bool, end_tick: bool) -> None:
+        sent = [
+            pb.Record(value=os.urandom(8) + b"v" * size, timestamp=timestamp)
+            for size, timestamp in zip(sizes, timestamps)
+        ]
+        for group in [sent] if batch else [[record] for record in sent]:
             request = pb.ProduceMessageRequest(topic="t")
             if batch:
-                request.records.extend([pb.Record(value=value) for value in group])
+                request.records.extend(group)
             else:
-                request.record.value = group[0]
+                request.record.CopyFrom(group[0])
             self.scanner.read(request.SerializeToString())
             response = pb.ProduceMessageResponse.FromString(self.partition.append(self.scanner, self.now_ms, WRITTEN))
-            assert response.offset == len(self.records)
-            assert response.record_count == len(group)
-            self.records += group
+            stored = [(record.value, self.stored_timestamp(record)) for record in group]
+            assert (response.offset, response.record_count) == (len(self.records), len(group))
+            assert (response.timestamp, response.epoch) == (stored[0][1], self.epoch)
+            self.records += stored
         if end_tick:
             self.end_tick()
+
+    def stored_timestamp(self, record: pb.Record) -> int:
+        return self.now_ms if self.config.log_append_time or not record.timestamp else record.timestamp
 
     @rule()
     def end_tick(self) -> None:
         self.loop.run_until_complete(asyncio.sleep(0))
         self.written = len(self.records)
 
-    @rule(data=st.data(), max_bytes=st.sampled_from([1, 300, 5_000, 10**6]), most=st.sampled_from([-1, 1, 7]))
-    def read(self, data: st.DataObject, max_bytes: int, most: int) -> None:
+    @rule(room_bytes=st.integers(0, 2_000))
+    def fail_write(self, room_bytes: int) -> None:
+        """The tick's write finds less room than it needs: nothing of it stays, and a new epoch begins."""
+        partition = self.partition
+        written = partition.written_offset
+        end = partition.segments[-1].size_bytes if partition.segments else 0
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (end + room_bytes, hard))
+        try:
+            partition.flush()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        if partition.failure is None:
+            self.written = len(self.records)
+            return
+        assert partition.failure[0] is Reason.WRITE_FAILED and not partition.failure_is_final
+        assert partition.written_offset == written
+        del self.records[written:]
+        self.epoch += 1
+        partition.resume(self.epoch)
+        assert partition.epochs[-1] == (self.epoch, written)
+
+    @rule(
+        data=st.data(), max_bytes=st.sampled_from([1, 300, 5_000, 10**6]), most=st.sampled_from([-1, 1, 7]),
+        cold=st.booleans(), again=st.booleans(),
+    )
+    def read(self, data: st.DataObject, max_bytes: int, most: int, cold: bool, again: bool) -> None:
         # What a roll within the tick has written is visible before the tick ends.
         self.written = self.partition.written_offset
         assert self.written <= len(self.records)
@@ -94,15 +137,24 @@ class Log(RuleBasedStateMachine):
         expected = self.records[offset : self.written]
         if most >= 0:
             expected = expected[:most]
-        got: list[bytes] = []
+        got: list[Stored] = []
         while not reader.done:
-            raw = reader.read(max_bytes)
-            if raw is WOULD_BLOCK:
-                raw = reader.read_blocking(max_bytes)
+            place = (reader.next_offset, reader.records_left)
+            raw = self.read_once(reader, max_bytes, cold)
+            if again:
+                reader.rewind(*place)
+                assert self.read_once(reader, max_bytes, cold) == raw
             got += self.check_response(raw, offset + len(got), max_bytes)
         assert got == expected
 
-    def check_response(self, raw: bytes, offset: int, max_bytes: int) -> list[bytes]:
+    def read_once(self, reader: Reader, max_bytes: int, cold: bool) -> bytes:
+        raw = WOULD_BLOCK if cold else reader.read(max_bytes)
+        if raw is WOULD_BLOCK:
+            raw = reader.read_blocking(max_bytes)
+        assert isinstance(raw, bytes)
+        return raw
+
+    def check_response(self, raw: bytes, offset: int, max_bytes: int) -> list[Stored]:
         response = pb.ConsumeMessagesResponse.FromString(raw)
         assert response.records, "an empty response although there was something to read"
         assert len(raw) <= max_bytes or len(response.records) == 1
@@ -116,7 +168,7 @@ class Log(RuleBasedStateMachine):
             batch = read_batch(raw, position)
             assert (batch.base_offset, batch.record_count) == (header.base_offset, header.record_count)
             position += 105 + batch.payload_bytes
-        return [record.value for record in response.records]
+        return [(record.value, record.timestamp) for record in response.records]
 
     @rule()
     def roll(self) -> None:

@@ -1,4 +1,4 @@
-"""Bad input, one table: each gets its status, its reason and a message that names what was wrong; the broker goes on."""
+"""Bad input, one table: each gets its status, its reason and a message that names what was wrong; and all goes on."""
 
 import hashlib
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ SENT = [b"%d" % number for number in range(5)]
 
 HOT = ("ProduceMessage", "ConsumeMessages")
 NAMED = {  # the requests that begin with a topic's name
-    "CreateTopic", "DeleteTopic", "GetTopic", "DescribeTopics", "ProduceMessage", "ConsumeMessages", "GetPartitionOffsets",
+    "CreateTopic", "DeleteTopic", "GetTopic", "DescribeTopics", "GetPartitionOffsets", *HOT,
 }
 METHODS = {method.name: method.input_type.name for method in pb.DESCRIPTOR.services_by_name["TakhinService"].methods}
 

@@ -401,7 +401,7 @@ def test_cold_data_is_what_was_produced(start_broker: StartBroker) -> None:
 
 
 def test_readers_at_every_place_while_it_is_written(start_broker: StartBroker) -> None:
-    """Producers and followers at once; rings so small that followers come to read files, and segments roll under them."""
+    """Producers and followers at once; rings are small, so followers come to read files, and segments roll."""
     broker = start_broker(*COLD)
     stub = broker.stub()
     topic = new_topic(stub, segment_bytes=50_000)

@@ -1,6 +1,7 @@
 """What an ack promised is there: after kill -9 under load, behind torn tails, and in the order of the system calls."""
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -133,9 +134,10 @@ def test_kill_under_load_loses_nothing_that_was_acked(start_broker: StartBroker)
             ]
             wait_until(lambda mine=mine: all(len(ledger.acked) > 20 for ledger in mine))
             time.sleep(0.3 + 0.1 * round_)
-            broker.kill()
+            broker.send(signal.SIGKILL)
             for each in loads:
                 each.result()
+        broker.wait()
         (epoch,) = {epoch for ledger in mine for epoch in ledger.epochs}
         assert epoch > last_epoch
         last_epoch = epoch
@@ -159,61 +161,67 @@ def test_a_kill_at_once_behind_a_durable_ack(broker: BrokerProcess) -> None:
 # Torn tails
 
 
-def cut(broker: BrokerProcess, size_bytes: int) -> None:
-    """Take so many bytes off the end of the newest segment."""
-    path = broker.segments()[-1]
+def cut(path: Path, size_bytes: int) -> None:
+    """Take so many bytes off the end of a segment."""
     os.truncate(path, path.stat().st_size - size_bytes)
 
 
-def append(broker: BrokerProcess, data: bytes) -> None:
-    with broker.segments()[-1].open("ab") as log:
+def append(path: Path, data: bytes) -> None:
+    with path.open("ab") as log:
         log.write(data)
 
 
-def batch_of(broker: BrokerProcess) -> bytes:
-    """Bytes of the log that are a whole batch, but of an offset that has been."""
-    return broker.segments()[-1].read_bytes()[SEGMENT_HEADER_SIZE:]
+def batches_in(path: Path) -> bytes:
+    """The batches of a segment, but of offsets that have been."""
+    return path.read_bytes()[SEGMENT_HEADER_SIZE:]
 
 
-# What is done to the newest segment of ten batches of one record, and how many of these are left.
-TORN: dict[str, tuple[Callable[[BrokerProcess], None], int]] = {
-    "one byte is missing": (lambda broker: cut(broker, 1), 9),
-    "a record is missing, its header is there": (lambda broker: cut(broker, 15), 9),
-    "half a header is left": (lambda broker: cut(broker, 80), 9),
-    "garbage behind the end": (lambda broker: append(broker, b"\xde\xad\xbe\xef" * 100), 10),
-    "zeros behind the end": (lambda broker: append(broker, bytes(4096)), 10),
-    "the beginning of a header behind the end": (lambda broker: append(broker, batch_of(broker)[:60]), 10),
-    "a batch of another offset behind the end": (lambda broker: append(broker, batch_of(broker)), 10),
+# What is done to a segment of ten batches of one record, and how many of these are left.
+TORN: dict[str, tuple[Callable[[Path], None], int]] = {
+    "one byte is missing": (lambda path: cut(path, 1), 9),
+    "a part of the record is missing, its header is there": (lambda path: cut(path, 15), 9),
+    "half a header is left": (lambda path: cut(path, 80), 9),
+    "garbage behind the end": (lambda path: append(path, b"\xde\xad\xbe\xef" * 100), 10),
+    "zeros behind the end": (lambda path: append(path, bytes(4096)), 10),
+    "the beginning of a header behind the end": (lambda path: append(path, batches_in(path)[:60]), 10),
+    "a batch of another offset behind the end": (lambda path: append(path, batches_in(path)), 10),
 }
 
 
-@pytest.mark.parametrize(("tear", "left"), TORN.values(), ids=TORN)
-def test_a_torn_tail_is_cut_and_set_aside(
-    broker: BrokerProcess, tear: Callable[[BrokerProcess], None], left: int
-) -> None:
-    topic = new_topic(broker.stub(), flush_ms=-1)
-    for number in range(10):
-        epoch = produce(broker.stub(), topic, b"value-%d" % number, acks=1).epoch
-    whole = broker.segments()[-1].read_bytes()
+def test_a_torn_tail_is_cut_and_set_aside(broker: BrokerProcess) -> None:
+    """One partition for each way to tear it, and one that is whole."""
+    topic = new_topic(broker.stub(), len(TORN) + 1, flush_ms=-1)
+    for partition in range(len(TORN) + 1):
+        for number in range(10):
+            epoch = produce(broker.stub(), topic, b"value-%d" % number, partition=partition, acks=1).epoch
+    paths = [broker.segments(partition)[-1] for partition in range(len(TORN))]
+    whole = [path.read_bytes() for path in paths]
     broker.kill()
-    tear(broker)
-    torn = broker.segments()[-1].read_bytes()
+    for path, (tear, _) in zip(paths, TORN.values(), strict=True):
+        tear(path)
+    torn = [path.read_bytes() for path in paths]
 
     broker.start()
     stub = broker.stub()
-    assert values(read(stub, topic)) == [b"value-%d" % number for number in range(left)]
-    kept = broker.segments()[-1].read_bytes()
-    assert whole.startswith(kept) and len(kept) < len(torn)
-    (aside,) = [path for path in broker.segments()[-1].parent.iterdir() if path.suffix not in (".log", ".index")]
-    assert aside.read_bytes() == torn[len(kept):], "what was cut is kept for a look"
-    assert f"{len(torn) - len(kept)} bytes that were never acknowledged as durable are set aside" in broker.stderr
-    assert f"{len(torn) - len(kept)} cut" in broker.stderr
+    cut_bytes = 0
+    for partition, (what, (_, left)) in enumerate(TORN.items()):
+        kept = paths[partition].read_bytes()
+        assert whole[partition].startswith(kept) and len(kept) < len(torn[partition]), what
+        expected = [b"value-%d" % number for number in range(left)]
+        assert values(read(stub, topic, partition=partition)) == expected, what
+        (aside,) = [path for path in paths[partition].parent.iterdir() if path.suffix not in (".log", ".index")]
+        assert aside.read_bytes() == torn[partition][len(kept):], f"{what}: what was cut is kept for a look"
+        cut_bytes += len(torn[partition]) - len(kept)
+        answer = produce(stub, topic, b"after", partition=partition, acks=-1)
+        assert (answer.offset, answer.epoch) == (left, epoch + 1), what
+    assert len(read(stub, topic, partition=len(TORN))) == 10
+    assert f", {cut_bytes} cut" in broker.stderr
+    assert broker.stderr.count("a torn tail") == len(TORN)
 
-    answer = produce(stub, topic, b"after", acks=-1)
-    assert (answer.offset, answer.epoch) == (left, epoch + 1)
     broker.restart(kill=True)
-    assert values(read(broker.stub(), topic)) == [b"value-%d" % number for number in range(left)] + [b"after"]
-    assert aside.exists()
+    for partition, (_, left) in enumerate(TORN.values()):
+        expected = [b"value-%d" % number for number in range(left)]
+        assert values(read(broker.stub(), topic, partition=partition)) == [*expected, b"after"]
 
 
 def test_the_tail_may_be_torn_down_to_nothing(broker: BrokerProcess) -> None:
@@ -235,7 +243,7 @@ def test_a_torn_batch_goes_whole(broker: BrokerProcess) -> None:
     produce(broker.stub(), topic, b"before", acks=1)
     produce(broker.stub(), topic, *[b"v" * 100] * 50, acks=1)
     broker.kill()
-    cut(broker, 2000)
+    cut(broker.segments()[-1], 2000)
     broker.start()
     assert values(read(broker.stub(), topic)) == [b"before"]
     assert produce(broker.stub(), topic, b"after").offset == 1
@@ -249,7 +257,7 @@ def test_a_reader_learns_that_the_log_was_truncated(broker: BrokerProcess) -> No
     first = {produce(broker.stub(), topic, b"old-%d" % number, acks=1).epoch for number in range(10)}.pop()
     last_size_bytes = batch_bytes(broker, topic)
     broker.kill()
-    cut(broker, 2 * last_size_bytes)
+    cut(broker.segments()[-1], 2 * last_size_bytes)
     broker.start()
     stub = broker.stub()
 
@@ -276,7 +284,7 @@ def test_a_reader_learns_that_the_log_was_truncated(broker: BrokerProcess) -> No
 
     # A second time: each reader is told where the log differs from what it saw itself.
     broker.kill()
-    cut(broker, 1)
+    cut(broker.segments()[-1], 1)
     broker.start()
     stub = broker.stub()
     third = produce(stub, topic, b"newer-8").epoch
@@ -449,38 +457,49 @@ CORRUPTIONS = {
 }
 
 
-@pytest.mark.parametrize("place", CORRUPTIONS.values(), ids=CORRUPTIONS)
-@pytest.mark.parametrize("max_bytes", [0, 1], ids=["whole batches", "record by record"])
-def test_a_damaged_batch_is_not_served(broker: BrokerProcess, place: int, max_bytes: int) -> None:
-    """Found when it is read, cold, after a clean stop that gave no cause to scan: what lies before it is served."""
-    topic = new_topic(broker.stub(), segment_bytes=2000)
-    for number in range(12):
-        produce(broker.stub(), topic, *[b"%d" % number + b"x" * 200] * 2, acks=1)
+def test_a_damaged_batch_is_not_served(broker: BrokerProcess) -> None:
+    """Found when it is read, cold, after a clean stop that gave no cause to scan: what lies before it is served.
+
+    One partition for each place, and one that is whole.
+    """
+    topic = new_topic(broker.stub(), len(CORRUPTIONS) + 1, segment_bytes=2000)
+    for partition in range(len(CORRUPTIONS) + 1):
+        for number in range(12):
+            batch = [b"%d" % number + b"x" * 200] * 2
+            produce(broker.stub(), topic, *batch, partition=partition, acks=1)
     broker.terminate()
-    path, start, size_bytes, base_offset = batches_of(broker.segments()[1])[1]
-    data = bytearray(path.read_bytes())
-    data[start + (place if place >= 0 else size_bytes - 1)] ^= 0x10
-    path.write_bytes(data)
+    damaged_at = []
+    for partition, place in enumerate(CORRUPTIONS.values()):
+        path = broker.segments(partition)[1]
+        start, size_bytes, base_offset = batches_of(path)[1]
+        data = bytearray(path.read_bytes())
+        data[start + (place if place >= 0 else size_bytes - 1)] ^= 0x10
+        path.write_bytes(data)
+        damaged_at.append(base_offset)
 
     broker.start()
-    found: list[pb.Record] = []
-    with refused(grpc.StatusCode.DATA_LOSS, Reason.CORRUPT_BATCH) as refusal:
-        for response in consume(broker.stub(), topic, until_end=True, max_bytes=max_bytes):
-            found += response.records
-    assert [record.offset for record in found] == list(range(base_offset))
-    assert refusal.metadata == {"topic": topic, "partition": "0", "offset": str(base_offset)}
-    other = new_topic(broker.stub())
-    produce(broker.stub(), other, b"beside", acks=-1)
-    assert values(read(broker.stub(), other)) == [b"beside"]
+    assert "clean; 0 bytes scanned" in broker.stderr
+    for partition, (what, base_offset) in enumerate(zip(CORRUPTIONS, damaged_at, strict=True)):
+        for max_bytes in 0, 1:
+            found: list[pb.Record] = []
+            with refused(grpc.StatusCode.DATA_LOSS, Reason.CORRUPT_BATCH) as refusal:
+                call = consume(broker.stub(), topic, partition=partition, until_end=True, max_bytes=max_bytes)
+                for response in call:
+                    found += response.records
+            assert [record.offset for record in found] == list(range(base_offset)), what
+            assert refusal.metadata.items() >= {
+                "topic": topic, "partition": str(partition), "offset": str(base_offset)}.items()
+    assert len(read(broker.stub(), topic, partition=len(CORRUPTIONS))) == 24
+    assert produce(broker.stub(), topic, b"beside", partition=len(CORRUPTIONS), acks=-1).offset == 24
 
 
-def batches_of(path: Path) -> list[tuple[Path, int, int, int]]:
-    """(file, position, size in bytes, base offset) of each batch of a segment."""
+def batches_of(path: Path) -> list[tuple[int, int, int]]:
+    """(position, size in bytes, base offset) of each batch of a segment."""
     data, at, found = path.read_bytes(), SEGMENT_HEADER_SIZE, []
     while at < len(data):
         batch = read_batch(data, at)
         size_bytes = BATCH_HEADER_SIZE + batch.payload_bytes
-        found.append((path, at, size_bytes, batch.base_offset))
+        found.append((at, size_bytes, batch.base_offset))
         at += size_bytes
     return found
 
@@ -512,7 +531,7 @@ def test_damage_in_a_sealed_segment(broker: BrokerProcess) -> None:
 
 def check_damaged(broker: BrokerProcess, topic: str, path: Path, number: int) -> None:
     """Damage the segment's batch with that number, start the broker, and see what it makes of it."""
-    _, start, _, base_offset = batches_of(path)[number]
+    start, _, base_offset = batches_of(path)[number]
     data = bytearray(path.read_bytes())
     data[start + 130] ^= 1
     path.write_bytes(data)

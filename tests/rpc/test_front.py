@@ -3,119 +3,33 @@
 import asyncio
 import gzip
 import logging
-import socket
-import struct
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
-import uvloop
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
-from takhin.config import GrpcSettings
-from takhin.errors import Code, Reason, StartError, TakhinError, error
+from takhin.errors import Code, Reason, TakhinError, error
 from takhin.rpc.call import Call, Kind, Method, StreamCall, method_table, service_names
-from takhin.rpc.grpc_front import GrpcFront, server_options
 from takhin.rpc.status import MAX_MESSAGE_BYTES, status_of
-
-SERVICE = "test.v1.Test"
-PLANTED = "planted-secret"
-MIB = 1 << 20
-UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-
-Run = Callable[[Coroutine[Any, Any, Any]], Any]
-
-
-@pytest.fixture(scope="module")
-def run() -> Iterator[Run]:
-    """Runs a coroutine; all of the module in one loop, as grpc.aio wants it."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        yield runner.run
-
-
-def path(name: str) -> str:
-    return f"/{SERVICE}/{name}"
-
-
-def unary(handler: Callable[..., Any], name: str = "Unary") -> Method:
-    return Method(path(name), Kind.UNARY, handler)
-
-
-def server_stream(handler: Callable[..., Any], name: str = "ServerStream") -> Method:
-    return Method(path(name), Kind.SERVER_STREAM, handler)
-
-
-def bidi(handler: Callable[..., Any], name: str = "Bidi") -> Method:
-    return Method(path(name), Kind.BIDI, handler)
-
-
-@asynccontextmanager
-async def serving(*methods: Method, grace_ms: int = 1000, **settings: Any) -> AsyncIterator[str]:
-    front = GrpcFront(method_table(methods), GrpcSettings(**settings))
-    address = await front.start("127.0.0.1:0")
-    try:
-        yield address
-    finally:
-        await front.stop(grace_ms)
-
-
-@asynccontextmanager
-async def client(*methods: Method, **settings: Any) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel to a front of its own that serves `methods`."""
-    async with serving(*methods, **settings) as address:
-        async with channel_to(address) as channel:
-            yield channel
-
-
-def channel_to(address: str) -> grpc.aio.Channel:
-    return grpc.aio.insecure_channel(address, options=UNLIMITED)
-
-
-def error_info(exc: grpc.RpcError) -> error_details_pb2.ErrorInfo:
-    """The one detail of an error; from_call also checks that code and message are the same there as in the status."""
-    status = rpc_status.from_call(exc)
-    assert status is not None and len(status.details) == 1
-    info = error_details_pb2.ErrorInfo()
-    assert status.details[0].Unpack(info)
-    return info
-
-
-async def echo(request: bytes, call: Call) -> bytes:
-    return request
-
-
-async def call_kind(channel: grpc.aio.Channel, kind: Kind, request: bytes = b"", **options: Any) -> list[bytes]:
-    """One call of the method named after `kind`, to its end. BIDI sends nothing, and leaves its side open.
-
-    grpc.aio's client tells of a write that fails as the call ends as INTERNAL, in place of the server's status.
-    """
-    if kind is Kind.UNARY:
-        return [await channel.unary_unary(path("Unary"))(request, **options)]
-    if kind is Kind.SERVER_STREAM:
-        return [message async for message in channel.unary_stream(path("ServerStream"))(request, **options)]
-    return await read_all(channel.stream_stream(path("Bidi"))(**options))
-
-
-async def read_all(stream: Any) -> list[bytes]:
-    received = []
-    while (message := await stream.read()) is not grpc.aio.EOF:
-        received.append(message)
-    return received
-
-
-def each_kind(act: Callable[[StreamCall], Coroutine[Any, Any, Any]]) -> list[Method]:
-    """One method of each kind, that does `act` and nothing else."""
-
-    async def of_request(request: bytes, call: Any) -> bytes | None:
-        return await act(call)
-
-    return [unary(of_request), server_stream(of_request), bidi(act)]
-
+from tests.front import (
+    MIB,
+    PLANTED,
+    UNLIMITED,
+    Run,
+    bidi,
+    call_kind,
+    channel_to,
+    client,
+    each_kind,
+    echo,
+    error_info,
+    path,
+    server_stream,
+    serving,
+    unary,
+)
 
 # -- bytes in, bytes out
 
@@ -336,56 +250,6 @@ def test_error_after_messages_comes_after_them(run: Run) -> None:
                     received.append(message)
             assert received == [b"0", b"1", b"2"]
             assert error_info(caught.value).reason == Reason.CORRUPT_BATCH
-
-    run(go())
-
-
-@pytest.mark.parametrize("cancelled", [False, True], ids=["going on", "cancelled"])
-@pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
-def test_a_stream_does_not_end_before_a_write_that_is_under_way(run: Run, fails: bool, cancelled: bool) -> None:
-    """A large message that the client has not taken yet: it gets the message, then the status."""
-
-    async def leave_a_write(call: StreamCall) -> None:
-        writer = asyncio.create_task(call.write(b"x" * (4 * MIB)))
-        for number in range(1, 100):
-            await asyncio.wait([writer], timeout=0.05)
-            if not writer.done():
-                break
-            writer = asyncio.create_task(call.write(b"x" * (4 * MIB)))
-        written.append(number)
-        if cancelled:
-            writer.cancel()
-        if fails:
-            raise error(Reason.DRAINING, "going away")
-
-    async def go() -> None:
-        async with client(bidi(leave_a_write)) as channel:
-            stream = channel.stream_stream(path("Bidi"))(timeout=10)
-            while not written:
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(0.05)
-            for _ in range(written.pop()):
-                assert len(await stream.read()) == 4 * MIB
-            if not fails:
-                assert await stream.read() is grpc.aio.EOF
-                return
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await stream.read()
-            assert error_info(caught.value).reason == Reason.DRAINING
-
-    written: list[int] = []
-    for _ in range(3):
-        run(go())
-
-
-def test_writes_wait_for_each_other(run: Run) -> None:
-    async def ten_at_once(call: StreamCall) -> None:
-        await asyncio.gather(*(call.write(b"%d" % number * 100_000) for number in range(10)))
-
-    async def go() -> None:
-        async with client(server_stream(lambda request, call: ten_at_once(call))) as channel:
-            received = await call_kind(channel, Kind.SERVER_STREAM, timeout=10)
-            assert sorted(received) == [b"%d" % number * 100_000 for number in range(10)]
 
     run(go())
 
@@ -685,248 +549,6 @@ def test_the_limit_holds_for_what_a_compressed_request_holds(run: Run) -> None:
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
     run(go())
-
-
-# -- start and stop
-
-
-def test_a_second_front_on_the_same_port_is_refused(run: Run) -> None:
-    async def go() -> None:
-        async with serving(unary(echo)) as address:
-            with pytest.raises(StartError) as caught:
-                await GrpcFront({}, GrpcSettings()).start(address)
-            assert str(caught.value) == f"{address} is in use by another process"
-            with pytest.raises(StartError):
-                await GrpcFront({}, GrpcSettings()).start(address.replace("127.0.0.1", "localhost"))
-            async with channel_to(address) as channel:
-                assert await channel.unary_unary(path("Unary"))(b"still here") == b"still here"
-        again = GrpcFront({}, GrpcSettings())
-        assert await again.start(address) == address
-        await again.stop(0)
-
-    run(go())
-
-
-def test_a_port_of_another_program_is_refused(run: Run) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        address = f"127.0.0.1:{other.getsockname()[1]}"
-        with pytest.raises(StartError, match="is in use by another process"):
-            run(GrpcFront({}, GrpcSettings()).start(address))
-
-
-@pytest.mark.parametrize(
-    "listen",
-    ["", "9092", ":9092", "localhost", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536", "127.0.0.1:-1", "::1:9092", "[::1]",
-     "unix:/tmp/x", "127.0.0.1:٣", "[127.0.0.1]:1"],
-)  # fmt: skip
-def test_an_address_of_the_wrong_form_is_refused(run: Run, listen: str) -> None:
-    with pytest.raises(StartError, match="give HOST:PORT"):
-        run(GrpcFront({}, GrpcSettings()).start(listen))
-
-
-@pytest.mark.parametrize("listen", ["192.0.2.1:0", "no-such-host.invalid:0"])
-def test_an_address_that_is_not_ours_is_refused(run: Run, listen: str) -> None:
-    with pytest.raises(StartError) as caught:
-        run(GrpcFront({}, GrpcSettings()).start(listen))
-    assert listen in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_host_names_and_ipv6_are_served(run: Run) -> None:
-    async def go() -> None:
-        for listen in ("localhost:0", "[::1]:0"):
-            front = GrpcFront(method_table([unary(echo)]), GrpcSettings())
-            try:
-                address = await front.start(listen)
-            except StartError as exc:
-                assert "no such address" in str(exc) and listen.startswith("[")  # a machine without IPv6
-                continue
-            assert address.rpartition(":")[0] == listen.rpartition(":")[0] and not address.endswith(":0")
-            async with channel_to(address) as channel:
-                assert await channel.unary_unary(path("Unary"))(b"x") == b"x"
-            await front.stop(0)
-
-    run(go())
-
-
-def test_stop_lets_calls_end_within_the_grace(run: Run, caplog: pytest.LogCaptureFixture) -> None:
-    async def go() -> None:
-        begun, ended = asyncio.Event(), asyncio.Event()
-
-        async def slow(request: bytes, call: Call) -> bytes:
-            begun.set()
-            await asyncio.sleep(0.2)
-            return b"done"
-
-        async def wait(request: bytes, call: StreamCall) -> None:
-            await call.write(b"first")
-            try:
-                await asyncio.sleep(30)
-            finally:
-                await asyncio.sleep(0.1)  # a clean-up that takes its time
-                ended.set()
-
-        front = GrpcFront(method_table([unary(slow), server_stream(wait)]), GrpcSettings())
-        address = await front.start("127.0.0.1:0")
-        async with channel_to(address) as channel:
-            answer = asyncio.ensure_future(channel.unary_unary(path("Unary"))(b""))
-            stream = channel.unary_stream(path("ServerStream"))(b"")
-            assert await stream.read() == b"first"
-            await begun.wait()
-            before_s = time.monotonic()
-            await front.stop(600)
-            assert 0.5 < time.monotonic() - before_s < 3
-            assert ended.is_set()  # stop() waits for handlers, not for the transport alone
-            assert await answer == b"done"
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await stream.read()
-            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await channel.unary_unary(path("Unary"))(b"", timeout=1)
-            assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-        await front.stop(0)  # once more does no harm
-
-    run(go())
-
-
-def test_stop_is_quick_when_the_streams_were_told_to_end(run: Run) -> None:
-    async def go() -> None:
-        draining = asyncio.Event()
-
-        async def until_drained(request: bytes, call: StreamCall) -> None:
-            await call.write(b"first")
-            await draining.wait()
-            raise error(Reason.DRAINING, "shutting down")
-
-        front = GrpcFront(method_table([server_stream(until_drained)]), GrpcSettings())
-        async with channel_to(await front.start("127.0.0.1:0")) as channel:
-            streams = [channel.unary_stream(path("ServerStream"))(b"") for _ in range(20)]
-            for stream in streams:
-                assert await stream.read() == b"first"
-            draining.set()
-            before_s = time.monotonic()
-            await front.stop(10_000)
-            assert time.monotonic() - before_s < 5
-            for stream in streams:
-                with pytest.raises(grpc.aio.AioRpcError) as caught:
-                    await stream.read()
-                assert error_info(caught.value).reason == Reason.DRAINING
-
-    run(go())
-
-
-def test_stop_does_not_wait_for_a_handler_that_hangs(run: Run, caplog: pytest.LogCaptureFixture) -> None:
-    async def go() -> None:
-        release = asyncio.Event()
-
-        async def deaf(request: bytes, call: Call) -> bytes:
-            while not release.is_set():
-                try:
-                    await release.wait()
-                except asyncio.CancelledError:
-                    pass
-            raise error(Reason.DRAINING, "too late")
-
-        front = GrpcFront(method_table([unary(deaf)]), GrpcSettings())
-        async with channel_to(await front.start("127.0.0.1:0")) as channel:
-            call = channel.unary_unary(path("Unary"))(b"")
-            await asyncio.sleep(0.1)
-            before_s = time.monotonic()
-            await front.stop(100)
-            assert time.monotonic() - before_s < 5
-            release.set()
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await call
-            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-
-    run(go())
-
-
-def test_stop_before_start(run: Run) -> None:
-    run(GrpcFront({}, GrpcSettings()).stop(0))
-
-
-# -- connections
-
-
-def test_a_stream_cut_by_the_connections_age_ends_unavailable(run: Run) -> None:
-    async def forever(request: bytes, call: StreamCall) -> None:
-        while True:
-            await call.write(b"x")
-            await asyncio.sleep(0.02)
-
-    async def go() -> None:
-        methods = server_stream(forever), unary(echo)
-        async with client(*methods, connection_age_ms=300, connection_age_grace_ms=300) as channel:
-            for _ in range(2):  # a client that comes back is served again
-                begun_s = time.monotonic()
-                with pytest.raises(grpc.aio.AioRpcError) as caught:
-                    await call_kind(channel, Kind.SERVER_STREAM)
-                assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-                assert 0.2 < time.monotonic() - begun_s < 5
-            assert await channel.unary_unary(path("Unary"))(b"x") == b"x"
-
-    run(go())
-
-
-def test_pings_are_allowed_at_the_interval_and_refused_below_it(run: Run) -> None:
-    """Also without calls: there is none on this connection."""
-
-    def pings(address: str, interval_s: float) -> bool:
-        """Whether the server puts up with five pings."""
-        host, _, port = address.rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=5) as connection:
-            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00")
-            for number in range(5):
-                connection.sendall(b"\x00\x00\x08\x06\x00\x00\x00\x00\x00" + struct.pack(">Q", number))
-                time.sleep(interval_s)
-            connection.settimeout(0.5)
-            received = b""
-            try:
-                while chunk := connection.recv(65536):
-                    received += chunk
-            except (TimeoutError, ConnectionError):
-                pass
-            return b"too_many_pings" not in received
-
-    async def go() -> None:
-        async with serving(unary(echo), min_ping_interval_ms=100) as address:
-            assert await asyncio.to_thread(pings, address, 0.1)
-            assert not await asyncio.to_thread(pings, address, 0.005)
-        async with serving(unary(echo), min_ping_interval_ms=0, ping_without_calls=False) as address:
-            assert not await asyncio.to_thread(pings, address, 0.1)
-
-    run(go())
-
-
-def test_an_idle_connection_is_closed(run: Run) -> None:
-    async def go() -> None:
-        async with client(unary(echo), connection_idle_ms=200) as channel:
-            await channel.unary_unary(path("Unary"))(b"x")
-            assert channel.get_state() is grpc.ChannelConnectivity.READY
-            await asyncio.wait_for(channel.wait_for_state_change(grpc.ChannelConnectivity.READY), 5)
-            assert await channel.unary_unary(path("Unary"))(b"x") == b"x"
-
-    run(go())
-
-
-def test_every_setting_reaches_the_core() -> None:
-    """A misspelt channel argument is ignored without a word, so their names are looked up in the core itself."""
-    settings = GrpcSettings()
-    options = dict(server_options(settings))
-    from grpc._cython import cygrpc
-
-    with open(cygrpc.__file__, "rb") as file:
-        core = file.read()
-    for name in options:
-        assert name.encode() in core, name
-    assert options["grpc.so_reuseport"] == 0
-    assert options["grpc.max_receive_message_length"] == options["grpc.max_send_message_length"] == 10 * MIB
-    assert options["grpc.max_connection_idle_ms"] == 900_000
-    assert options["grpc.max_connection_age_ms"] == 1_800_000
-    assert options["grpc.max_connection_age_grace_ms"] == 300_000
-    assert options["grpc.keepalive_time_ms"] == 300_000
-    assert options["grpc.keepalive_timeout_ms"] == 60_000
-    assert options["grpc.http2.min_ping_interval_without_data_ms"] <= 10_000
 
 
 # -- the table

@@ -169,7 +169,7 @@ def refusals(topic: str) -> list[tuple[pb.ProduceMessageRequest, Code, Reason, s
         (request(topic), invalid, Reason.NO_RECORD, "no record"),
         (both, invalid, Reason.RECORD_AND_RECORDS, "not both"),
         (request(topic, b"x" * (MIB + 1)), Code.RESOURCE_EXHAUSTED, Reason.RECORD_TOO_LARGE, str(MIB)),
-        (pb.ProduceMessageRequest(topic=topic, record=pb.Record(timestamp=2**53)), invalid, Reason.MALFORMED_RECORD, ""),
+        (pb.ProduceMessageRequest(topic=topic, record=pb.Record(offset=2**53)), invalid, Reason.MALFORMED_RECORD, ""),
     ]
 
 
