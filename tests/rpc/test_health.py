@@ -1,14 +1,13 @@
 """grpc.health.v1 as stock clients use it: Check, Watch, List, statuses that change, and the end."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
-import uvloop
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
@@ -18,18 +17,10 @@ from takhin.errors import Reason
 from takhin.rpc.call import method_table
 from takhin.rpc.grpc_front import GrpcFront
 from takhin.rpc.health import SERVICE, Health, ServingStatus
+from tests.front import Run
 
 TAKHIN = "takhin.v1.TakhinService"
 UNKNOWN, SERVING, NOT_SERVING, SERVICE_UNKNOWN = range(4)  # the numbers of health.proto
-
-Run = Callable[[Coroutine[Any, Any, Any]], Any]
-
-
-@pytest.fixture(scope="module")
-def run() -> Iterator[Run]:
-    """Runs a coroutine; all of the module in one loop, as grpc.aio wants it."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        yield runner.run
 
 
 @asynccontextmanager

@@ -1,14 +1,12 @@
 """Server reflection, v1 and v1alpha, as a client that has no .proto uses it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
-import uvloop
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.rpc import error_details_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -22,20 +20,12 @@ from takhin.rpc.call import method_table
 from takhin.rpc.grpc_front import GrpcFront
 from takhin.rpc.reflection import SERVICES, reflection_methods
 from takhin.v1 import takhin_pb2
+from tests.front import Run
 
 TAKHIN = "takhin.v1.TakhinService"
 NAMES = [TAKHIN, health.SERVICE]
 Request = reflection_pb2.ServerReflectionRequest
 Response = reflection_pb2.ServerReflectionResponse
-
-Run = Callable[[Coroutine[Any, Any, Any]], Any]
-
-
-@pytest.fixture(scope="module")
-def run() -> Iterator[Run]:
-    """Runs a coroutine; all of the module in one loop, as grpc.aio wants it."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        yield runner.run
 
 
 @asynccontextmanager
