@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 # How often partitions are looked at whose flush.ms may have passed.
 FLUSH_CHECK_S = 0.05
+# A sync that takes longer is worth a line in the log.
+SLOW_SYNC_NS = 1_000_000_000
 # How often the last sync of all waits for those that could not be begun.
 _LAST_TRIES = 20
 
@@ -46,6 +48,8 @@ class Committer:
         self._loop = loop
         self._call_soon = loop.call_soon
         self._touched: list[Partition] = []
+        # Whether the end of this tick is scheduled.
+        self._tick_is_open = False
         self._wanting: dict[Partition, None] = {}
         self._dirty_since_s: dict[Partition, float] = {}
         self._put_off: dict[Partition, None] = {}
@@ -53,7 +57,6 @@ class Committer:
         self._commits: dict[int, _Commit] = {}
         self._idle: asyncio.Future[None] | None = None
         self.syncs = 0
-        self.sync_ns = 0
         loop.add_reader(self._thread.event_fd, self._on_synced)
         self._timer = loop.call_later(FLUSH_CHECK_S, self._check_dirty)
 
@@ -61,15 +64,17 @@ class Committer:
 
     def touch(self, partition: Partition) -> None:
         """The partition has something to write."""
-        if not self._touched:
-            self._call_soon(self._end_tick)
         self._touched.append(partition)
+        if not self._tick_is_open:
+            self._tick_is_open = True
+            self._call_soon(self._end_tick)
 
     def want_sync(self, partition: Partition) -> None:
         """Somebody waits for what the partition has written."""
-        if not self._wanting and not self._touched:
-            self._call_soon(self._end_tick)
         self._wanting[partition] = None
+        if not self._tick_is_open:
+            self._tick_is_open = True
+            self._call_soon(self._end_tick)
 
     # The tick's end
 
@@ -87,6 +92,8 @@ class Committer:
                 )
             if partition not in dirty:
                 dirty[partition] = time.monotonic()
+        # Only now: who asked for a sync because of these writes is served here, not in a tick of its own.
+        self._tick_is_open = False
         if self._wanting:
             wanting, self._wanting = self._wanting, {}
             for partition in wanting:
@@ -121,7 +128,8 @@ class Committer:
     def _on_synced(self) -> None:
         for number, errno, duration_ns in self._thread.finished():
             self.syncs += 1
-            self.sync_ns += duration_ns
+            if duration_ns > SLOW_SYNC_NS:
+                logger.warning("a sync took %.1f s: durable acknowledgements wait for the disk", duration_ns / 1e9)
             commit = self._commits.pop(number)
             for segment in commit.segments:
                 segment.done()

@@ -5,7 +5,10 @@ A sync fails here for real: the segment's descriptor is made to be a pipe's, and
 
 import asyncio
 import gc
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -334,6 +337,85 @@ def test_out_of_descriptors_a_sync_waits(log: LocalLog) -> None:
     log.sync()
     assert partition.durable_offset == 2
     assert log.close()
+
+
+# Faults that the kernel is made to return
+
+
+def under_faults(directory: str) -> None:
+    """Run in a process of its own: prints what comes of a write of many parts, a sync, and a cold read."""
+    log = LocalLog(directory)
+    log.write(b"first")
+    before = os.path.getsize(log.partition.segments[0].path)
+    # More runs of memory than one call takes: the first call of two may fail, and the second not.
+    for _ in range(70):
+        log.append(b"v" * 270_000, batch=True)
+    log.partition.flush()
+    told: dict[str, object] = {
+        "write": str(log.partition.failure[0]) if log.partition.failure else None,
+        "final": log.partition.failure_is_final,
+        "whole": os.path.getsize(log.partition.segments[0].path) in (before, before + log.partition.size_bytes - before),
+        "written": log.partition.written_offset,
+    }
+    if not log.partition.failure_is_final:
+        log.partition.resume(2)
+        for turn in ("sync", "again"):
+            try:
+                log.sync()
+                told[turn] = None
+            except TakhinError as problem:
+                told[turn] = str(problem.reason)
+    log.drop_rings()
+    try:
+        told["read"] = len(values_of(log.partition, cold=True))
+    except OSError as problem:
+        told["read"] = problem.errno
+    told["durable"] = log.partition.durable_offset
+    print(json.dumps(told))
+    log.close()
+
+
+WHOLE = {"write": None, "final": False, "whole": True, "written": 71, "sync": None, "again": None, "read": 71, "durable": 71}
+TAKEN_BACK = WHOLE | {"written": 1, "read": 1, "durable": 1}
+
+
+@pytest.mark.parametrize(("faults", "expected"), [
+    # Calls are counted by thread: 1 is the segment's header, 2 the first record, 3 and 4 the large tick.
+    (["pwritev:error=EIO:when=3"], TAKEN_BACK | {"write": "WRITE_FAILED"}),
+    (["pwritev:error=ENOSPC:when=4"], TAKEN_BACK | {"write": "DISK_FULL"}),
+    (["pwritev:error=EDQUOT:when=3+"], TAKEN_BACK | {"write": "DISK_FULL"}),
+    (["pwritev:error=EINTR:when=3", "preadv2:error=EINTR:when=2", "fdatasync:error=EINTR:when=1"], WHOLE),
+    (["pwritev:retval=0:when=4"], TAKEN_BACK | {"write": "WRITE_FAILED"}),
+    # Once is enough, though the next one would succeed.
+    (["fdatasync:error=EIO:when=1"], WHOLE | {"sync": "SYNC_FAILED", "again": "SYNC_FAILED", "durable": 0}),
+    (["fsync:error=EIO:when=2"], WHOLE | {"sync": "SYNC_FAILED", "again": "SYNC_FAILED", "durable": 0}),
+    (["preadv2:error=EIO:when=1+"], WHOLE | {"read": 5}),
+], ids=lambda value: "+".join(value).replace(":error=", " ") if isinstance(value, list) else "")
+def test_faults_of_the_kernel(strace: list[str], tmp_path: Path, faults: list[str], expected: dict[str, object]) -> None:
+    injected = [word for fault in faults for word in ("-e", f"inject={fault}")]
+    calls = ",".join({fault.partition(":")[0] for fault in faults})
+    script = f"from tests.log.test_committer import under_faults; under_faults({str(tmp_path / 'data')!r})"
+    done = subprocess.run(
+        [*strace, "-o", "/dev/null", "-e", f"trace={calls}", *injected, sys.executable, "-c", script],
+        capture_output=True, text=True, timeout=60, check=True,
+    )
+    assert json.loads(done.stdout) == expected
+
+
+def test_a_write_and_its_taking_back_both_fail(strace: list[str], tmp_path: Path, log_in: LogIn) -> None:
+    script = f"from tests.log.test_committer import under_faults; under_faults({str(tmp_path / 'data')!r})"
+    done = subprocess.run(
+        [*strace, "-o", "/dev/null", "-e", "trace=pwritev,ftruncate", "-e", "inject=pwritev:error=EIO:when=4",
+         "-e", "inject=ftruncate:error=EIO", sys.executable, "-c", script],
+        capture_output=True, text=True, timeout=60, check=True,
+    )
+    told = json.loads(done.stdout)
+    assert (told["write"], told["final"], told["written"], told["read"]) == ("PARTITION_READ_ONLY", True, 1, 1)
+    # What was left behind in the file is whole batches, or a tail to cut: recovery settles it.
+    log = log_in(tmp_path / "data", epoch=2)
+    assert log.found[0].damage is None
+    assert values_of(log.partition)[0] == b"first"
+    log.write(b"next")
 
 
 # Closing

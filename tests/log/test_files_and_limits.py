@@ -46,6 +46,9 @@ def open_segments() -> int:
     return found
 
 
+sanitized = pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer's memory is not ours")
+
+
 def resident_bytes() -> int:
     """Memory of this process that is its own (RssAnon)."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
@@ -321,6 +324,7 @@ def test_a_ring_that_is_closed_or_dropped_gives_everything_back(tmp_path: Path) 
     assert rings.used_bytes == 0
 
 
+@sanitized
 def test_tiny_batches_cost_no_more_than_the_budget(log_in: LogIn, tmp_path: Path) -> None:
     """What a ring keeps about its batches counts too, and goes with them."""
     log = log_in(tmp_path / "data", partitions=64, ring_bytes=1 << 20, ring_bytes_per_partition=1 << 20)
@@ -342,6 +346,7 @@ def test_tiny_batches_cost_no_more_than_the_budget(log_in: LogIn, tmp_path: Path
 # Ten thousand partitions
 
 
+@sanitized
 def test_ten_thousand_partitions(quick_path: Path) -> None:
     """In a process of its own: what they cost in memory and open files, untouched and each appended to."""
     script = textwrap.dedent("""

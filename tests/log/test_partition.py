@@ -557,6 +557,7 @@ def test_a_short_write_is_taken_back(log: LocalLog, room_bytes: int) -> None:
     log.tick()
     assert log.partition.epochs == [(7, 3)]
     assert values_of(log.partition) == [b"a", b"b", b"c", b"d"]
+    assert Reader(log.partition, 0).available_bytes <= path.stat().st_size
     assert [batch.epoch for batch in batches_in(path)] == [1, 1, 1, 7]
     log.drop_rings()
     assert values_of(log.partition, cold=True) == [b"a", b"b", b"c", b"d"]

@@ -364,6 +364,32 @@ def test_every_byte_of_a_small_log_flipped(quick_path: Path) -> None:
             assert (found.damage, end_of(found), found.cut_bytes) == (None, 2, at[-1] - at[2]), place
 
 
+def test_what_is_not_below_the_durable_offset_is_not_proven(tmp_path: Path) -> None:
+    """Batch 1 follows the last sync: that 2 and 3 say D = 1 proves only what lies before it."""
+    killed = make(tmp_path, count=4, synced=1)
+    (path,) = segments_of(killed)
+    at = edges(path)
+    flip(path, at[1] + 110)
+    found = recovered(killed)
+    assert (found.damage, end_of(found), found.cut_bytes) == (None, 1, at[-1] - at[1])
+
+
+def test_a_proof_is_found_behind_what_only_looks_like_a_batch(tmp_path: Path) -> None:
+    log = LocalLog(tmp_path / "made")
+    look_alike = b"2g\x0dTKB1" * 3 + other_batch(7)[:-1] + b"2g"
+    log.write(value(0), look_alike)
+    log.sync()
+    log.write(value(2))
+    killed = log.killed(tmp_path / "killed")
+    log.close()
+    (path,) = segments_of(killed)
+    at = edges(path)
+    # The header that would tell where the next batch begins is damaged.
+    flip(path, at[1] + 3)
+    found = recovered(killed)
+    assert found.damage is not None and end_of(found) == 1
+
+
 def test_corruption_is_served_up_to_it_and_left_alone(log_in: LogIn, tmp_path: Path) -> None:
     killed = make(tmp_path, count=20, synced=20, config=SMALL_SEGMENTS)
     for index in killed.rglob("*.index"):

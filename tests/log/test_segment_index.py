@@ -554,7 +554,7 @@ def test_readers_in_threads_beside_appends_rolls_and_retention(log_in: LogIn, tm
         ring_bytes_per_partition=1 << 14,
     )
     count = 3000
-    stop = threading.Event()
+    stop, failed = threading.Event(), threading.Event()
     overtaken = [0] * 4
 
     def value(number: int) -> bytes:
@@ -564,7 +564,7 @@ def test_readers_in_threads_beside_appends_rolls_and_retention(log_in: LogIn, tm
         rng = random.Random(which)
         reader = Reader(log.partition, 0)
         seen = 0
-        while not (stop.is_set() and reader.next_offset >= count):
+        while not (stop.is_set() and (failed.is_set() or reader.next_offset >= count)):
             try:
                 raw = reader.read_blocking(rng.choice([1, 300, 4_000, 60_000]))
             except TakhinError as problem:
@@ -588,17 +588,22 @@ def test_readers_in_threads_beside_appends_rolls_and_retention(log_in: LogIn, tm
 
     with ThreadPoolExecutor(4) as pool:
         readers = [pool.submit(follow, which) for which in range(4)]
-        for number in range(count):
-            log.append(value(number))
-            if number % 10 == 9:
-                log.partition.flush()
-            if number % 400 == 399:
-                log.sync()
-            if number % 1000 == 999:
-                removed = log.partition.set_log_start(number - 700)
-                log.run(log.store.remove_segments(removed))
-        log.sync()
-        stop.set()
+        try:
+            for number in range(count):
+                log.append(value(number))
+                if number % 10 == 9:
+                    log.partition.flush()
+                if number % 400 == 399:
+                    log.sync()
+                if number % 1000 == 999:
+                    removed = log.partition.set_log_start(number - 700)
+                    log.run(log.store.remove_segments(removed))
+            log.sync()
+        except BaseException:
+            failed.set()
+            raise
+        finally:
+            stop.set()
         assert sum(reader.result(timeout=30) for reader in readers) > 0
     assert len(log.partition.segments) > 3
     assert log.close()
