@@ -26,8 +26,6 @@ from takhin.log.segment cimport FileCache, Segment
 
 from takhin.errors import Reason, error
 
-# Requests of a tick share a batch up to this size.
-cdef int64_t SHARED_BATCH_BYTES = 256 * 1024
 # Writes that are larger let other threads have the interpreter meanwhile; for smaller ones that costs more than it
 # gives.
 cdef int64_t RELEASE_ABOVE_BYTES = 64 * 1024
@@ -125,10 +123,8 @@ cdef class Partition:
             or now_ms - self.active.created_ms >= self.segment_ms
         ):
             self.roll(now_ms)
-        if (
-            request.is_batch or not self._batch_open or self.ring.room() < needed
-            or self.ring.batch(self.ring.next - 1).size + needed > <size_t>SHARED_BATCH_BYTES
-        ):
+        # Requests of a tick share a batch as far as the ring's chunk has room for them: a batch lies in one chunk.
+        if request.is_batch or not self._batch_open or self.ring.room() < needed:
             self._close_batch()
             self._open_batch(needed, now_ms)
         batch = self.ring.batch(self.ring.next - 1)

@@ -379,9 +379,7 @@ class TestGroups:
 
 
 class TestBatching:
-    def test_what_queues_up_during_a_commit_shares_the_next(
-        self, path: Path, connections: list[sqlite3.Connection]
-    ) -> None:
+    def test_what_queues_up_during_a_commit_shares_the_next(self, path: Path) -> None:
         statements: list[str] = []
         go_on = threading.Event()
 
@@ -392,7 +390,8 @@ class TestBatching:
 
         async def scenario(store: MetadataStore) -> None:
             topic = await new_topic(store)
-            connections[0].set_trace_callback(trace)
+            # On the store's own thread: SQLite's lock and the interpreter's are taken there in one order only.
+            await store._db.read(lambda db: db.set_trace_callback(trace))
             first = asyncio.create_task(commit(store, "g", topic, 0))
             while not statements:
                 await asyncio.sleep(0.001)
@@ -400,7 +399,7 @@ class TestBatching:
             await asyncio.sleep(0)
             go_on.set()
             results = await asyncio.gather(first, *rest, return_exceptions=True)
-            connections[0].set_trace_callback(None)
+            await store._db.read(lambda db: db.set_trace_callback(None))
             assert [isinstance(result, TakhinError) for result in results] == [False, False, False, True, False, False]
             assert await store.group_offsets("g") == {(topic.id, 0): 4}
 

@@ -346,7 +346,6 @@ def under_faults(directory: str) -> None:
     """Run in a process of its own: prints what comes of a write of many parts, a sync, and a cold read."""
     log = LocalLog(directory)
     log.write(b"first")
-    before = os.path.getsize(log.partition.segments[0].path)
     # More runs of memory than one call takes: the first call of two may fail, and the second not.
     for _ in range(70):
         log.append(b"v" * 270_000, batch=True)
@@ -354,7 +353,7 @@ def under_faults(directory: str) -> None:
     told: dict[str, object] = {
         "write": str(log.partition.failure[0]) if log.partition.failure else None,
         "final": log.partition.failure_is_final,
-        "whole": os.path.getsize(log.partition.segments[0].path) in (before, before + log.partition.size_bytes - before),
+        "whole": os.path.getsize(log.partition.segments[0].path) == log.partition.size_bytes,
         "written": log.partition.written_offset,
     }
     if not log.partition.failure_is_final:
@@ -375,7 +374,9 @@ def under_faults(directory: str) -> None:
     log.close()
 
 
-WHOLE = {"write": None, "final": False, "whole": True, "written": 71, "sync": None, "again": None, "read": 71, "durable": 71}
+WHOLE = {
+    "write": None, "final": False, "whole": True, "written": 71, "sync": None, "again": None, "read": 71, "durable": 71,
+}
 TAKEN_BACK = WHOLE | {"written": 1, "read": 1, "durable": 1}
 
 
@@ -391,7 +392,9 @@ TAKEN_BACK = WHOLE | {"written": 1, "read": 1, "durable": 1}
     (["fsync:error=EIO:when=2"], WHOLE | {"sync": "SYNC_FAILED", "again": "SYNC_FAILED", "durable": 0}),
     (["preadv2:error=EIO:when=1+"], WHOLE | {"read": 5}),
 ], ids=lambda value: "+".join(value).replace(":error=", " ") if isinstance(value, list) else "")
-def test_faults_of_the_kernel(strace: list[str], tmp_path: Path, faults: list[str], expected: dict[str, object]) -> None:
+def test_faults_of_the_kernel(
+    strace: list[str], tmp_path: Path, faults: list[str], expected: dict[str, object]
+) -> None:
     injected = [word for fault in faults for word in ("-e", f"inject={fault}")]
     calls = ",".join({fault.partition(":")[0] for fault in faults})
     script = f"from tests.log.test_committer import under_faults; under_faults({str(tmp_path / 'data')!r})"
@@ -416,6 +419,27 @@ def test_a_write_and_its_taking_back_both_fail(strace: list[str], tmp_path: Path
     assert log.found[0].damage is None
     assert values_of(log.partition)[0] == b"first"
     log.write(b"next")
+
+
+def test_what_was_put_off_is_synced_later(log_in: LogIn, tmp_path: Path) -> None:
+    log = log_in(tmp_path / "data", Config(segment_bytes=1100))
+    partition = log.partition
+    for number in range(8):
+        log.write(b"%02d" % number + b"v" * 100)
+    first = partition.begin_sync()
+    partition.put_off_sync(*first[1:])
+    assert not partition.syncing and partition.durable_offset == 0
+    # Also what is written and begun meanwhile.
+    for number in range(8, 12):
+        log.write(b"%02d" % number + b"v" * 100)
+    target, segments, directories = partition.begin_sync()
+    assert target == 12 and set(directories) == set(first[2])
+    assert segments == list(partition.segments) and len(segments) > len(first[1])
+    partition.put_off_sync(segments, directories)
+    again = partition.begin_sync()
+    assert (again[0], again[1], set(again[2])) == (12, segments, set(directories))
+    partition.end_sync(*again, 0)
+    assert partition.durable_offset == 12 and partition.begin_sync()[1:] == ([], [])
 
 
 # Closing

@@ -236,7 +236,7 @@ def test_a_start_may_be_killed_at_any_point(start_broker: StartBroker) -> None:
     broker.kill()
     with broker.segments()[-1].open("ab") as log:
         log.write(b"torn" * 1000)
-    for _ in range(8):
+    for _ in range(6):
         # Without waiting for the line that says it serves: its start takes about so long.
         broker.launch()
         time.sleep(rng.uniform(0.05, 0.4))

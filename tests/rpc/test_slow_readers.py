@@ -23,6 +23,7 @@ from tests.broker_process import (
     read,
     take_apart,
     values,
+    wait_until,
 )
 from tests.conftest import StartBroker
 
@@ -107,7 +108,7 @@ def watch(
 def test_200_stalled_readers(
     start_broker: StartBroker, record_bytes: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broker = start_broker("--limits-slow-reader-ms", "3000")
+    broker = start_broker("--limits-slow-reader-ms", "2000")
     stub = broker.stub()
     topic, beside = new_topic(stub), new_topic(stub)
     fill(stub, topic, 80, record_bytes)
@@ -117,7 +118,7 @@ def test_200_stalled_readers(
     watched = Watch(broker.rss_anon_bytes())
     with stalled(broker, topic, STALLED, max_bytes=MIB):
         # For less than limits.slow_reader_ms: all of them are there all the time.
-        watch(broker, stub, follower, beside, watched, 2.5)
+        watch(broker, stub, follower, beside, watched, 1.6)
         with capsys.disabled():
             print(f"\n{STALLED} stalled readers of {record_bytes} B records: {watched.told()}")
         assert watched.grown_bytes <= BUDGET_BYTES
@@ -169,10 +170,7 @@ def test_a_reader_that_takes_nothing_is_cut_off(start_broker: StartBroker) -> No
     topic = new_topic(stub)
     fill(stub, topic, 8, MIB)
     with stalled(broker, topic, 40, max_bytes=MIB) as calls:
-        time.sleep(3)
-        ended = [call for call in calls if call.done()]
-        assert ended
-        for call in ended:
+        for call in wait_until(lambda: [call for call in calls if call.done()]):
             with pytest.raises(grpc.RpcError) as refusal:
                 for _ in call:
                     pass
@@ -188,7 +186,7 @@ def test_a_reader_that_takes_nothing_keeps_its_stream_while_nobody_waits(start_b
     topic = new_topic(stub)
     fill(stub, topic, 8, MIB)
     with stalled(broker, topic, 3, max_bytes=MIB) as calls:
-        time.sleep(1.5)
+        time.sleep(1)
         for call in calls:
             found = [take_apart(next(call)).message for _ in range(8)]
             assert [message.records[0].offset for message in found] == list(range(8))
