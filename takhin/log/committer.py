@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 # How often partitions are looked at whose flush.ms may have passed.
 FLUSH_CHECK_S = 0.05
+# Syncs of so many partitions are under way at once: each holds its files and directories open.
+MAX_COMMITS = 64
 # A sync that takes longer is worth a line in the log.
 SLOW_SYNC_NS = 1_000_000_000
 # How often the last sync of all waits for those that could not be begun.
@@ -52,6 +54,8 @@ class Committer:
         self._tick_is_open = False
         self._wanting: dict[Partition, None] = {}
         self._dirty_since_s: dict[Partition, float] = {}
+        # Those whose turn is yet to come, and those that could not be begun.
+        self._queued: dict[Partition, None] = {}
         self._put_off: dict[Partition, None] = {}
         self._thread = SyncThread(files)
         self._commits: dict[int, _Commit] = {}
@@ -102,6 +106,9 @@ class Committer:
     def _begin_sync(self, partition: Partition) -> None:
         if partition.syncing or (partition.failure is not None and partition.failure_is_final):
             return
+        if len(self._commits) >= MAX_COMMITS:
+            self._queued[partition] = None
+            return
         self._dirty_since_s.pop(partition, None)
         try:
             target, segments, directories = partition.begin_sync()
@@ -122,7 +129,8 @@ class Committer:
 
     def _try_again(self, partition: Partition, problem: OSError) -> None:
         """The sync could not be begun: the timer begins it anew."""
-        logger.warning("the sync of %s/%d has to wait: %s", partition.topic, partition.partition, problem.strerror)
+        if not self._put_off:
+            logger.warning("syncs have to wait: %s", problem.strerror)
         self._put_off[partition] = None
 
     def _on_synced(self) -> None:
@@ -142,6 +150,10 @@ class Committer:
                 self._begin_sync(partition)
             elif partition.dirty:
                 self._dirty_since_s.setdefault(partition, time.monotonic())
+        while self._queued and len(self._commits) < MAX_COMMITS:
+            partition = next(iter(self._queued))
+            del self._queued[partition]
+            self._begin_sync(partition)
         if not self._commits and self._idle is not None:
             self._idle.set_result(None)
             self._idle = None
@@ -172,6 +184,7 @@ class Committer:
         """The partition is closed."""
         self._dirty_since_s.pop(partition, None)
         self._wanting.pop(partition, None)
+        self._queued.pop(partition, None)
         self._put_off.pop(partition, None)
 
     async def sync_all(self) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from takhin.errors import Code, Reason, TakhinError
+from takhin.log import committer
 from takhin.log.files import Files
 from takhin.log.index import INDEX_HEADER_SIZE, read_summary
 from takhin.log.partition import Partition
@@ -499,3 +500,27 @@ def test_stopping_an_idle_thread() -> None:
     thread.stop()
     with pytest.raises(OSError):
         os.fstat(event_fd)
+
+
+def test_many_partitions_are_synced_a_few_at_a_time(
+    log_in: LogIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each sync holds its file and directories open: a tick that touches many partitions must not take them all."""
+    monkeypatch.setattr(committer, "MAX_COMMITS", 4)
+    log = log_in(tmp_path / "data", partitions=60, open_files=16)
+    most = 0
+    submit = log.store.committer._begin_sync
+
+    def watched(partition: Partition) -> None:
+        nonlocal most
+        submit(partition)
+        most = max(most, len(log.store.committer._commits))
+
+    monkeypatch.setattr(log.store.committer, "_begin_sync", watched)
+    for number in range(60):
+        log.append(b"x", to=number)
+    log.tick()
+    log.sync()
+    assert most == 4
+    assert all(partition.durable_offset == 1 for partition in log.partitions)
+    assert log.store.committer.syncs == 60

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import subprocess
 import sys
 import textwrap
@@ -153,6 +154,24 @@ def test_more_partitions_are_written_than_files_may_be_open(log_in: LogIn, tmp_p
             assert partition.failure is None
             assert len(values_of(partition, cold=True)) == 2 * (run + 1)
         assert log.close()
+
+
+def test_syncing_many_new_partitions_needs_few_descriptors(
+    quick_path: Path, log_in: LogIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each has three directories whose names are new: they are not all open at once, nor opened for each of them."""
+    count = 400
+    log = log_in(quick_path / "data", partitions=count)
+    for number in range(count):
+        log.write(b"v", to=number)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 200, hard))
+    try:
+        log.sync()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert caplog.text == ""
+    assert all(partition.durable_offset == 1 for partition in log.partitions)
 
 
 def test_a_file_that_is_opened_twice_at_once_is_open_once(log: LocalLog) -> None:
