@@ -67,14 +67,11 @@ class Reason(StrEnum):
     PARTITION_DAMAGED = "PARTITION_DAMAGED"
     # RESOURCE_EXHAUSTED
     RECORD_TOO_LARGE = "RECORD_TOO_LARGE"
-    MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
     DISK_FULL = "DISK_FULL"
     TOPIC_LIMIT = "TOPIC_LIMIT"
     PARTITION_LIMIT = "PARTITION_LIMIT"
     GROUP_LIMIT = "GROUP_LIMIT"
-    MEMORY_BUDGET = "MEMORY_BUDGET"
     # UNAVAILABLE
-    STARTING = "STARTING"
     DRAINING = "DRAINING"
     WRITE_FAILED = "WRITE_FAILED"
     READ_FAILED = "READ_FAILED"
@@ -158,7 +155,7 @@ def _classes() -> dict[Reason, type[TakhinError]]:
         (Reason.OFFSET_OUT_OF_RANGE, OutOfRange),
         (Reason.OFFSET_BEHIND_COMMITTED, FailedPrecondition),
         (Reason.RECORD_TOO_LARGE, ResourceExhausted),
-        (Reason.STARTING, Unavailable),
+        (Reason.DRAINING, Unavailable),
         (Reason.CORRUPT_BATCH, DataLoss),
         (Reason.LOG_TRUNCATED, Aborted),
         (Reason.ACK_TIMEOUT, DeadlineExceeded),

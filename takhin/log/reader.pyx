@@ -1,8 +1,9 @@
 """Reading a partition in slices that go out as they are.
 
-A response is a few fields and then a slice of the log: whole batches with their headers as many as fit, or else a part
-of one batch, cut between records and without its header, whose checksum would not match. What the ring holds is copied
-from there; the rest is read from the segments, and every batch's checksum is verified before a record of it goes out.
+A response is a few fields and then a slice of the log: whole batches with their headers, as many as fit. Where the
+first one is begun in its middle, or does not fit, its records go out without its header, whose checksum would not
+match; whole batches may follow its last record. What the ring holds is copied from there; the rest is read from the
+segments, and every batch's checksum is verified before a record of it goes out.
 """
 
 import os

@@ -387,6 +387,22 @@ def test_a_sealed_segment_is_synced_before_a_later_one_is_vouched_for(traced: Br
         assert position(calls, synced(name)) < answer, "\n".join(calls)
 
 
+def test_what_a_killed_broker_had_written_is_synced_before_it_is_served(
+    broker: BrokerProcess, strace: list[str], trace: Trace
+) -> None:
+    """It may be in the cache only, and would be told to be durable."""
+    topic = new_topic(broker.stub(), flush_ms=-1)
+    produce(broker.stub(), topic, b"value", acks=1)
+    broker.kill()
+    broker.prefix = [*strace, *trace.flags()]
+    broker.start()
+    assert offsets(broker.stub(), topic).durable_offset == 1
+    calls = trace.finish(broker, 0)
+    serving = position(calls, r"write\(1<.*takhin: serving")
+    for what in r"\.log", "topics/1/0":
+        assert position(calls, synced(what)) < serving, "\n".join(calls)
+
+
 # When the disk fails
 
 
