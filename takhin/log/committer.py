@@ -147,7 +147,8 @@ class Committer:
                 logger.error("a sync of %s/%d failed: %s", partition.topic, partition.partition, os.strerror(errno))
             partition.end_sync(commit.target, commit.segments, commit.directories, errno)
             if partition.wants_sync:
-                self._begin_sync(partition)
+                # Behind those who wait for their first.
+                self._queued[partition] = None
             elif partition.dirty:
                 self._dirty_since_s.setdefault(partition, time.monotonic())
         while self._queued and len(self._commits) < MAX_COMMITS:

@@ -315,7 +315,7 @@ def test_a_failed_sync_ends_one_partition_and_no_other(tmp_path: Path) -> None:
         # That was no clean stop: the log is looked through, and a new epoch begins.
         async with running(tmp_path) as broker:
             partition = broker.topics.partition("t", 0)
-            assert (partition.failure, partition.epoch) == (None, 2)
+            assert (partition.failure, partition.epoch, partition.epochs) == (None, 2, [(2, 2)])
             assert values_of(partition) == [b"a", b"b"]
             assert (await produce(broker, b"c", acks=-1)).offset == 2
 

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,6 +119,61 @@ def test_who_comes_while_a_sync_runs_shares_the_next(log: LocalLog) -> None:
     assert log.store.committer.syncs == before + 1
 
 
+def test_who_came_while_a_sync_ran_is_not_forgotten(log: LocalLog) -> None:
+    """Nobody comes after them to ask for another sync."""
+    log.append(b"a")
+    first = log.partition.durable()
+    log.tick()
+    # That sync is over, but the loop has not been told yet.
+    time.sleep(0.05)
+    log.append(b"b")
+    second = log.partition.durable()
+    assert log.run(second) is None and first.result() is None
+
+
+class SlowThread:
+    """A sync thread whose jobs take some milliseconds: it syncs each file over and over."""
+
+    def __init__(self, thread: SyncThread):
+        self._thread = thread
+        self.finished = thread.finished
+        self.stop = thread.stop
+
+    def submit(self, files: list[int], directories: list[int]) -> int:
+        return self._thread.submit(files * 3000, directories)
+
+
+def test_busy_partitions_do_not_keep_others_from_their_sync(
+    log_in: LogIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is synced again and again stands in line with those who wait for the first time."""
+    monkeypatch.setattr(committer, "MAX_COMMITS", 1)
+    log = log_in(tmp_path / "data", partitions=2)
+    monkeypatch.setattr(log.store.committer, "_thread", SlowThread(log.store.committer._thread))
+    busy, other = log.partitions
+    quiet = False
+
+    async def keep_busy() -> None:
+        while not quiet:
+            log.append(b"a")
+            assert await busy.durable() is None
+
+    async def scenario() -> None:
+        nonlocal quiet
+        tasks = []
+        for _ in range(4):
+            tasks.append(asyncio.ensure_future(keep_busy()))
+            await asyncio.sleep(0.003)
+        log.append(b"b", to=1)
+        try:
+            assert await asyncio.wait_for(other.durable(), 3) is None
+        finally:
+            quiet = True
+            await asyncio.gather(*tasks)
+
+    log.run(scenario())
+
+
 def test_what_a_sync_covers(log_in: LogIn, tmp_path: Path) -> None:
     log = log_in(tmp_path / "data", Config(segment_bytes=1100))
     partition = log.partition
@@ -216,6 +272,13 @@ def test_sync_all_writes_and_syncs_everything(log_in: LogIn, tmp_path: Path) -> 
     log.append(b"c", to=2)
     log.run(log.store.committer.sync_all())
     assert [partition.durable_offset for partition in log.partitions] == [2, 0, 1]
+
+    async def at_once() -> None:
+        log.append(b"d", to=1)
+        await log.store.committer.sync_all()
+        assert [partition.durable_offset for partition in log.partitions] == [2, 1, 1]
+
+    log.run(at_once())
 
 
 # A sync that fails
@@ -347,9 +410,9 @@ def under_faults(directory: str) -> None:
     """Run in a process of its own: prints what comes of a write of many parts, a sync, and a cold read."""
     log = LocalLog(directory)
     log.write(b"first")
-    # More runs of memory than one call takes: the first call of two may fail, and the second not.
-    for _ in range(70):
-        log.append(b"v" * 270_000, batch=True)
+    # More runs of memory than one call takes, as each has a chunk of its own: one of three calls may fail.
+    for _ in range(140):
+        log.append(b"v" * 135_000, batch=True)
     log.partition.flush()
     told: dict[str, object] = {
         "write": str(log.partition.failure[0]) if log.partition.failure else None,
@@ -376,13 +439,13 @@ def under_faults(directory: str) -> None:
 
 
 WHOLE = {
-    "write": None, "final": False, "whole": True, "written": 71, "sync": None, "again": None, "read": 71, "durable": 71,
+    "write": None, "final": False, "whole": True, "written": 141, "sync": None, "again": None, "read": 141, "durable": 141,
 }
 TAKEN_BACK = WHOLE | {"written": 1, "read": 1, "durable": 1}
 
 
 @pytest.mark.parametrize(("faults", "expected"), [
-    # Calls are counted by thread: 1 is the segment's header, 2 the first record, 3 and 4 the large tick.
+    # Calls are counted by thread: 1 is the segment's header, 2 the first record, 3 to 5 the large tick.
     (["pwritev:error=EIO:when=3"], TAKEN_BACK | {"write": "WRITE_FAILED"}),
     (["pwritev:error=ENOSPC:when=4"], TAKEN_BACK | {"write": "DISK_FULL"}),
     (["pwritev:error=EDQUOT:when=3+"], TAKEN_BACK | {"write": "DISK_FULL"}),
