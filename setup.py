@@ -23,6 +23,7 @@ MODULES = [
     "takhin.log.index",
     "takhin.log.segment",
     "takhin.log.partition",
+    "takhin.log.journal",
     "takhin.log.reader",
     "takhin.log.sync",
 ]

@@ -133,6 +133,12 @@ class Limits:
         1_024, "requests of one produce stream that wait for their answers", "", 1, 1_000_000)
     stream_bytes_in_flight: int = _number(16 * MIB, "the same in bytes", _SIZE, KIB, TIB)
     open_files: int = _number(4_096, "segment files held open", "", 16, 1_000_000)
+    journal_bytes: int = _number(
+        64 * MIB, "disk space for the journal, which makes durable acks over many partitions cheap; 0: none", _SIZE, 0,
+        TIB)
+    min_free_bytes: int = _number(
+        64 * MIB, "refuse to append when less is free on the disk, so that metadata can still be written", _SIZE, 0,
+        TIB)
 
 
 @dataclass(frozen=True, slots=True)

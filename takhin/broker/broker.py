@@ -64,7 +64,7 @@ class Broker:
         self._lock_fd = LogStore.lock(settings.data_dir)
         try:
             path = os.path.join(settings.data_dir, "meta.db")
-            if not os.path.exists(path) and os.listdir(os.path.join(settings.data_dir, "topics")):
+            if not os.path.exists(path) and LogStore.holds_topics(settings.data_dir):
                 # A new database would give the ids of these directories to other topics.
                 raise StartError(
                     f"data directory {settings.data_dir} holds topics, but meta.db, which names them, is gone"
@@ -72,7 +72,7 @@ class Broker:
             self._metadata = MetadataStore(path, self._on_failure)
             self._metadata.open()
         except StartError:
-            os.close(self._lock_fd)
+            LogStore.unlock(self._lock_fd)
             raise
         self._store = LogStore(settings.data_dir, settings.limits, loop, self._clock_ms, self._on_halt)
         self.topics = Topics(settings, self._metadata, self._store, lambda: self._epoch, self._clock_ms)
@@ -85,7 +85,7 @@ class Broker:
         except (OSError, TakhinError) as problem:
             await self._store.close([])
             await self._metadata.close()
-            os.close(self._lock_fd)
+            LogStore.unlock(self._lock_fd)
             raise StartError(f"data directory {settings.data_dir} can't be recovered: {problem}") from problem
         retention = Retention(
             self.topics, self._metadata, self._store, settings.topics.retention_check_ms, self._clock_ms
@@ -97,6 +97,7 @@ class Broker:
         run = await self._metadata.begin_run()
         for topic_id in await self._metadata.deleted_topics():
             await self.topics.remove_files(topic_id)
+        await self.topics.set_aside_orphans()
         topics = await self.topics.load(was_clean=run.was_clean)
         self._epoch = run.epoch
         highest = max((found.max_epoch for _, partitions in topics for found in partitions), default=0)
@@ -146,7 +147,7 @@ class Broker:
         except TakhinError as problem:
             logger.error("the mark of a clean stop can't be written: %s", problem.message)
         await self._metadata.close()
-        os.close(self._lock_fd)
+        LogStore.unlock(self._lock_fd)
 
     # When something fails
 
@@ -168,6 +169,8 @@ class Broker:
         """Let halted partitions take appends again, in a new epoch: what they told of before the failure is void."""
         while self._halted:
             await asyncio.sleep(RESUME_AFTER_S)
+            if self._store.is_low_on_space:
+                continue
             halted = [partition for partition in self._halted if not partition.failure_is_final]
             try:
                 epoch = await self._metadata.raise_epoch(self._epoch)

@@ -18,6 +18,8 @@ from takhin.log.store import LogStore
 
 logger = logging.getLogger(__name__)
 
+LOW_SPACE_CHECK_S = 1.0
+
 
 class Retention:
     """Looks through all partitions every check_ms. clock_ms: milliseconds since the epoch."""
@@ -37,9 +39,12 @@ class Retention:
         self._clock_ms = clock_ms
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled. Often while the disk is full: whatever may go makes room for appends."""
         while True:
-            await asyncio.sleep(self._check_s)
+            left_s = self._check_s
+            while left_s > 0:
+                await asyncio.sleep(min(left_s, LOW_SPACE_CHECK_S))
+                left_s = 0 if self._store.is_low_on_space else left_s - LOW_SPACE_CHECK_S
             await self.check_all()
 
     async def check_all(self) -> None:

@@ -1,6 +1,7 @@
 """Topics: made, described, deleted; and where a produce or consume request finds its partition."""
 
 import asyncio
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from takhin.errors import Reason, TakhinError, error
 from takhin.log.partition import Partition
 from takhin.log.recovery import RecoveredPartition
 from takhin.log.store import LogStore, PartitionSpec
+
+logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}", re.ASCII)
 _SHOWN_CHARACTERS = 80
@@ -147,6 +150,14 @@ class Topics:
         """Remove what a deleted topic left; what can't be removed now is tried again at the next start."""
         if await self._store.remove_topic(topic_id):
             await self._metadata.forget_deleted(topic_id)
+
+    async def set_aside_orphans(self) -> None:
+        """Move directories that belong to no topic out of the way: a topic made later could bear the same id."""
+        num_partitions = {row.id: row.num_partitions for row in await self._metadata.load_topics()}
+        # What a deleted topic left is removed, not kept.
+        num_partitions |= dict.fromkeys(await self._metadata.deleted_topics(), self._settings.limits.partitions)
+        for path in await asyncio.to_thread(self._store.set_aside_orphans, num_partitions):
+            logger.warning("%s: the metadata knows no such partition; its files are set aside there", path)
 
     async def load(self, *, was_clean: bool) -> list[tuple[TopicRow, list[RecoveredPartition]]]:
         """Every topic the metadata knows, with what the disk holds of its partitions.

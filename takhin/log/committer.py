@@ -4,11 +4,12 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 from takhin.errors import Reason
 from takhin.log.files import Files
+from takhin.log.journal import Journal, JournalCommit
 from takhin.log.partition import Partition
 from takhin.log.segment import Segment
 from takhin.log.sync import SyncThread
@@ -17,8 +18,17 @@ logger = logging.getLogger(__name__)
 
 # How often partitions are looked at whose flush.ms may have passed.
 FLUSH_CHECK_S = 0.05
+# What only the journal holds on the disk is synced to its segment after so long.
+BEHIND_S = 10.0
 # Syncs of so many partitions are under way at once: each holds its files and directories open.
 MAX_COMMITS = 64
+# So many when nobody waits for them: whoever comes then has the disk soon.
+MAX_BEHIND = 4
+# A partition with more than this to make durable has its own file synced: writing its bytes twice would cost more than
+# the sync that the journal saves (docs/decisions/journal.md).
+JOURNAL_PART_BYTES = 64 * 1024
+# A journal that could not be written is tried again after so long.
+JOURNAL_PAUSE_S = 1.0
 # A sync that takes longer is worth a line in the log.
 SLOW_SYNC_NS = 1_000_000_000
 # How often the last sync of all waits for those that could not be begun.
@@ -26,8 +36,8 @@ _LAST_TRIES = 20
 
 
 @dataclass(slots=True)
-class _Commit:
-    """A sync under way: what end_sync wants back."""
+class _FileSync:
+    """A sync of a partition's files under way: what end_sync wants back."""
 
     partition: Partition
     target: int
@@ -36,33 +46,65 @@ class _Commit:
     directory_fds: list[int]
 
 
+@dataclass(slots=True)
+class _Lane:
+    """A thread that syncs files. queue: partitions that wait for it, the one that waits longest first."""
+
+    thread: SyncThread
+    limit: int
+    queue: dict[Partition, None] = field(default_factory=dict)
+    syncs: dict[int, _FileSync] = field(default_factory=dict)
+    partitions: set[Partition] = field(default_factory=set)
+
+
 class Committer:
     """Writes what a tick appended at its end (W), and syncs for those who wait for it (D).
 
+    max_unsynced: with more partitions than this whose segments are not synced, nothing goes to the journal.
+
     The first append of a tick schedules the write behind everything that is ready to run, so that all requests which
     arrived together share it. A sync begins at once when none runs for the partition; who comes while one runs shares
-    the next. A partition nobody waits for is synced flush.ms after it was written.
+    the next. Where several partitions want one at a time, one entry of the journal serves them all, and their files are
+    synced behind it, when nobody waits. A partition nobody waits for is synced flush.ms after it was written.
+
+    Three threads, so that who waits does not wait for who doesn't: for the journal, for files that somebody waits for,
+    for files that nobody waits for.
     """
 
-    def __init__(self, files: Files, loop: asyncio.AbstractEventLoop, on_halt: Callable[[Partition], None]):
+    def __init__(
+        self, files: Files, journal: Journal, max_unsynced: int, loop: asyncio.AbstractEventLoop,
+        clock_ms: Callable[[], int], on_halt: Callable[[Partition], None],
+    ):
         self.halted = on_halt
+        self.syncs = 0
+        self.journal_commits = 0
         self._files = files
         self._loop = loop
+        self._clock_ms = clock_ms
         self._call_soon = loop.call_soon
         self._touched: list[Partition] = []
         # Whether the end of this tick is scheduled.
         self._tick_is_open = False
-        self._wanting: dict[Partition, None] = {}
-        self._dirty_since_s: dict[Partition, float] = {}
-        # Those whose turn is yet to come, and those that could not be begun.
-        self._queued: dict[Partition, None] = {}
+        # Since when there is something that their segments may not have on the disk: those longest so first. Each of
+        # them holds a file open.
+        self._unsynced_since_s: dict[Partition, float] = {}
+        self._max_unsynced = max_unsynced
+        # Those whose sync could not be begun.
         self._put_off: dict[Partition, None] = {}
-        self._thread = SyncThread(files)
-        self._commits: dict[int, _Commit] = {}
+        self._front = _Lane(SyncThread(files, "takhin-sync"), MAX_COMMITS)
+        self._behind = _Lane(SyncThread(files, "takhin-behind"), MAX_BEHIND)
+        self._journal = journal
+        self._journal_thread = SyncThread(files, "takhin-journal")
+        self._journal_commit: JournalCommit | None = None
+        self._journal_fds: list[int] = []
+        self._journal_paused_until_s = 0.0
+        self._journal_turns = 0
+        self._forgotten: set[Partition] = set()
         self._idle: asyncio.Future[None] | None = None
-        self.syncs = 0
-        loop.add_reader(self._thread.event_fd, self._on_synced)
-        self._timer = loop.call_later(FLUSH_CHECK_S, self._check_dirty)
+        for lane in (self._front, self._behind):
+            loop.add_reader(lane.thread.event_fd, self._on_synced, lane)
+        loop.add_reader(self._journal_thread.event_fd, self._on_journal)
+        self._timer = loop.call_later(FLUSH_CHECK_S, self._check_unsynced)
 
     # What partitions call
 
@@ -75,7 +117,7 @@ class Committer:
 
     def want_sync(self, partition: Partition) -> None:
         """Somebody waits for what the partition has written."""
-        self._wanting[partition] = None
+        self._front.queue[partition] = None
         if not self._tick_is_open:
             self._tick_is_open = True
             self._call_soon(self._end_tick)
@@ -84,7 +126,7 @@ class Committer:
 
     def _end_tick(self) -> None:
         touched, self._touched = self._touched, []
-        dirty = self._dirty_since_s
+        unsynced = self._unsynced_since_s
         for partition in touched:
             try:
                 partition.flush()
@@ -94,22 +136,54 @@ class Committer:
                 partition.fail(
                     Reason.INTERNAL_ERROR, "the partition takes no appends until the broker is started again"
                 )
-            if partition not in dirty:
-                dirty[partition] = time.monotonic()
+            if partition not in unsynced:
+                unsynced[partition] = time.monotonic()
         # Only now: who asked for a sync because of these writes is served here, not in a tick of its own.
         self._tick_is_open = False
-        if self._wanting:
-            wanting, self._wanting = self._wanting, {}
-            for partition in wanting:
-                self._begin_sync(partition)
+        if self._front.queue:
+            self._commit()
 
-    def _begin_sync(self, partition: Partition) -> None:
-        if partition.syncing or (partition.failure is not None and partition.failure_is_final):
+    def _commit(self) -> None:
+        """Begin what can be begun for those who wait; the others keep their places in the queue."""
+        front = self._front
+        small: list[Partition] = []
+        large: list[Partition] = []
+        for partition in list(front.queue):
+            if partition in front.partitions:
+                continue
+            if not partition.wants_sync:
+                del front.queue[partition]
+            elif self._is_for_journal(partition):
+                small.append(partition)
+            else:
+                large.append(partition)
+        if small and self._journal_commit is None:
+            # One alone has its own file synced: that costs the same, and its bytes are written once.
+            if len(small) == 1 and not (large or front.syncs or small[0].syncing):
+                large = small
+            elif not self._begin_journal(small):
+                large += small
+        for partition in large:
+            self._begin_sync(partition, front)
+
+    def _is_for_journal(self, partition: Partition) -> bool:
+        return (
+            self._journal.enabled and 0 <= partition.journal_bytes <= JOURNAL_PART_BYTES
+            and len(self._unsynced_since_s) <= self._max_unsynced
+            and (not self._journal_paused_until_s or time.monotonic() >= self._journal_paused_until_s)
+        )
+
+    # Files
+
+    def _begin_sync(self, partition: Partition, lane: _Lane) -> None:
+        """Begin the sync, or leave the partition in the lane's queue."""
+        if partition.syncing or len(lane.syncs) >= lane.limit:
+            lane.queue[partition] = None
             return
-        if len(self._commits) >= MAX_COMMITS:
-            self._queued[partition] = None
+        lane.queue.pop(partition, None)
+        if not partition.unsynced or partition.failure_is_final:
             return
-        self._dirty_since_s.pop(partition, None)
+        self._unsynced_since_s.pop(partition, None)
         try:
             target, segments, directories = partition.begin_sync()
         except OSError as problem:
@@ -117,95 +191,168 @@ class Committer:
             return
         fds: list[int] = []
         try:
-            for directory in directories:
-                fds.append(self._files.open(directory, os.O_RDONLY | os.O_DIRECTORY))
+            self._open(directories, fds)
         except OSError as problem:
             self._close(fds)
             partition.put_off_sync(segments, directories)
             self._try_again(partition, problem)
             return
-        number = self._thread.submit([segment.fileno() for segment in segments], fds)
-        self._commits[number] = _Commit(partition, target, segments, directories, fds)
+        number = lane.thread.submit([segment.fileno() for segment in segments], fds)
+        lane.syncs[number] = _FileSync(partition, target, segments, directories, fds)
+        lane.partitions.add(partition)
 
     def _try_again(self, partition: Partition, problem: OSError) -> None:
         """The sync could not be begun: the timer begins it anew."""
         if not self._put_off:
             logger.warning("syncs have to wait: %s", problem.strerror)
         self._put_off[partition] = None
+        self._unsynced_since_s.setdefault(partition, time.monotonic())
 
-    def _on_synced(self) -> None:
-        for number, errno, duration_ns in self._thread.finished():
+    def _on_synced(self, lane: _Lane) -> None:
+        for number, errno, duration_ns in lane.thread.finished():
             self.syncs += 1
-            if duration_ns > SLOW_SYNC_NS:
-                logger.warning("a sync took %.1f s: durable acknowledgements wait for the disk", duration_ns / 1e9)
-            commit = self._commits.pop(number)
-            for segment in commit.segments:
+            _tell_slow(duration_ns)
+            sync = lane.syncs.pop(number)
+            partition = sync.partition
+            lane.partitions.discard(partition)
+            for segment in sync.segments:
                 segment.done()
-            self._close(commit.directory_fds)
-            partition = commit.partition
+            self._close(sync.directory_fds)
             if errno:
                 logger.error("a sync of %s/%d failed: %s", partition.topic, partition.partition, os.strerror(errno))
-            partition.end_sync(commit.target, commit.segments, commit.directories, errno)
-            if partition.wants_sync:
-                # Behind those who wait for their first.
-                self._queued[partition] = None
-            elif partition.dirty:
-                self._dirty_since_s.setdefault(partition, time.monotonic())
-        while self._queued and len(self._commits) < MAX_COMMITS:
-            partition = next(iter(self._queued))
-            del self._queued[partition]
-            self._begin_sync(partition)
-        if not self._commits and self._idle is not None:
+            partition.end_sync(sync.target, sync.segments, sync.directories, errno)
+            if not errno:
+                self._journal.release(partition, partition.synced_offset)
+                if partition.unsynced:
+                    self._unsynced_since_s.setdefault(partition, time.monotonic())
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Something ended: begin what waited for it."""
+        if self._front.queue:
+            self._commit()
+        for partition in list(self._behind.queue):
+            if len(self._behind.syncs) >= self._behind.limit:
+                break
+            self._begin_sync(partition, self._behind)
+        if self._idle is not None and not self._is_busy():
             self._idle.set_result(None)
             self._idle = None
+
+    def _is_busy(self) -> bool:
+        return bool(self._front.syncs or self._behind.syncs or self._journal_commit is not None)
+
+    def _open(self, directories: Iterable[str], fds: list[int]) -> None:
+        for directory in directories:
+            fds.append(self._files.open(directory, os.O_RDONLY | os.O_DIRECTORY))
 
     def _close(self, fds: list[int]) -> None:
         for fd in fds:
             self._files.close(fd)
 
-    def _check_dirty(self) -> None:
-        self._timer = self._loop.call_later(FLUSH_CHECK_S, self._check_dirty)
+    # The journal
+
+    def _begin_journal(self, partitions: list[Partition]) -> bool:
+        """Begin an entry for as many of them as it takes. Returns whether: there may be no room in the journal."""
+        fds: list[int] = []
+        try:
+            commit = self._journal.begin(partitions, self._clock_ms())
+            if commit is not None:
+                self._open(commit.directories, fds)
+        except OSError as problem:
+            self._close(fds)
+            self._pause_journal(problem.errno or 0)
+            return False
+        if self._journal.turns != self._journal_turns:
+            # The file that was full is free again when the segments are synced that it covers.
+            self._journal_turns = self._journal.turns
+            self._behind.queue.update(dict.fromkeys(self._journal.behind()))
+            self._call_soon(self._go_on)
+        if commit is None:
+            return False
+        self._journal_thread.submit([commit.fd], fds, commit.fd, commit.data, commit.position)
+        self._journal_commit, self._journal_fds = commit, fds
+        for partition, _ in commit.targets:
+            del self._front.queue[partition]
+        return True
+
+    def _on_journal(self) -> None:
+        for _, errno, duration_ns in self._journal_thread.finished():
+            _tell_slow(duration_ns)
+            commit, self._journal_commit = self._journal_commit, None
+            assert commit is not None
+            self._close(self._journal_fds)
+            self._journal.end(commit, errno)
+            if errno:
+                # Nothing is lost: the segments hold the same, and are synced themselves.
+                self._pause_journal(errno)
+                self._front.queue.update((partition, None) for partition, _ in commit.targets)
+            else:
+                self.journal_commits += 1
+                for partition, target in commit.targets:
+                    partition.end_journal(target)
+            for partition in self._forgotten:
+                self._journal.forget(partition)
+            self._forgotten.clear()
+        self._go_on()
+
+    def _pause_journal(self, errno: int) -> None:
+        if not self._journal_paused_until_s:
+            logger.warning("the journal can't be written, each partition is synced by itself: %s", os.strerror(errno))
+        self._journal_paused_until_s = time.monotonic() + JOURNAL_PAUSE_S
+
+    # What nobody waits for
+
+    def _check_unsynced(self) -> None:
+        self._timer = self._loop.call_later(FLUSH_CHECK_S, self._check_unsynced)
         put_off, self._put_off = self._put_off, {}
         for partition in put_off:
-            self._begin_sync(partition)
+            (self._front if partition.wants_sync else self._behind).queue[partition] = None
         now_s = time.monotonic()
-        due = [
-            partition
-            for partition, since_s in self._dirty_since_s.items()
-            if partition.flush_ms >= 0 and (now_s - since_s) * 1000 >= partition.flush_ms
-        ]
-        for partition in due:
-            del self._dirty_since_s[partition]
-            if partition.dirty:
-                self._begin_sync(partition)
+        surplus = len(self._unsynced_since_s) - self._max_unsynced
+        for number, (partition, since_s) in enumerate(self._unsynced_since_s.items()):
+            age_s = now_s - since_s
+            if number < surplus or age_s >= BEHIND_S or (partition.dirty and 0 <= partition.flush_ms <= age_s * 1000):
+                self._behind.queue[partition] = None
+        self._go_on()
 
     # The end
 
     def forget(self, partition: Partition) -> None:
         """The partition is closed."""
-        self._dirty_since_s.pop(partition, None)
-        self._wanting.pop(partition, None)
-        self._queued.pop(partition, None)
+        self._unsynced_since_s.pop(partition, None)
+        self._front.queue.pop(partition, None)
+        self._behind.queue.pop(partition, None)
         self._put_off.pop(partition, None)
+        self._journal.forget(partition)
+        if self._journal_commit is not None:
+            self._forgotten.add(partition)
 
     async def sync_all(self) -> None:
         """Write and sync all there is. Failures are told by the partitions."""
         self._end_tick()
-        for partition in list(self._dirty_since_s):
-            self._begin_sync(partition)
         for _ in range(_LAST_TRIES):
-            while self._commits:
+            while True:
+                for partition in list(self._unsynced_since_s):
+                    if partition not in self._put_off:
+                        self._begin_sync(partition, self._front)
+                if not self._is_busy():
+                    break
                 self._idle = self._loop.create_future()
                 await self._idle
-                for partition in list(self._dirty_since_s):
-                    self._begin_sync(partition)
             if not self._put_off:
                 return
             # The timer tries those again.
             await asyncio.sleep(2 * FLUSH_CHECK_S)
 
     def close(self) -> None:
-        """End the thread, after what it was given."""
+        """End the threads, after what they were given."""
         self._timer.cancel()
-        self._loop.remove_reader(self._thread.event_fd)
-        self._thread.stop()
+        for thread in (self._front.thread, self._behind.thread, self._journal_thread):
+            self._loop.remove_reader(thread.event_fd)
+            thread.stop()
+
+
+def _tell_slow(duration_ns: int) -> None:
+    if duration_ns > SLOW_SYNC_NS:
+        logger.warning("a sync took %.1f s: durable acknowledgements wait for the disk", duration_ns / 1e9)

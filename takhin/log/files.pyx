@@ -1,109 +1,32 @@
-"""The filesystem seam: every file operation of the engine goes through one table of functions.
+"""The filesystem seam: whatever the engine does to files, it does here.
 
-Directory listings and file sizes are read past it: they change nothing.
+(tests/house holds it. Faults are injected, and operations recorded, right below: between this module, or SQLite, and
+the C library.)
 """
 
+import fcntl
 import os
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EEXIST, EINTR, EIO, ENOSYS, EOPNOTSUPP, errno
+from libc.errno cimport EINTR, EIO, ENOSYS, EOPNOTSUPP, errno
 from libc.stdint cimport int64_t
 from posix.fcntl cimport O_CLOEXEC, O_DIRECTORY, O_RDONLY, open
 from posix.types cimport off_t
-from posix.unistd cimport close, fdatasync, fsync, ftruncate, rmdir, unlink
+from posix.unistd cimport close, fdatasync, fsync
 
 cdef extern from "<sys/uio.h>" nogil:
     ssize_t pwritev(int fd, const iovec* parts, int count, off_t position)
     ssize_t preadv2(int fd, const iovec* parts, int count, off_t position, int flags)
     int RWF_NOWAIT
 
-cdef extern from "<stdio.h>" nogil:
-    int rename(const char* old, const char* new)
-
-cdef extern from "<sys/stat.h>" nogil:
-    int mkdir(const char* path, unsigned int mode)
-
-
-cdef int _open_file(void* context, const char* path, int flags) noexcept nogil:
-    cdef int fd = open(path, flags | O_CLOEXEC, 0o640)
-    return fd if fd >= 0 else -errno
-
-
-cdef int _close_file(void* context, int fd) noexcept nogil:
-    return 0 if close(fd) == 0 else -errno
-
-
-cdef ssize_t _write_at(void* context, int fd, const iovec* parts, int count, int64_t position) noexcept nogil:
-    cdef ssize_t written = pwritev(fd, parts, count, position)
-    return written if written >= 0 else -errno
-
-
-cdef ssize_t _read_at(void* context, int fd, void* to, size_t size, int64_t position, bint cached) noexcept nogil:
-    cdef iovec part
-    cdef ssize_t got
-    part.iov_base = to
-    part.iov_len = size
-    got = preadv2(fd, &part, 1, position, RWF_NOWAIT if cached else 0)
-    if got >= 0:
-        return got
-    if cached and (errno == EOPNOTSUPP or errno == ENOSYS):
-        # The filesystem cannot tell what is cached: then nothing counts as cached.
-        return -FILES_WOULD_BLOCK
-    return -errno
-
-
-cdef int _sync_data(void* context, int fd) noexcept nogil:
-    return 0 if fdatasync(fd) == 0 else -errno
-
-
-cdef int _sync_directory(void* context, int fd) noexcept nogil:
-    return 0 if fsync(fd) == 0 else -errno
-
-
-cdef int _truncate_file(void* context, int fd, int64_t size_bytes) noexcept nogil:
-    return 0 if ftruncate(fd, size_bytes) == 0 else -errno
-
-
-cdef int _rename_path(void* context, const char* old, const char* new) noexcept nogil:
-    return 0 if rename(old, new) == 0 else -errno
-
-
-cdef int _unlink_path(void* context, const char* path) noexcept nogil:
-    return 0 if unlink(path) == 0 else -errno
-
-
-cdef int _make_directory(void* context, const char* path) noexcept nogil:
-    return 0 if mkdir(path, 0o750) == 0 else -errno
-
-
-cdef int _remove_directory(void* context, const char* path) noexcept nogil:
-    return 0 if rmdir(path) == 0 else -errno
-
-
-cdef int _check(int result, object path) except -1:
-    if result < 0:
-        raise OSError(-result, os.strerror(-result), path)
-    return result
+FILE_MODE = 0o640
+DIRECTORY_MODE = 0o750
 
 
 @cython.final
 cdef class Files:
-    """The real filesystem. Every method raises OSError."""
-
-    def __cinit__(self):
-        self.ops.context = NULL
-        self.ops.open_file = _open_file
-        self.ops.close_file = _close_file
-        self.ops.write_at = _write_at
-        self.ops.read_at = _read_at
-        self.ops.sync_data = _sync_data
-        self.ops.sync_directory = _sync_directory
-        self.ops.truncate_file = _truncate_file
-        self.ops.rename_path = _rename_path
-        self.ops.unlink_path = _unlink_path
-        self.ops.make_directory = _make_directory
-        self.ops.remove_directory = _remove_directory
+    """The filesystem. Every method raises OSError."""
 
     cdef int write_all(self, int fd, iovec* parts, int count, int64_t position) noexcept nogil:
         cdef ssize_t written
@@ -111,11 +34,11 @@ cdef class Files:
             parts += 1
             count -= 1
         while count > 0:
-            written = self.ops.write_at(self.ops.context, fd, parts, count, position)
-            if written == -EINTR:
-                continue
+            written = pwritev(fd, parts, count, position)
             if written < 0:
-                return <int>written
+                if errno == EINTR:
+                    continue
+                return -errno
             if written == 0:
                 return -EIO
             position += written
@@ -131,28 +54,58 @@ cdef class Files:
     cdef ssize_t read_full(self, int fd, void* to, size_t size, int64_t position, bint cached) noexcept nogil:
         cdef size_t done = 0
         cdef ssize_t got
+        cdef iovec part
         while done < size:
-            got = self.ops.read_at(self.ops.context, fd, <char*>to + done, size - done, position + done, cached)
-            if got == -EINTR:
-                continue
-            if got == 0 or (got == -FILES_WOULD_BLOCK and done):
-                break
+            part.iov_base = <char*>to + done
+            part.iov_len = size - done
+            got = preadv2(fd, &part, 1, position + done, RWF_NOWAIT if cached else 0)
             if got < 0:
-                return got
+                if errno == EINTR:
+                    continue
+                # A filesystem that cannot tell what is cached has nothing cached.
+                if cached and (errno == FILES_WOULD_BLOCK or errno == EOPNOTSUPP or errno == ENOSYS):
+                    if done:
+                        break
+                    return -FILES_WOULD_BLOCK
+                return -errno
+            if got == 0:
+                break
             done += got
         return <ssize_t>done
+
+    cdef int sync_file(self, int fd) noexcept nogil:
+        while fdatasync(fd) < 0:
+            if errno != EINTR:
+                return -errno
+        return 0
+
+    cdef int sync_names(self, int fd) noexcept nogil:
+        while fsync(fd) < 0:
+            if errno != EINTR:
+                return -errno
+        return 0
+
+    cdef int close_file(self, int fd) noexcept nogil:
+        return 0 if close(fd) == 0 else -errno
+
+    # Files
 
     def open(self, str path not None, int flags):
         """A file descriptor, closed on exec; a file made by it has the mode 0640."""
         encoded = os.fsencode(path)
         cdef const char* name = encoded
+        cdef int mode = FILE_MODE
         cdef int fd
-        with nogil:
-            fd = self.ops.open_file(self.ops.context, name, flags)
-        return _check(fd, path)
+        while True:
+            with nogil:
+                fd = open(name, flags | O_CLOEXEC, mode)
+                if fd < 0:
+                    fd = -errno
+            if fd != -EINTR:
+                return _check(fd, path)
 
     def close(self, int fd):
-        _check(self.ops.close_file(self.ops.context, fd), None)
+        _check(self.close_file(fd), None)
 
     def read(self, int fd, size_t size, int64_t position):
         """Up to size bytes from position: fewer only where the file ends."""
@@ -175,11 +128,24 @@ cdef class Files:
             result = self.write_all(fd, &part, 1, position)
         _check(result, None)
 
+    def replace(self, str path not None, bytes data not None):
+        """The file holds data, or, when this fails or is cut short, what it held before. Nothing is synced."""
+        beside = path + ".new"
+        fd = self.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            self.write(fd, data, 0)
+        except OSError:
+            self.close(fd)
+            self.unlink(beside)
+            raise
+        self.close(fd)
+        self.rename(beside, path)
+
     def sync_data(self, int fd):
         """What was written to the file, and the size needed to read it, are on the disk after this."""
         cdef int result
         with nogil:
-            result = self.ops.sync_data(self.ops.context, fd)
+            result = self.sync_file(fd)
         _check(result, None)
 
     def sync_directory(self, str path not None):
@@ -188,32 +154,68 @@ cdef class Files:
         cdef int result
         try:
             with nogil:
-                result = self.ops.sync_directory(self.ops.context, fd)
+                result = self.sync_names(fd)
             _check(result, path)
         finally:
             self.close(fd)
 
     def truncate(self, int fd, int64_t size_bytes):
-        _check(self.ops.truncate_file(self.ops.context, fd, size_bytes), None)
+        os.ftruncate(fd, size_bytes)
+
+    def size(self, path_or_fd not None):
+        """In bytes."""
+        return os.stat(path_or_fd).st_size
+
+    def lock(self, str path not None):
+        """The descriptor that holds the lock on the file (made when missing); None: another process has it."""
+        fd = self.open(path, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close(fd)
+            return None
+        except OSError:
+            self.close(fd)
+            raise
+        return fd
+
+    # Names
+
+    def exists(self, str path not None):
+        return os.path.lexists(path)
+
+    def list_directory(self, str path not None):
+        """The names in it, sorted."""
+        return sorted(os.listdir(path))
+
+    def is_directory(self, str path not None):
+        """Whether there is one of that name; what a symbolic link points to does not count."""
+        return os.path.isdir(path) and not os.path.islink(path)
 
     def rename(self, str old not None, str new not None):
-        old_name = os.fsencode(old)
-        new_name = os.fsencode(new)
-        _check(self.ops.rename_path(self.ops.context, old_name, new_name), old)
+        os.rename(old, new)
 
     def unlink(self, str path not None):
-        name = os.fsencode(path)
-        _check(self.ops.unlink_path(self.ops.context, name), path)
+        os.unlink(path)
 
     def make_directory(self, str path not None):
         """Whether it was made: False when it was there."""
-        name = os.fsencode(path)
-        cdef int result = self.ops.make_directory(self.ops.context, name)
-        if result == -EEXIST:
+        try:
+            os.mkdir(path, DIRECTORY_MODE)
+        except FileExistsError:
             return False
-        _check(result, path)
         return True
 
     def remove_directory(self, str path not None):
-        name = os.fsencode(path)
-        _check(self.ops.remove_directory(self.ops.context, name), path)
+        os.rmdir(path)
+
+    def free_bytes(self, str path not None):
+        """What a user other than root can still write to the filesystem on which path lies."""
+        found = os.statvfs(path)
+        return found.f_bavail * found.f_frsize
+
+
+cdef int _check(int result, object path) except -1:
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), path)
+    return result

@@ -82,11 +82,16 @@ cdef class OffsetIndex:
                 high = middle
         return self.entries[low - 1].position if low else 0
 
-    def encode(self, summary not None):
-        """The bytes of the index file."""
-        cdef bytes entries = (<const char*>self.entries)[:self.count * sizeof(IndexEntry)] if self.count else b""
+    cdef int64_t last_position(self) noexcept:
+        """The position of the last entry; 0 when there is none."""
+        return self.entries[self.count - 1].position if self.count else 0
+
+    def encode(self, summary not None, int64_t count=-1):
+        """The bytes of the index file, with the first `count` entries (-1: all)."""
+        cdef int64_t used = self.count if count < 0 else min(count, <int64_t>self.count)
+        cdef bytes entries = (<const char*>self.entries)[:used * <int64_t>sizeof(IndexEntry)] if used else b""
         sums = _SUMS.pack(
-            self.count, summary.base_offset, summary.next_offset, summary.size_bytes, summary.last_append_ms,
+            used, summary.base_offset, summary.next_offset, summary.size_bytes, summary.last_append_ms,
             summary.max_timestamp_ms, summary.max_epoch,
         )
         rest = sums + struct.pack("<I", _masked(sums)) + entries

@@ -1,6 +1,6 @@
 """The log of one partition."""
 
-from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 
 from takhin.codec.batch cimport BatchHeader
 from takhin.codec.messages cimport ProduceRequest, ResponsePrefix
@@ -19,8 +19,10 @@ cdef class Partition:
     cdef object _committer
     cdef object _create_future
 
-    # log start <= D <= W <= A: what is kept, what is on the disk, what readers see, what was accepted.
+    # log start <= S <= D <= W <= A: what is kept, what is on the disk in the segments, what is on the disk there or in
+    # the journal, what readers see, what was accepted.
     cdef readonly int64_t log_start_offset
+    cdef readonly int64_t synced_offset
     cdef readonly int64_t durable_offset
     cdef readonly int64_t written_offset
     cdef readonly int64_t next_offset
@@ -46,6 +48,8 @@ cdef class Partition:
     cdef list _unsynced
     cdef list _unindexed            # sealed segments whose index file is not yet written
     cdef list _unsynced_directories
+    cdef object _checkpoint         # of the active segment, to be written when the sync under way is over
+    cdef int64_t _checkpoint_bytes  # the active segment's size at the last one
     cdef readonly bint syncing
     # Futures, each of one waiter, so that one who gives up takes nothing from the others.
     cdef list _written_waiters
@@ -57,6 +61,8 @@ cdef class Partition:
     cdef int _close_batch(self) noexcept
     cdef int _write(self) except? -1
     cdef int _note_written(self) except -1
+    cdef int64_t journal_size(self) noexcept
+    cdef void journal_copy(self, uint8_t* to) noexcept
     cdef int _fail_write(self, int errno_, bint begun) except -1
 
 

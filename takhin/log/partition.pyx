@@ -2,7 +2,8 @@
 
 Three marks move forward: A (next_offset) with every append, which assigns offsets and copies into the ring; W
 (written_offset) at the end of the loop's tick, when the ring's new part goes to the file in one write; D
-(durable_offset) when a sync of all that lies below it has succeeded. Readers see what lies below W.
+(durable_offset) when all that lies below it has been synced: in the segment files, or, as part of a group commit with
+other partitions, in the journal. Then the files are synced later (synced_offset). Readers see what lies below W.
 """
 
 import os
@@ -10,6 +11,7 @@ import os
 cimport cython
 from libc.errno cimport EDQUOT, EIO, ENOSPC
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from takhin.codec.batch cimport (
     BATCH_HEADER_BYTES,
@@ -29,6 +31,9 @@ from takhin.errors import Reason, error
 # Writes that are larger let other threads have the interpreter meanwhile; for smaller ones that costs more than it
 # gives.
 cdef int64_t RELEASE_ABOVE_BYTES = 64 * 1024
+
+# An active segment's index file is written whenever it has grown by so much, and by an eighth.
+cdef int64_t CHECKPOINT_BYTES = 16 * 1024 * 1024
 
 cdef enum:
     WRITE_PARTS = 64
@@ -72,7 +77,7 @@ cdef class Partition:
         if self.segments:
             last = self.segments[-1]
             self.next_offset = max(last.next_offset, log_start_offset)
-        self.written_offset = self.durable_offset = self.next_offset
+        self.written_offset = self.durable_offset = self.synced_offset = self.next_offset
 
     def configure(self, config):
         """Take over what the topic's configuration says about the log."""
@@ -93,6 +98,11 @@ cdef class Partition:
     def dirty(self):
         """Whether something is written that is not known to be on the disk."""
         return self.durable_offset < self.written_offset
+
+    @property
+    def unsynced(self):
+        """Whether something is written that the segments are not known to hold on the disk (though the journal may)."""
+        return self.synced_offset < self.written_offset
 
     # Append: A
 
@@ -115,6 +125,8 @@ cdef class Partition:
         cdef bint stamp
         if self.failure is not None:
             raise error(*self.failure, topic=self.topic, partition=self.partition)
+        if self.cache.no_room is not None:
+            raise error(Reason.DISK_FULL, self.cache.no_room, topic=self.topic, partition=self.partition)
         if self.active is None:
             self._prepare_append(now_ms)
         pending = self.ring.appended_bytes - self._written_position
@@ -205,6 +217,7 @@ cdef class Partition:
                 if last.next_offset == self.next_offset:
                     last.prepare_append()
                     self.active = last
+                    self._checkpoint_bytes = last.size_bytes
                     return
             self._make_directories()
             self._add_segment(now_ms)
@@ -226,6 +239,7 @@ cdef class Partition:
         self._unsynced_directories.append(self.directory)
         self.segments += (segment,)
         self.active = segment
+        self._checkpoint_bytes = 0
 
     def roll(self, int64_t now_ms):
         """Begin a new segment, if the active one holds anything. Returns whether. Raises as append does."""
@@ -463,6 +477,14 @@ cdef class Partition:
         self._unsynced = []
         self._unsynced_directories = []
         self.syncing = True
+        self._checkpoint = None
+        if (
+            self.active is not None
+            and self.active.size_bytes - self._checkpoint_bytes >= max(CHECKPOINT_BYTES, self.active.size_bytes // 8)
+        ):
+            # When the sync is over, the next start need not scan what the active segment holds now.
+            self._checkpoint = (self.active, *self.active.checkpoint())
+            self._checkpoint_bytes = self.active.size_bytes
         for segment in segments:
             # A write that comes while the sync runs makes it dirty again.
             segment.dirty = False
@@ -494,8 +516,21 @@ cdef class Partition:
                 "started again",
             )
             return
-        self.durable_offset = max(self.durable_offset, target)
+        self.synced_offset = max(self.synced_offset, target)
+        checkpoint, self._checkpoint = self._checkpoint, None
+        if checkpoint is not None:
+            segment, summary, count = checkpoint
+            try:
+                segment.write_checkpoint(summary, count)
+            except OSError:
+                # Then the next start scans from the one before it.
+                pass
         self._index_sealed()
+        self._move_durable(target)
+
+    def _move_durable(self, int64_t target):
+        """All below target is on the disk: answer those who waited for it."""
+        self.durable_offset = max(self.durable_offset, target)
         waiting = []
         for offset, futures in self._sync_waiters:
             if offset <= self.durable_offset:
@@ -509,7 +544,7 @@ cdef class Partition:
         cdef Segment segment
         waiting = []
         for segment in self._unindexed:
-            if segment.next_offset > self.durable_offset:
+            if segment.next_offset > self.synced_offset:
                 waiting.append(segment)
                 continue
             try:
@@ -518,6 +553,38 @@ cdef class Partition:
                 # The index stays in memory; the next start makes it again from the segment.
                 pass
         self._unindexed = waiting
+
+    # The journal
+
+    @property
+    def journal_bytes(self):
+        """How many bytes a group commit through the journal would write for this partition.
+
+        -1: it has nothing to make durable, or that is not all in memory and in the active segment.
+        """
+        return self.journal_size()
+
+    cdef int64_t journal_size(self) noexcept:
+        if (
+            self.failure_is_final or self.active is None or self.durable_offset == self.written_offset
+            or self.durable_offset < self.active.base_offset or not self.ring.holds(self.durable_offset)
+        ):
+            return -1
+        return self._written_position - self.ring.batch(self.ring.find(self.durable_offset)).position
+
+    cdef void journal_copy(self, uint8_t* to) noexcept:
+        """What is written and not yet durable: as many bytes as journal_size says."""
+        cdef RingBatch* batch
+        cdef uint64_t number
+        for number in range(self.ring.find(self.durable_offset), self.ring.unwritten):
+            batch = self.ring.batch(number)
+            memcpy(to, batch.data, batch.size)
+            to += batch.size
+
+    def end_journal(self, int64_t target):
+        """What lies below target is on the disk in the journal, as far as it is not in the segments."""
+        if not self.failure_is_final:
+            self._move_durable(target)
 
     # The log's start, epochs, the end
 

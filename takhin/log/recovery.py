@@ -1,14 +1,17 @@
 """What a partition's directory holds, found when the broker starts.
 
-An index file is written only when all of its segment is on the disk: where it is whole and agrees with the segment's
-size, it vouches for the segment, and nothing is scanned. After a clean stop that is every segment; after a crash it is
-all but those that were appended to since, and these are scanned batch by batch.
+First, what the journal holds of the partition is written to its segments (replay.py). An index file is written only
+when as much of its segment as it tells of is on the disk: for so much it vouches, and what lies behind that is scanned
+batch by batch. After a clean stop that is nothing; after a crash it is what was appended since the last checkpoint.
 
 Where a scan ends before its file does, the damage is either a torn tail (the power, or the broker, failed while this
 was written) or corruption (it was on the disk once). It is corruption when something proves that the damaged offset was
-durable: the mark of a clean stop, an index file, or a later whole batch whose header names a durable offset beyond it.
-A torn tail is set aside, in files beside the segment, and cut. Corruption is left as it is: the partition is served up
-to it and takes no appends.
+durable: the mark of a clean stop, an index file, the journal, or a later whole batch whose header names a durable
+offset beyond it. A torn tail is set aside, in files beside the segment, and cut. Corruption is left as it is: the
+partition is served up to it and takes no appends.
+
+What lies above the last offset that is proven durable is written once more before it is synced: after a sync that
+failed, the kernel may take pages for clean that never reached the disk.
 """
 
 import logging
@@ -16,11 +19,14 @@ import os
 import re
 from dataclasses import dataclass, field
 
+from takhin.log.files import Files
+from takhin.log.replay import SavedJournal, restore_parts, sync_directories
 from takhin.log.segment import FileCache, Segment, segment_name
 
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"(\d{20})\.log")
+_INDEX_NAME = re.compile(r"(\d{20})\.index")
 _COPY_BYTES = 1024 * 1024
 
 
@@ -31,6 +37,7 @@ class RecoveredPartition:
     segments: list[Segment] = field(default_factory=list)
     max_epoch: int = 0
     scanned_bytes: int = 0
+    rewritten_bytes: int = 0
     cut_bytes: int = 0
     # Damage that is not a torn tail, in words: the partition is served up to it and takes no appends.
     damage: str | None = None
@@ -47,45 +54,66 @@ class _Place:
 
 
 def recover_partition(
-    cache: FileCache, directory: str, topic_id: int, partition: int, log_start_offset: int, *, was_clean: bool
+    cache: FileCache, directory: str, topic_id: int, partition: int, log_start_offset: int, *, was_clean: bool,
+    journal: SavedJournal | None = None,
 ) -> RecoveredPartition:
-    """Recover one partition. Blocks on the disk. What can't be read counts as damage."""
+    """Recover one partition. Blocks on the disk. What can't be read counts as damage.
+
+    journal: what the journal holds; its parts of this partition are written to the segments first.
+    """
     found = RecoveredPartition()
+    place = _Place(cache, directory, topic_id, partition)
+    key = (topic_id, partition)
+    parts = journal.parts.get(key, []) if journal is not None else []
+    proven_offset = journal.ends.get(key, 0) if journal is not None else 0
+    # Of a damaged journal nobody knows how far it went: then no tail is taken for torn.
+    knows_end = was_clean or (journal is not None and journal.damage is not None)
     try:
-        names = os.listdir(directory)
-    except FileNotFoundError:
-        return found
-    except OSError as problem:
-        found.damage = f"{directory}: {problem.strerror}"
-        return found
-    bases = sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
-    try:
-        _recover(_Place(cache, directory, topic_id, partition), bases, log_start_offset, was_clean, found)
+        damage = restore_parts(cache.files, directory, parts, log_start_offset)
+        try:
+            names = cache.files.list_directory(directory)
+        except FileNotFoundError:
+            names = []
+        bases = [int(match[1]) for name in names if (match := _NAME.fullmatch(name))]
+        # An index file alone vouches for a segment that is gone.
+        indexed = [int(match[1]) for name in names if (match := _INDEX_NAME.fullmatch(name))]
+        for base_offset in set(indexed) - set(bases):
+            summary = _segment(place, base_offset).read_summary()
+            proven_offset = max(proven_offset, summary.next_offset if summary is not None else 0)
+        _recover(place, bases, log_start_offset, proven_offset, knows_end, found)
     except OSError as problem:
         found.damage = f"{problem.filename or directory}: {problem.strerror}"
+        return found
+    found.damage = damage or found.damage
+    end = max(found.segments[-1].next_offset if found.segments else 0, log_start_offset)
+    if found.damage is None and end < proven_offset:
+        found.damage = f"{directory}: the log ends at offset {end}, and once went on to {proven_offset}"
     return found
 
 
 def _recover(
-    place: _Place, bases: list[int], log_start_offset: int, was_clean: bool, found: RecoveredPartition
+    place: _Place, bases: list[int], log_start_offset: int, proven_offset: int, knows_end: bool,
+    found: RecoveredPartition,
 ) -> None:
+    """knows_end: whatever is missing was there once. proven_offset: so was what lies below."""
     # What retention had taken out of the log when the broker died is still to be removed.
     while len(bases) > 1 and bases[1] <= log_start_offset:
         _segment(place, bases.pop(0)).unlink()
-    if bases and bases[0] > log_start_offset:
-        found.damage = f"{place.directory}: the segment with offset {log_start_offset} is gone"
     scanned: list[Segment] = []
     for position, base_offset in enumerate(bases):
         if found.damage is not None:
             break
-        expected = found.segments[-1].next_offset if found.segments else base_offset
+        # The first segment may hold the log's start, or begin there, but not behind it.
+        expected = found.segments[-1].next_offset if found.segments else min(base_offset, log_start_offset)
+        later = bases[position + 1 :]
         if base_offset != expected:
             where = f"{segment_name(base_offset)} follows where offset {expected} should"
-            later = [_segment(place, base) for base in bases[position:]]
-            if was_clean or base_offset < expected or _any_proves(later, expected):
+            later = bases[position:]
+            overlaps = base_offset < expected
+            if knows_end or overlaps or proven_offset > expected or _any_proves(place, later, expected):
                 found.damage = where
             else:
-                # The end of the one before it had not reached the disk, though it ends with a whole batch.
+                # The end of the one before it had not reached the disk, though it ends with a whole batch; or its name.
                 found.cut_bytes += _set_segments_aside(place, later)
                 _warn(place, where, found.cut_bytes)
             break
@@ -95,11 +123,13 @@ def _recover(
             segment, damage = Segment.scanned(
                 place.cache, place.directory, place.topic_id, place.partition, base_offset
             )
-            found.scanned_bytes += segment.size_bytes
+            found.scanned_bytes += segment.size_bytes - segment.checkpoint_bytes
             if damage is not None:
                 where = f"{segment_name(base_offset)} at byte {segment.size_bytes}: {damage}"
-                later = [_segment(place, base) for base in bases[position + 1 :]]
-                torn = not was_clean and not _was_durable(segment, later)
+                torn = not (
+                    knows_end or segment.next_offset < proven_offset or _was_durable(segment)
+                    or _any_proves(place, later, segment.next_offset)
+                )
                 if torn:
                     found.cut_bytes += _set_aside(place, segment, later, where)
                 else:
@@ -111,59 +141,76 @@ def _recover(
             found.max_epoch = max(found.max_epoch, segment.max_epoch)
         if torn:
             break
-    if scanned and found.damage is None:
-        # What a killed process had written may be in the cache only.
-        for segment in scanned:
-            segment.sync()
-        place.cache.files.sync_directory(place.directory)
-        for segment in scanned:
-            segment.write_index()
+    if found.damage is None and (scanned or found.cut_bytes):
+        _make_durable(place, scanned, max([proven_offset, *(each.proven_offset for each in scanned)]), found)
+
+
+def _make_durable(place: _Place, scanned: list[Segment], proven_offset: int, found: RecoveredPartition) -> None:
+    """What a killed process had written may be in the cache only; after a failed sync, in pages that count as clean."""
+    for segment in scanned:
+        found.rewritten_bytes += segment.rewrite(proven_offset)
+        segment.sync()
+    sync_directories(place.cache.files, place.directory)
+    for segment in scanned:
+        segment.write_index()
 
 
 def _segment(place: _Place, base_offset: int) -> Segment:
     return Segment(place.cache, place.directory, place.topic_id, place.partition, base_offset)
 
 
-def _was_durable(damaged: Segment, later: list[Segment]) -> bool:
-    """Whether anything proves that the offset at which the segment is damaged was once on the disk."""
+def _was_durable(damaged: Segment) -> bool:
+    """Whether anything in it proves that the offset at which the segment is damaged was once on the disk."""
     summary = damaged.read_summary()
     if summary is not None and summary.size_bytes > damaged.size_bytes:
         return True
-    if damaged.proves(damaged.size_bytes, damaged.next_offset):
-        return True
-    return _any_proves(later, damaged.next_offset)
+    return damaged.proves(damaged.size_bytes, damaged.next_offset)
 
 
-def _any_proves(later: list[Segment], offset: int) -> bool:
-    return any(segment.read_summary() is not None or segment.proves(0, offset) for segment in later)
+def _any_proves(place: _Place, later: list[int], offset: int) -> bool:
+    """Whether one of the segments that begin at these offsets proves that the offset was once on the disk."""
+    segments = (_segment(place, base) for base in later)
+    return any(segment.read_summary() is not None or segment.proves(0, offset) for segment in segments)
 
 
-def _set_aside(place: _Place, torn: Segment, later: list[Segment], where: str) -> int:
+def _set_aside(place: _Place, torn: Segment, later: list[int], where: str) -> int:
     """Move what stands behind the last whole batch into files beside the segment. Returns how many bytes.
 
     The order makes it safe to be killed at any point: what is found half-done is done again.
     """
     moved = _set_segments_aside(place, later)
-    size_bytes = os.stat(torn.path).st_size
-    aside = f"{torn.path}.torn-at-{torn.size_bytes}"
+    files = place.cache.files
+    size_bytes = files.size(torn.path)
     if torn.size_bytes == 0:
         # Not even the header is whole: the segment goes as it is.
-        place.cache.files.rename(torn.path, aside)
+        files.rename(torn.path, _free_name(place, f"{torn.path}.torn-at-0"))
     else:
-        _copy_tail(place, torn, size_bytes, aside)
+        _copy_tail(place, torn, size_bytes)
+        files.sync_directory(place.directory)
         torn.cut(torn.size_bytes)
     moved += size_bytes - torn.size_bytes
     _warn(place, where, moved)
     return moved
 
 
-def _set_segments_aside(place: _Place, segments: list[Segment]) -> int:
+def _set_segments_aside(place: _Place, bases: list[int]) -> int:
     """The last one first: whatever is left when this is cut short is still a run of segments. Returns their bytes."""
     moved = 0
-    for segment in reversed(segments):
-        moved += os.stat(segment.path).st_size
-        place.cache.files.rename(segment.path, f"{segment.path}.torn-at-0")
+    for base in reversed(bases):
+        segment = _segment(place, base)
+        moved += place.cache.files.size(segment.path)
+        place.cache.files.rename(segment.path, _free_name(place, f"{segment.path}.torn-at-0"))
     return moved
+
+
+def _free_name(place: _Place, path: str) -> str:
+    """A name beside what was set aside before: nothing is ever written over."""
+    number = 1
+    free = path
+    while place.cache.files.exists(free):
+        number += 1
+        free = f"{path}.{number}"
+    return free
 
 
 def _warn(place: _Place, where: str, moved: int) -> None:
@@ -173,11 +220,15 @@ def _warn(place: _Place, where: str, moved: int) -> None:
     )
 
 
-def _copy_tail(place: _Place, segment: Segment, size_bytes: int, aside: str) -> None:
+def _copy_tail(place: _Place, segment: Segment, size_bytes: int) -> None:
+    """Copy what stands behind the segment's last whole batch into a file of its own, and sync that."""
     files = place.cache.files
+    path = f"{segment.path}.torn-at-{segment.size_bytes}"
     source = segment.fileno()
     try:
-        target = files.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        if not _begins_like(files, path, source, segment.size_bytes):
+            path = _free_name(place, path)
+        target = files.open(path, os.O_RDWR | os.O_CREAT)
         try:
             for start in range(segment.size_bytes, size_bytes, _COPY_BYTES):
                 chunk = files.read(source, min(_COPY_BYTES, size_bytes - start), start)
@@ -187,3 +238,18 @@ def _copy_tail(place: _Place, segment: Segment, size_bytes: int, aside: str) -> 
             files.close(target)
     finally:
         segment.done()
+
+
+def _begins_like(files: Files, path: str, source: int, position: int) -> bool:
+    """Whether the file is a copy, perhaps not finished, of what stands in source from position on."""
+    if not files.exists(path):
+        return True
+    fd = files.open(path, os.O_RDONLY)
+    try:
+        for start in range(0, files.size(fd), _COPY_BYTES):
+            copied = files.read(fd, _COPY_BYTES, start)
+            if files.read(source, len(copied), position + start) != copied:
+                return False
+        return True
+    finally:
+        files.close(fd)

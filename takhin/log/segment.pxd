@@ -10,6 +10,8 @@ from takhin.log.index cimport OffsetIndex
 cdef class FileCache:
     cdef readonly Files files
     cdef readonly int limit
+    # None, or in words why nothing may be appended: too little is free on the disk.
+    cdef public str no_room
     cdef object _open       # OrderedDict: the one longest unused first
     cdef int admit(self, Segment segment) except -1
 
@@ -26,11 +28,15 @@ cdef class Segment:
     cdef readonly int64_t last_append_ms
     cdef readonly int64_t max_timestamp_ms
     cdef readonly int32_t max_epoch
+    # Of a segment that was scanned: up to where its index file vouched for it, and the highest durable offset that one
+    # of the batches behind that tells of.
+    cdef readonly int64_t checkpoint_bytes
+    cdef readonly int64_t proven_offset
     # Not all of it is known to be on the disk: its file stays open, so that no error of the kernel's goes unseen.
     cdef public bint dirty
     cdef OffsetIndex index                  # None: not in memory
     cdef int64_t _indexed_position          # of the batch that has the last entry
-    cdef int64_t _index_file_covers         # size_bytes when the index file was written, 0: there is none
+    cdef int64_t _index_file_covers         # size_bytes when the index file was written, 0: it is not relied on
     cdef int _fd
     cdef int _users
     cdef bint _unlinked
@@ -42,4 +48,7 @@ cdef class Segment:
         int32_t epoch
     ) noexcept
     cdef int64_t locate(self, int64_t offset) except -1
+    cdef int _check_at(
+        self, int fd, int64_t position, int64_t file_size, uint8_t* buffer, BatchHeader* header
+    ) except -1
     cdef void _note_header(self, const BatchHeader* header) noexcept

@@ -9,31 +9,35 @@ from collections import OrderedDict
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
+from libc.errno cimport EEXIST
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 
 from takhin.codec.batch cimport (
     BATCH_BAD_CRC,
+    BATCH_CRC_COVERS_FROM,
     BATCH_CUT,
     BATCH_HEADER_BYTES,
     BATCH_NO_HEADER,
     BATCH_UNKNOWN_CODEC,
     BATCH_WHOLE,
+    FLAGS_CODEC,
     SEGMENT_HEADER_BYTES,
     BatchHeader,
     check_batch,
     is_segment_header,
     read_batch_header,
 )
+from takhin.codec.crc32c cimport crc32c_of, mask
 from takhin.log.files cimport Files
 from takhin.log.index cimport INDEX_HEADER_BYTES, INDEX_INTERVAL_BYTES, OffsetIndex
 
-from takhin.codec.batch import BatchError, encode_segment_header, read_batch
+from takhin.codec.batch import encode_segment_header
 from takhin.log.index import SegmentSummary, read_summary
 
 # Tag and length of a batch's header, tag and value of its magic.
 _BATCH_BEGIN = b"\x32\x67\x0dTKB1"
-# What a scan reads at once; a batch that is larger is read whole.
+# What a scan reads at once.
 cdef size_t SCAN_BYTES = 1024 * 1024
 
 
@@ -102,7 +106,7 @@ cdef class Segment:
 
     def __dealloc__(self):
         if self._fd >= 0:
-            self.cache.files.ops.close_file(self.cache.files.ops.context, self._fd)
+            self.cache.files.close_file(self._fd)
 
     @property
     def index_path(self):
@@ -110,10 +114,16 @@ cdef class Segment:
 
     @staticmethod
     def create(cache, directory, topic_id, partition, base_offset, now_ms):
-        """A new, empty segment. Raises OSError, and then leaves no file behind."""
+        """A new, empty segment. Raises OSError, and then leaves no file behind, or one with a header at most."""
         cdef Segment segment = Segment(cache, directory, topic_id, partition, base_offset)
         cdef Files files = segment.cache.files
-        fd = files.open(segment.path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        fd = files.open(segment.path, os.O_RDWR | os.O_CREAT)
+        try:
+            if files.size(fd) > SEGMENT_HEADER_BYTES:
+                raise FileExistsError(EEXIST, os.strerror(EEXIST), segment.path)
+        except OSError:
+            files.close(fd)
+            raise
         try:
             files.write(fd, encode_segment_header(topic_id, partition, base_offset, now_ms), 0)
         except OSError:
@@ -135,7 +145,7 @@ cdef class Segment:
         cdef Segment segment = Segment(cache, directory, topic_id, partition, base_offset)
         cdef Files files = segment.cache.files
         try:
-            size_bytes = os.stat(segment.path).st_size
+            size_bytes = files.size(segment.path)
             summary = segment.read_summary()
             if summary is None or summary.size_bytes != size_bytes or not segment._read_header():
                 return None
@@ -151,7 +161,7 @@ cdef class Segment:
 
     @staticmethod
     def scanned(cache, directory, topic_id, partition, base_offset):
-        """(segment, damage): the segment as its batches tell it, each of them checked.
+        """(segment, damage): the segment as its batches tell it, each of them checked that lies behind the checkpoint.
 
         damage is None when the file ends with its last whole batch, else what stands behind size_bytes, in words.
         Raises OSError.
@@ -201,61 +211,139 @@ cdef class Segment:
     def _scan(self):
         cdef Files files = self.cache.files
         cdef int fd = self.acquire()
-        cdef int64_t file_size = os.stat(self.path).st_size
-        cdef size_t capacity = SCAN_BYTES
-        cdef uint8_t* buffer = <uint8_t*>malloc(capacity)
-        cdef uint8_t* at = buffer
+        cdef int64_t file_size
+        cdef uint8_t* buffer = <uint8_t*>malloc(SCAN_BYTES)
+        # What the buffer holds: so many bytes of the file, from there on.
         cdef ssize_t got = 0
-        cdef int64_t position = 0
+        cdef int64_t start
         cdef BatchHeader header
         cdef int fault
-        self.index = OffsetIndex()
-        self._indexed_position = 0
         try:
             if buffer == NULL:
                 raise MemoryError()
-            with nogil:
-                got = files.read_full(fd, buffer, capacity, 0, False)
-            _check_read(got)
-            if not is_segment_header(buffer, <size_t>got, self.topic_id, self.partition, self.base_offset):
-                return "the header is cut short" if got < SEGMENT_HEADER_BYTES else "it has not this segment's header"
-            self.created_ms = int.from_bytes((<char*>buffer)[41:49], "little", signed=True)
-            self.last_append_ms = self.created_ms
-            self.size_bytes = SEGMENT_HEADER_BYTES
-            at = buffer + SEGMENT_HEADER_BYTES
+            file_size = files.size(fd)
+            if not self._read_header():
+                is_cut = file_size < SEGMENT_HEADER_BYTES
+                return "the header is cut short" if is_cut else "it has not this segment's header"
+            vouched_bytes = self._begin_scan(file_size)
+            start = self.size_bytes
             while self.size_bytes < file_size:
                 with nogil:
-                    fault = check_batch(at, buffer + got, &header)
-                if fault == BATCH_CUT and position + got < file_size:
-                    # The buffer ends before the batch does: read on from the batch's beginning.
-                    position = self.size_bytes
-                    if got - (at - buffer) >= BATCH_HEADER_BYTES:
-                        read_batch_header(at, buffer + got, &header)
-                        if BATCH_HEADER_BYTES + <int64_t>header.payload_bytes > file_size - position:
-                            return _damage(BATCH_CUT)
-                        if BATCH_HEADER_BYTES + <size_t>header.payload_bytes > capacity:
-                            capacity = BATCH_HEADER_BYTES + <size_t>header.payload_bytes
-                            free(buffer)
-                            buffer = <uint8_t*>malloc(capacity)
-                            if buffer == NULL:
-                                raise MemoryError()
-                    with nogil:
-                        got = files.read_full(fd, buffer, capacity, position, False)
-                    _check_read(got)
-                    at = buffer
-                    if got == 0:
-                        return _damage(BATCH_CUT)
-                    continue
+                    fault = check_batch(buffer + (self.size_bytes - start), buffer + got, &header)
+                if fault == BATCH_CUT and start + got < file_size:
+                    if got == 0 or start != self.size_bytes:
+                        start = self.size_bytes
+                        with nogil:
+                            got = files.read_full(fd, buffer, SCAN_BYTES, start, False)
+                        _check_read(got)
+                        if got > 0:
+                            continue
+                    else:
+                        fault = self._check_at(fd, start, file_size, buffer, &header)
+                        got = 0
                 if fault:
                     return _damage(fault)
                 if header.base_offset != self.next_offset:
                     return f"a batch begins at offset {header.base_offset} where {self.next_offset} should"
                 self._note_header(&header)
-                at += BATCH_HEADER_BYTES + header.payload_bytes
+                if self.proven_offset < header.durable_offset <= header.base_offset:
+                    self.proven_offset = header.durable_offset
+                if got == 0:
+                    start = self.size_bytes
+            if self.size_bytes < vouched_bytes:
+                return f"its index file vouches for {vouched_bytes} bytes"
             return None
         finally:
             free(buffer)
             self.release()
+
+    cdef int _check_at(
+        self, int fd, int64_t position, int64_t file_size, uint8_t* buffer, BatchHeader* header
+    ) except -1:
+        """check_batch() of the batch at position, however large, through a buffer of SCAN_BYTES. Raises OSError.
+
+        Of one that does not fit into the buffer the records are not looked at: its checksum vouches for them.
+        """
+        cdef Files files = self.cache.files
+        cdef ssize_t got
+        cdef size_t skipped = BATCH_CRC_COVERS_FROM
+        cdef int64_t left
+        cdef uint32_t crc = 0
+        cdef int fault
+        with nogil:
+            got = files.read_full(fd, buffer, SCAN_BYTES, position, False)
+        _check_read(got)
+        fault = check_batch(buffer, buffer + got, header)
+        if fault != BATCH_CUT or position + got >= file_size or got < BATCH_HEADER_BYTES:
+            return fault
+        left = BATCH_HEADER_BYTES + <int64_t>header.payload_bytes
+        if left > file_size - position:
+            return BATCH_CUT
+        while True:
+            got = min(got, left)
+            with nogil:
+                crc = crc32c_of(crc, buffer + skipped, <size_t>got - skipped)
+                skipped = 0
+                position += got
+                left -= got
+                if left:
+                    got = files.read_full(fd, buffer, SCAN_BYTES, position, False)
+            if not left:
+                break
+            _check_read(got)
+            if got == 0:
+                return BATCH_CUT
+        if mask(crc) != header.crc32c:
+            return BATCH_BAD_CRC
+        return BATCH_UNKNOWN_CODEC if header.flags & FLAGS_CODEC else BATCH_WHOLE
+
+    def _begin_scan(self, int64_t file_size):
+        """Go on from the last checkpoint, if there is a whole one; else from the first batch. Raises OSError.
+
+        Returns for how many bytes the index file vouches.
+        """
+        index, summary = self._read_index()
+        self.size_bytes = SEGMENT_HEADER_BYTES
+        self.last_append_ms = self.created_ms
+        self.index = OffsetIndex()
+        self._indexed_position = 0
+        # Of a file that lost what a checkpoint vouches for, every batch is looked at.
+        if summary is None:
+            return 0
+        if index is None or summary.size_bytes > file_size:
+            return summary.size_bytes
+        self.index = index
+        self._indexed_position = (<OffsetIndex>index).last_position()
+        self.size_bytes = self.checkpoint_bytes = summary.size_bytes
+        self.next_offset = self.proven_offset = summary.next_offset
+        self.last_append_ms = summary.last_append_ms
+        self.max_timestamp_ms = summary.max_timestamp_ms
+        self.max_epoch = summary.max_epoch
+        return summary.size_bytes
+
+    def rewrite(self, int64_t offset):
+        """Write what lies at and above offset to the file once more. Returns how many bytes. Raises OSError.
+
+        After a sync that failed, the kernel may hold pages that it takes for clean, though they never reached the disk:
+        a later sync would pass them over.
+        """
+        cdef Files files = self.cache.files
+        cdef int64_t position
+        cdef int64_t start
+        cdef int fd
+        if offset >= self.next_offset:
+            return 0
+        # Below its base offset not even the header is known to have reached the disk.
+        position = start = self.locate(offset) if offset > self.base_offset else 0
+        fd = self.acquire()
+        try:
+            while position < self.size_bytes:
+                data = files.read(fd, min(<int64_t>SCAN_BYTES, self.size_bytes - position), position)
+                files.write(fd, data, position)
+                position += len(data)
+        finally:
+            self.release()
+        return position - start
 
     def proves(self, int64_t position, int64_t offset):
         """Whether a whole batch behind the damage at position tells that offset was once on the disk. Raises OSError.
@@ -266,15 +354,21 @@ cdef class Segment:
         """
         cdef Files files = self.cache.files
         cdef int fd = self.acquire()
+        cdef uint8_t* buffer = <uint8_t*>malloc(SCAN_BYTES)
+        cdef BatchHeader header
         cdef int64_t file_size
         cdef int64_t budget_bytes
-        cdef int64_t start
+        cdef int64_t size
         cdef bytes window
         try:
-            file_size = os.fstat(fd).st_size
+            if buffer == NULL:
+                raise MemoryError()
+            file_size = files.size(fd)
             budget_bytes = 4 * (file_size - position)
-            claimed = self._claimed_size(fd, position, file_size)
-            position += claimed if claimed and self._whole_batch(fd, position + claimed, file_size) else 1
+            size = self._claimed_size(fd, position, file_size)
+            if not size or self._check_at(fd, position + size, file_size, buffer, &header) != BATCH_WHOLE:
+                size = 1
+            position += size
             while position < file_size and budget_bytes > 0:
                 window = files.read(fd, SCAN_BYTES, position)
                 found = window.find(_BATCH_BEGIN)
@@ -283,25 +377,18 @@ cdef class Segment:
                     position += max(len(window) - len(_BATCH_BEGIN) + 1, 1)
                     continue
                 position += found
-                budget_bytes -= self._claimed_size(fd, position, file_size) + 1
-                batch = self._whole_batch(fd, position, file_size)
-                if batch is None:
+                size = self._claimed_size(fd, position, file_size)
+                budget_bytes -= size + 1
+                if not size or self._check_at(fd, position, file_size, buffer, &header) != BATCH_WHOLE:
                     position += 1
                     continue
-                if offset < batch.durable_offset <= batch.base_offset:
+                if offset < header.durable_offset <= header.base_offset:
                     return True
-                position += BATCH_HEADER_BYTES + batch.payload_bytes
+                position += size
             return False
         finally:
+            free(buffer)
             self.release()
-
-    def _whole_batch(self, int fd, int64_t position, int64_t file_size):
-        """The batch that begins at position; None when none does, or its checksum does not match."""
-        size = self._claimed_size(fd, position, file_size)
-        try:
-            return read_batch(self.cache.files.read(fd, size, position)) if size else None
-        except BatchError:
-            return None
 
     def _claimed_size(self, int fd, int64_t position, int64_t file_size):
         """How large the batch at position says it is; 0 when none begins there, or none that ends within the file."""
@@ -345,17 +432,24 @@ cdef class Segment:
         position = self.index.locate(offset - self.base_offset)
         return position if position else SEGMENT_HEADER_BYTES
 
-    def _load_index(self):
+    def _read_index(self):
+        """(index, summary) as the index file has them; None for what is missing or damaged. Raises OSError."""
         cdef Files files = self.cache.files
         try:
             fd = files.open(self.index_path, os.O_RDONLY)
-            try:
-                data = files.read(fd, os.fstat(fd).st_size, 0)
-            finally:
-                files.close(fd)
         except FileNotFoundError:
-            data = b""
-        index = OffsetIndex.decode(data)
+            return None, None
+        try:
+            data = files.read(fd, files.size(fd), 0)
+        finally:
+            files.close(fd)
+        found = read_summary(data)
+        if found is None or found[0].base_offset != self.base_offset:
+            return None, None
+        return OffsetIndex.decode(data), found[0]
+
+    def _load_index(self):
+        index, _ = self._read_index()
         if index is None:
             # Its sums were whole, or there would be no segment; its entries are not. They are made again.
             index = Segment._scanned_index(self.cache, os.path.dirname(self.path), self)
@@ -375,19 +469,22 @@ cdef class Segment:
 
         Only to be called when all of the segment is on the disk: the file vouches for that.
         """
-        cdef Files files = self.cache.files
         if self.index is None or self._index_file_covers == self.size_bytes:
             return
-        summary = SegmentSummary(
+        summary, count = self.checkpoint()
+        self.write_checkpoint(summary, count)
+        self._index_file_covers = summary.size_bytes
+
+    def checkpoint(self):
+        """What write_checkpoint() can vouch for once all that the file holds now is on the disk."""
+        return SegmentSummary(
             self.base_offset, self.next_offset, self.size_bytes, self.last_append_ms, self.max_timestamp_ms,
             self.max_epoch,
-        )
-        fd = files.open(self.index_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        try:
-            files.write(fd, self.index.encode(summary), 0)
-        finally:
-            files.close(fd)
-        self._index_file_covers = self.size_bytes
+        ), len(self.index)
+
+    def write_checkpoint(self, summary not None, int64_t count):
+        """Write an index file that vouches for what the segment held at checkpoint(). Raises OSError."""
+        self.cache.files.replace(self.index_path, self.index.encode(summary, count))
 
     def cut(self, int64_t size_bytes):
         """Shorten the file to size_bytes. Raises OSError."""
@@ -431,7 +528,7 @@ cdef class Segment:
 
     cdef void _close_file(self) noexcept:
         if self._fd >= 0 and self._users == 0:
-            self.cache.files.ops.close_file(self.cache.files.ops.context, self._fd)
+            self.cache.files.close_file(self._fd)
             self._fd = -1
 
     def fileno(self):

@@ -1,24 +1,26 @@
 """All the partitions of a data directory: their files, their shared budgets, their threads.
 
-Layout: LOCK, topics/<topic id>/<partition>/<base offset>.log and .index. A partition's directory comes into being with
-its first append, so that a topic costs nothing before.
+Layout: LOCK, journal/, topics/<topic id>/<partition>/<base offset>.log and .index. A partition's directory comes into
+being with its first append, so that a topic costs nothing before.
 """
 
 import asyncio
-import fcntl
 import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 from takhin.config import Limits
 from takhin.errors import Reason, StartError
 from takhin.log.committer import Committer
 from takhin.log.files import Files
+from takhin.log.journal import Journal
 from takhin.log.partition import Partition
 from takhin.log.partition_config import PartitionConfig
 from takhin.log.recovery import RecoveredPartition, recover_partition
+from takhin.log.replay import SavedJournal, read_journal
 from takhin.log.ring import Ring, RingBudget
 from takhin.log.segment import FileCache, Segment
 
@@ -27,6 +29,8 @@ logger = logging.getLogger(__name__)
 # A ring without an append for so long is given back.
 RING_IDLE_MS = 10_000
 _TIDY_S = 5.0
+# How often the free space is looked at.
+_SPACE_CHECK_S = 0.05
 _THREADS = 4
 
 
@@ -58,11 +62,20 @@ class LogStore:
         self._clock_ms = clock_ms
         self._files = Files()
         self._cache = FileCache(self._files, limits.open_files)
+        self._journal = Journal(self._files, os.path.join(data_dir, "journal"), limits.journal_bytes)
         self.rings = RingBudget(limits.ring_bytes, limits.ring_bytes_per_partition)
         # Blocking work: recovery, reads that have to wait for the disk, removal of files.
         self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="takhin-log")
-        self.committer = Committer(self._files, loop, on_halt)
-        self._timer = loop.call_later(_TIDY_S, self._tidy)
+        self.committer = Committer(
+            self._files, self._journal, limits.open_files // 2, loop, clock_ms, on_halt
+        )
+        # While less than min_free_bytes is free, nothing is appended.
+        self.is_low_on_space = False
+        self._min_free_bytes = limits.min_free_bytes
+        self._timers = {
+            self._tidy: loop.call_later(_TIDY_S, self._tidy),
+            self._check_space: loop.call_soon(self._check_space),
+        }
 
     @staticmethod
     def lock(data_dir: str) -> int:
@@ -70,22 +83,35 @@ class LogStore:
 
         Raises StartError: another broker has it, or it can't be used.
         """
+        files = Files()
+        path = os.path.join(data_dir, "LOCK")
         try:
-            os.makedirs(os.path.join(data_dir, "topics"), mode=0o750, exist_ok=True)
-            fd = os.open(os.path.join(data_dir, "LOCK"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            topics = os.path.join(data_dir, "topics")
+            _make_directories(files, topics)
+            fd = files.lock(path)
+            if fd is None:
+                fd = files.open(path, os.O_RDONLY)
+                holder = files.read(fd, 32, 0).decode("ascii", "replace").strip()
+                files.close(fd)
+                raise StartError(
+                    f"data directory {data_dir} is in use by another broker"
+                    + (f" (process {holder})" if holder else "")
+                )
+            files.truncate(fd, 0)
+            files.write(fd, f"{os.getpid()}\n".encode(), 0)
         except OSError as problem:
             raise StartError(f"data directory {data_dir} can't be used: {problem.strerror}") from None
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
-            os.close(fd)
-            raise StartError(
-                f"data directory {data_dir} is in use by another broker" + (f" (process {holder})" if holder else "")
-            ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         return fd
+
+    @staticmethod
+    def unlock(fd: int) -> None:
+        """Give back what lock() gave."""
+        Files().close(fd)
+
+    @staticmethod
+    def holds_topics(data_dir: str) -> bool:
+        """Whether there are directories of topics in it. Raises OSError."""
+        return bool(Files().list_directory(os.path.join(data_dir, "topics")))
 
     def directory(self, topic_id: int, partition: int | None = None) -> str:
         """Where a topic, or one partition of it, has its files."""
@@ -95,18 +121,27 @@ class LogStore:
     # Partitions
 
     async def recover(self, specs: list[PartitionSpec], *, was_clean: bool) -> list[RecoveredPartition]:
-        """What the disk holds of each, in their order. was_clean: the last run left everything on the disk."""
+        """What the disk holds of each, in their order. was_clean: the last run left everything on the disk.
+
+        Raises OSError when the journal can't be read or removed.
+        """
+        journal = await self._loop.run_in_executor(self.threads, read_journal, self._files, self._journal.directory)
 
         def recover_one(spec: PartitionSpec) -> RecoveredPartition:
             return recover_partition(
                 self._cache, self.directory(spec.topic_id, spec.partition), spec.topic_id, spec.partition,
-                spec.log_start_offset, was_clean=was_clean,
+                spec.log_start_offset, was_clean=was_clean, journal=journal,
             )
 
         def recover_some(some: list[PartitionSpec]) -> list[RecoveredPartition]:
             return [recover_one(spec) for spec in some]
 
-        present = [spec for spec in specs if os.path.isdir(self.directory(spec.topic_id, spec.partition))]
+        present = [
+            spec
+            for spec in specs
+            if (spec.topic_id, spec.partition) in journal.parts
+            or self._files.is_directory(self.directory(spec.topic_id, spec.partition))
+        ]
         share = max(1, -(-len(present) // (4 * _THREADS)))
         parts = [present[start : start + share] for start in range(0, len(present), share)]
         done = await asyncio.gather(*(self._loop.run_in_executor(self.threads, recover_some, part) for part in parts))
@@ -115,7 +150,23 @@ class LogStore:
             for part, results in zip(parts, done, strict=True)
             for spec, result in zip(part, results, strict=True)
         }
+        await self._loop.run_in_executor(self.threads, self._settle_journal, journal, found)
         return [found.get((spec.topic_id, spec.partition)) or RecoveredPartition() for spec in specs]
+
+    def _settle_journal(self, journal: SavedJournal, found: dict[tuple[int, int], RecoveredPartition]) -> None:
+        """All that could be restored from the journal is on the disk now."""
+        if journal.damage is not None:
+            logger.error("the journal is damaged: %s", journal.damage)
+        damaged = {key for key, result in found.items() if result.damage is not None}
+        if damaged and (journal.damage is not None or damaged & journal.parts.keys()):
+            # It is a part of what tells that they are damaged.
+            logger.error("the journal stays as it is for %d damaged partitions; nothing is added to it", len(damaged))
+            self._journal.disable()
+            journal.close()
+        elif journal.damage is not None:
+            journal.set_aside()
+        else:
+            journal.remove()
 
     def open_partition(self, spec: PartitionSpec, found: RecoveredPartition, epoch: int) -> Partition:
         """The partition, ready to append to and read from."""
@@ -151,29 +202,92 @@ class LogStore:
         partition.close(reason, message)
 
     async def remove_topic(self, topic_id: int) -> bool:
-        """Remove a deleted topic's files. Returns whether all are gone."""
-        return await self._loop.run_in_executor(self.threads, self._remove_tree, self.directory(topic_id))
+        """Remove a deleted topic's files. Returns whether all are gone, also after a power cut."""
 
-    def _remove_tree(self, path: str) -> bool:
-        try:
-            for entry in list(os.scandir(path)):
-                if entry.is_dir(follow_symlinks=False):
-                    self._remove_tree(entry.path)
-                else:
-                    self._files.unlink(entry.path)
-            self._files.remove_directory(path)
-        except FileNotFoundError:
-            pass
-        except OSError as problem:
-            logger.error("%s can't be removed: %s", path, problem.strerror)
-            return False
-        return not os.path.exists(path)
+        def remove() -> bool:
+            path = self.directory(topic_id)
+            try:
+                if not self._files.exists(path):
+                    return True
+                self._remove_tree(path)
+                self._files.sync_directory(os.path.dirname(path))
+                return True
+            except OSError as problem:
+                logger.error("%s can't be removed: %s", path, problem.strerror)
+                return False
+
+        return await self._loop.run_in_executor(self.threads, remove)
+
+    def set_aside_orphans(self, num_partitions: dict[int, int]) -> list[str]:
+        """Move directories under topics/ that the metadata does not know into orphans/; returns where they are now.
+
+        num_partitions: by topic id, of all topics it knows, those whose deletion is under way included. Raises OSError.
+        """
+        files = self._files
+        topics = os.path.join(self.data_dir, "topics")
+        strangers: list[tuple[str, str]] = []
+        for name in files.list_directory(topics):
+            path = os.path.join(topics, name)
+            if not name.isdecimal() or int(name) not in num_partitions:
+                strangers.append((path, name))
+                continue
+            for inner in files.list_directory(path):
+                if not inner.isdecimal() or int(inner) >= num_partitions[int(name)]:
+                    strangers.append((os.path.join(path, inner), f"{name}-{inner}"))
+        if not strangers:
+            return []
+        orphans = os.path.join(self.data_dir, "orphans")
+        files.make_directory(orphans)
+        moved = []
+        for path, name in strangers:
+            target, number = os.path.join(orphans, name), 1
+            while files.exists(target):
+                number += 1
+                target = os.path.join(orphans, f"{name}.{number}")
+            files.rename(path, target)
+            moved.append(target)
+        for directory in {orphans, self.data_dir, *(os.path.dirname(path) for path, _ in strangers)}:
+            files.sync_directory(directory)
+        return moved
+
+    def _remove_tree(self, path: str) -> None:
+        for name in self._files.list_directory(path):
+            entry = os.path.join(path, name)
+            if self._files.is_directory(entry):
+                self._remove_tree(entry)
+            else:
+                # Retention may be removing a segment at the same time.
+                with suppress(FileNotFoundError):
+                    self._files.unlink(entry)
+        self._files.remove_directory(path)
 
     def _tidy(self) -> None:
         """Give back what is held for nothing."""
-        self._timer = self._loop.call_later(_TIDY_S, self._tidy)
+        self._timers[self._tidy] = self._loop.call_later(_TIDY_S, self._tidy)
         self.rings.release_idle(self._clock_ms() - RING_IDLE_MS)
         self._cache.trim()
+
+    def _check_space(self) -> None:
+        """Refuse appends while too little is free: metadata, and what gives room again, can still be written then."""
+        self._timers[self._check_space] = self._loop.call_later(_SPACE_CHECK_S, self._check_space)
+        try:
+            free_bytes = self._files.free_bytes(self.data_dir)
+        except OSError:
+            # Then the writes will tell.
+            return
+        is_low = free_bytes < self._min_free_bytes
+        if is_low == self.is_low_on_space:
+            return
+        self.is_low_on_space = is_low
+        if is_low:
+            self._cache.no_room = (
+                f"nothing is appended while less than limits.min_free_bytes ({self._min_free_bytes}) is free on the "
+                "disk"
+            )
+            logger.warning("%s: %s (%d are)", self.data_dir, self._cache.no_room, free_bytes)
+        else:
+            self._cache.no_room = None
+            logger.warning("%s: there is room again (%d bytes)", self.data_dir, free_bytes)
 
     # The end
 
@@ -188,7 +302,7 @@ class LogStore:
                 if failure is Reason.PARTITION_DAMAGED:
                     # Found when it was opened; nothing was written since.
                     continue
-                if partition.dirty or failure is not None:
+                if partition.unsynced or failure is not None:
                     well = False
                     continue
                 for segment in partition.segments:
@@ -199,9 +313,29 @@ class LogStore:
             return well
 
         well = await self._loop.run_in_executor(self.threads, write_indexes)
+        try:
+            self._journal.close()
+        except OSError as problem:
+            logger.error("the journal can't be removed: %s", problem.strerror)
+            well = False
         for partition in partitions:
             self.close_partition(partition, Reason.DRAINING, "the broker has stopped")
-        self._timer.cancel()
+        for timer in self._timers.values():
+            timer.cancel()
         self.committer.close()
         self.threads.shutdown(wait=True)
         return well
+
+
+def _make_directories(files: Files, path: str) -> None:
+    """The directory and those above it, as far as they are missing; the last two names are on the disk after this."""
+    parent = os.path.dirname(os.path.abspath(path))
+    if not files.exists(parent):
+        _make_directories(files, parent)
+    files.make_directory(path)
+    for directory in (parent, os.path.dirname(parent)):
+        try:
+            files.sync_directory(directory)
+        except PermissionError:
+            # It may be searched and not read; then its names were there before us.
+            pass

@@ -24,6 +24,11 @@ cdef struct SyncJob:
     uint64_t number
     int error               # 0, or the errno of what failed
     int64_t duration_ns
+    # What is written first, if anything.
+    int write_fd
+    char* data
+    size_t size
+    int64_t position
     int file_count
     int directory_count
     int fds[1]              # files, then directories: in this order
@@ -34,6 +39,7 @@ cdef class SyncThread:
     cdef readonly int event_fd
     cdef object _thread
     cdef uint64_t _last_number
+    cdef dict _held             # number of a job -> the bytes that it writes
     cdef pthread_mutex_t _mutex
     cdef pthread_cond_t _condition
     # Under the mutex.
@@ -43,4 +49,4 @@ cdef class SyncThread:
     cdef bint _stopping
 
     cdef void _run(self) noexcept nogil
-    cdef int _sync(self, SyncJob* job) noexcept nogil
+    cdef int _do(self, SyncJob* job) noexcept nogil

@@ -7,29 +7,34 @@ import os
 import threading
 
 cimport cython
-from libc.errno cimport EINTR
+from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free, malloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
-from posix.unistd cimport write
+
+from takhin.log.files cimport iovec
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    int eventfd_write(int fd, uint64_t value)
 
 
 @cython.final
 cdef class SyncThread:
-    """Takes jobs (files and directories to sync) and does them one after the other.
+    """Takes jobs (bytes to write, files and directories to sync) and does them one after the other.
 
     When one is done, event_fd (an eventfd) becomes readable and finished() tells. Used by one thread, the event loop's.
     """
 
-    def __cinit__(self, Files files not None):
+    def __cinit__(self, Files files not None, name=None):
         self.files = files
         self.event_fd = -1
+        self._held = {}
         pthread_mutex_init(&self._mutex, NULL)
         pthread_cond_init(&self._condition, NULL)
 
-    def __init__(self, Files files not None):
+    def __init__(self, Files files not None, str name not None="takhin-sync"):
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._thread = threading.Thread(target=self._main, name="takhin-sync", daemon=True)
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
 
     def __dealloc__(self):
@@ -41,9 +46,12 @@ cdef class SyncThread:
         pthread_cond_destroy(&self._condition)
         pthread_mutex_destroy(&self._mutex)
 
-    def submit(self, files not None, directories not None):
-        """Sync the files' data, then the directories (descriptors, open until the job is finished), in this order; the
-        first failure ends the job. Returns the job's number. Raises MemoryError."""
+    def submit(
+        self, files not None, directories not None, int write_fd=-1, bytes data not None=b"", int64_t position=0
+    ):
+        """Write data to write_fd at position, if that is given; then sync the files' data, then the directories
+        (descriptors, open until the job is finished), in this order; the first failure ends the job. Returns the job's
+        number. Raises MemoryError."""
         cdef list fds = [*files, *directories]
         cdef SyncJob* job = <SyncJob*>malloc(sizeof(SyncJob) + len(fds) * sizeof(int))
         cdef int i
@@ -53,10 +61,16 @@ cdef class SyncThread:
         job.next = NULL
         job.number = self._last_number
         job.error = 0
+        job.write_fd = write_fd
+        job.data = PyBytes_AS_STRING(data)
+        job.size = <size_t>len(data)
+        job.position = position
         job.file_count = len(files)
         job.directory_count = len(directories)
         for i in range(len(fds)):
             job.fds[i] = fds[i]
+        if job.size:
+            self._held[job.number] = data
         pthread_mutex_lock(&self._mutex)
         if self._last == NULL:
             self._first = job
@@ -82,6 +96,7 @@ cdef class SyncThread:
         results = []
         while job != NULL:
             results.append((job.number, job.error, job.duration_ns))
+            self._held.pop(job.number, None)
             following = job.next
             free(job)
             job = following
@@ -105,7 +120,6 @@ cdef class SyncThread:
         cdef SyncJob* job
         cdef timespec begun
         cdef timespec ended
-        cdef uint64_t one = 1
         while True:
             pthread_mutex_lock(&self._mutex)
             while self._first == NULL and not self._stopping:
@@ -119,26 +133,28 @@ cdef class SyncThread:
                 self._last = NULL
             pthread_mutex_unlock(&self._mutex)
             clock_gettime(CLOCK_MONOTONIC, &begun)
-            job.error = -self._sync(job)
+            job.error = -self._do(job)
             clock_gettime(CLOCK_MONOTONIC, &ended)
             job.duration_ns = (ended.tv_sec - begun.tv_sec) * 1000000000 + ended.tv_nsec - begun.tv_nsec
             pthread_mutex_lock(&self._mutex)
             job.next = self._done
             self._done = job
             pthread_mutex_unlock(&self._mutex)
-            write(self.event_fd, &one, sizeof(one))
+            eventfd_write(self.event_fd, 1)
 
-    cdef int _sync(self, SyncJob* job) noexcept nogil:
+    cdef int _do(self, SyncJob* job) noexcept nogil:
+        cdef iovec part
         cdef int i
-        cdef int result
+        cdef int result = 0
+        if job.size:
+            part.iov_base = job.data
+            part.iov_len = job.size
+            result = self.files.write_all(job.write_fd, &part, 1, job.position)
         for i in range(job.file_count + job.directory_count):
-            while True:
-                if i < job.file_count:
-                    result = self.files.ops.sync_data(self.files.ops.context, job.fds[i])
-                else:
-                    result = self.files.ops.sync_directory(self.files.ops.context, job.fds[i])
-                if result != -EINTR:
-                    break
             if result < 0:
-                return result
-        return 0
+                break
+            if i < job.file_count:
+                result = self.files.sync_file(job.fds[i])
+            else:
+                result = self.files.sync_names(job.fds[i])
+        return result

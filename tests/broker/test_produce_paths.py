@@ -32,7 +32,7 @@ def settings(directory: Path, topics: dict[str, int] | None = None, **limits: in
     quiet = {"flush_ms": -1, "retention_check_ms": 2**31 - 1}
     return Settings(
         data_dir=str(directory), topics=replace(TopicDefaults(), **quiet | (topics or {})),
-        limits=replace(Limits(), **limits),
+        limits=replace(Limits(), **{"min_free_bytes": 0} | limits),
     )
 
 
@@ -182,7 +182,7 @@ def test_records_without_a_key_stay_together_for_a_tick(tmp_path: Path) -> None:
 
 def test_an_acknowledgement_that_takes_too_long(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as broker:
+        async with running(tmp_path, journal_bytes=0) as broker:
             (partition,) = await topic_of(broker)
             await produce(broker, b"a")
             # A sync that does not end.
@@ -208,7 +208,7 @@ def test_an_acknowledgement_that_takes_too_long(tmp_path: Path) -> None:
 
 def test_a_topic_that_goes_while_its_answers_are_waited_for(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as broker:
+        async with running(tmp_path, journal_bytes=0) as broker:
             (partition,) = await topic_of(broker)
             await produce(broker, b"a")
             partition.begin_sync()
@@ -449,7 +449,7 @@ def test_a_stream_is_answered_in_order_with_refusals_in_their_places(tmp_path: P
 
 def test_requests_are_read_while_earlier_ones_wait(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path) as broker:
+        async with running(tmp_path, journal_bytes=0) as broker:
             (partition,) = await topic_of(broker)
             await produce(broker, b"first")
             target, segments, directories = partition.begin_sync()

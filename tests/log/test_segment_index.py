@@ -52,9 +52,13 @@ def test_create_refuses_what_is_there(tmp_path: Path) -> None:
     assert (segment.base_offset, segment.next_offset, segment.size_bytes) == (7, 7, SEGMENT_HEADER_SIZE)
     assert segment.index_path == str(tmp_path / f"{7:020d}.index")
     before = Path(segment.path).read_bytes()
+    # One that holds nothing is what a creation that failed left behind.
+    Segment.create(cache, str(tmp_path), 1, 0, 7, NOW_MS).close()
+    with open(segment.path, "ab") as file:
+        file.write(b"more")
     with pytest.raises(FileExistsError):
         Segment.create(cache, str(tmp_path), 1, 0, 7, NOW_MS + 1)
-    assert Path(segment.path).read_bytes() == before
+    assert Path(segment.path).read_bytes() == before + b"more"
     with pytest.raises(FileNotFoundError):
         Segment.create(cache, str(tmp_path / "nowhere"), 1, 0, 7, NOW_MS)
     segment.close()

@@ -1,0 +1,72 @@
+from dataclasses import dataclass
+
+from takhin.log.files import Files
+from takhin.log.partition import Partition
+
+JOURNAL_VERSION: int
+FILE_NAMES: tuple[str, str]
+BLOCK_BYTES: int
+HEADER_COPIES: tuple[int, int]
+
+class JournalError(ValueError): ...
+
+@dataclass(frozen=True, slots=True)
+class JournalHeader:
+    salt: int
+    first_sequence: int
+    created_ms: int
+
+@dataclass(frozen=True, slots=True)
+class JournalPart:
+    kind: int
+    size_bytes: int
+    topic_id: int
+    partition: int
+    position: int
+    segment_base_offset: int
+    segment_created_ms: int
+    base_offset: int
+    next_offset: int
+    epoch: int
+    place: int
+
+@dataclass(frozen=True, slots=True)
+class JournalEntry:
+    sequence: int
+    durable_sequence: int
+    time_ms: int
+    size_bytes: int
+    parts: tuple[JournalPart, ...]
+    whole: bool
+
+class JournalFile:
+    path: str
+    covers: dict[Partition, int]
+    retired: bool
+    end: int
+    def __init__(self, path: str) -> None: ...
+
+class JournalCommit:
+    file: JournalFile
+    fd: int
+    data: bytes
+    position: int
+    end: int
+    directories: list[str]
+    targets: list[tuple[Partition, int]]
+
+class Journal:
+    directory: str
+    enabled: bool
+    turns: int
+    def __init__(self, files: Files, directory: str, limit_bytes: int) -> None: ...
+    def disable(self) -> None: ...
+    def begin(self, partitions: list[Partition], now_ms: int) -> JournalCommit | None: ...
+    def end(self, commit: JournalCommit, errno_: int) -> None: ...
+    def release(self, partition: Partition, synced_offset: int) -> None: ...
+    def forget(self, partition: Partition) -> None: ...
+    def behind(self) -> list[Partition]: ...
+    def close(self) -> None: ...
+
+def read_header(data: bytes) -> JournalHeader: ...
+def read_entry(files: Files, fd: int, place: int, salt: int) -> JournalEntry: ...

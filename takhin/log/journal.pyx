@@ -1,0 +1,310 @@
+"""The write-ahead journal that all partitions share: one sync for a group commit that spans many of them.
+
+A group commit that touches one partition syncs its segment file. One that touches several writes what each of them
+has appended since it was last durable into one entry of the journal, and syncs that; their segment files, which hold
+the same bytes already, are synced behind it. When the start finds entries, it writes their parts to the segments.
+
+Two files take turns. Entries go to one of them until it is full; it is begun anew, under another salt, once every
+segment that it covers has been synced. Both are removed by a clean stop.
+
+docs/format.md has the format. In short: a block of 512 bytes with the header, then entries, each beginning at a
+multiple of 512: a header, a table of parts, the bytes of the parts one behind the other, zeros.
+Sequences rise by one from entry to entry, also across files; the first place where the next one does not stand ends a
+file. The salt, with which all checksums begin, keeps what an earlier use of the file left behind from being taken for
+an entry. Blocks of 512 bytes, so that no write touches a disk's sector that holds an entry already synced.
+"""
+
+import os
+import struct
+from dataclasses import dataclass
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.errno cimport EDQUOT, ENOSPC
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from takhin.codec.crc32c cimport crc32c_of, mask
+from takhin.log.files cimport Files
+from takhin.log.partition cimport Partition
+
+JOURNAL_VERSION = 1
+FILE_NAMES = ("0.journal", "1.journal")
+BLOCK_BYTES = JOURNAL_BLOCK_BYTES
+# The header stands twice in its block, so that no single rotten bit hides the file's entries.
+HEADER_COPIES = (0, 256)
+
+_HEADER = struct.Struct("<IIQq")
+_ENTRY = struct.Struct("<4sIIIQQQq")
+_PART = struct.Struct("<IIqIIqqqqiI")
+# An entry is written and synced as a whole; a commit with more than this is divided.
+cdef int64_t MAX_ENTRY_BYTES = 4 * 1024 * 1024
+
+
+class JournalError(ValueError):
+    """These bytes are no header, or no entry, of a journal."""
+
+
+@dataclass(frozen=True, slots=True)
+class JournalHeader:
+    """What stands at the beginning of a journal file."""
+
+    salt: int
+    first_sequence: int
+    created_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class JournalPart:
+    """Batches of one partition: bytes from `position` on of the segment that begins at segment_base_offset.
+
+    place: where they stand in the journal file.
+    """
+
+    kind: int
+    size_bytes: int
+    topic_id: int
+    partition: int
+    position: int
+    segment_base_offset: int
+    segment_created_ms: int
+    base_offset: int
+    next_offset: int
+    epoch: int
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class JournalEntry:
+    """One group commit. size_bytes: up to where the next one begins; whole: the payload's checksum matches."""
+
+    sequence: int
+    durable_sequence: int
+    time_ms: int
+    size_bytes: int
+    parts: tuple[JournalPart, ...]
+    whole: bool
+
+
+@cython.final
+cdef class JournalFile:
+    """One of the two files."""
+
+    def __init__(self, str path not None):
+        self.path = path
+        self.covers = {}
+        self._fd = -1
+
+
+@cython.final
+cdef class JournalCommit:
+    """An entry on its way: data is to be written to fd at position and synced, then the directories."""
+
+
+@cython.final
+cdef class Journal:
+    """The writing side, used by the event loop alone.
+
+    limit_bytes: of both files together, 0 for no journal. The directory must hold no journal files: recovery removes
+    them, or else disable() is to be called.
+    """
+
+    def __init__(self, Files files not None, str directory not None, int64_t limit_bytes):
+        self._files = files
+        self.directory = directory
+        self._file_limit = limit_bytes // 2 // JOURNAL_BLOCK_BYTES * JOURNAL_BLOCK_BYTES
+        self._pair = tuple([JournalFile(os.path.join(directory, name)) for name in FILE_NAMES])
+        self._current = self._pair[0]
+        self.enabled = self._file_limit > JOURNAL_BLOCK_BYTES
+        self._sequence = 1
+
+    def disable(self):
+        """Write no entries from now on."""
+        self.enabled = False
+
+    def begin(self, list partitions not None, int64_t now_ms):
+        """An entry with all that these partitions (journal_bytes >= 0 of each) have written and is not yet durable.
+
+        As many of them as fit into one entry; None when there is no room for it. Raises OSError, MemoryError.
+        """
+        cdef Partition partition
+        cdef JournalCommit commit
+        cdef list chosen = []
+        cdef int64_t payload = 0
+        cdef int64_t size
+        if not self.enabled or (self._current.retired and not self._turn()):
+            return None
+        for partition in partitions:
+            size = partition.journal_size()
+            if payload + size <= MAX_ENTRY_BYTES:
+                chosen.append(partition)
+                payload += size
+        size = ENTRY_HEADER_BYTES + ENTRY_PART_BYTES * len(chosen) + payload
+        size = (size + JOURNAL_BLOCK_BYTES - 1) // JOURNAL_BLOCK_BYTES * JOURNAL_BLOCK_BYTES
+        if not chosen or JOURNAL_BLOCK_BYTES + size > self._file_limit:
+            return None
+        if self._current.end + size > self._file_limit and not self._turn():
+            return None
+        commit = JournalCommit()
+        commit.file = self._current
+        commit.directories = self._open(self._current)
+        commit.fd = self._current._fd
+        commit.position = self._current.end
+        commit.targets = [(partition, partition.written_offset) for partition in chosen]
+        before = self._header(now_ms) if commit.position == 0 else b""
+        commit.data = self._entry(before, chosen, size, payload, now_ms)
+        commit.end = commit.position + len(commit.data)
+        return commit
+
+    def end(self, JournalCommit commit not None, int errno_):
+        """The commit was written and synced, or that failed."""
+        cdef JournalFile file = commit.file
+        if errno_ == 0:
+            self._sequence += 1
+            file.end = commit.end
+            file._unnamed = False
+            for partition, target in commit.targets:
+                file.covers[partition] = target
+        elif errno_ != ENOSPC and errno_ != EDQUOT:
+            # What it holds stays; nothing is written to it any more, as with any file whose sync failed. On a full
+            # disk the next entry goes to the same place: nobody relies on what stands there.
+            file.retired = True
+
+    def release(self, partition not None, int64_t synced_offset):
+        """The partition's segments are on the disk up to that offset."""
+        cdef JournalFile file
+        for file in self._pair:
+            if file.covers.get(partition, synced_offset + 1) <= synced_offset:
+                del file.covers[partition]
+
+    def forget(self, partition not None):
+        """The partition is gone: nothing of it will be asked for."""
+        cdef JournalFile file
+        for file in self._pair:
+            file.covers.pop(partition, None)
+
+    def behind(self):
+        """The partitions whose segments have to be synced before the file that is not in use can be used again."""
+        cdef JournalFile file
+        return [partition for file in self._pair if file is not self._current for partition in file.covers]
+
+    def close(self):
+        """Close the files and remove those that nothing depends on. Raises OSError."""
+        cdef JournalFile file
+        cdef bint removed = False
+        self.enabled = False
+        for file in self._pair:
+            if file._fd < 0:
+                continue
+            self._files.close(file._fd)
+            file._fd = -1
+            if not file.covers:
+                self._files.unlink(file.path)
+                removed = True
+        if removed:
+            self._files.sync_directory(self.directory)
+
+    def _turn(self):
+        """Go on in the other file, if that is free. Returns whether."""
+        cdef JournalFile file = self._pair[1] if self._current is self._pair[0] else self._pair[0]
+        if file.retired or file.covers:
+            return False
+        file.end = 0
+        self._current = file
+        self.turns += 1
+        return True
+
+    def _open(self, JournalFile file not None):
+        """The directories to sync, so that the file is found after a power cut. Raises OSError."""
+        if file._fd < 0:
+            self._files.make_directory(self.directory)
+            file._unnamed = True
+            file._fd = self._files.open(file.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        return [self.directory, os.path.dirname(self.directory)] if file._unnamed else []
+
+    def _header(self, int64_t now_ms):
+        self._current._salt = int.from_bytes(os.urandom(4), "little")
+        fields = _HEADER.pack(JOURNAL_VERSION, self._current._salt, self._sequence, now_ms)
+        crc = mask(crc32c_of(0, <const uint8_t*>PyBytes_AS_STRING(fields), <size_t>len(fields)))
+        header = b"TKJ1" + (<object>crc).to_bytes(4, "little") + fields
+        block = bytearray(JOURNAL_BLOCK_BYTES)
+        for place in HEADER_COPIES:
+            block[place:place + JOURNAL_HEADER_BYTES] = header
+        return bytes(block)
+
+    def _entry(self, bytes before not None, list chosen not None, int64_t size, int64_t payload, int64_t now_ms):
+        """The bytes of an entry, behind `before`."""
+        cdef Partition partition
+        cdef bytes data = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>(len(before) + size))
+        cdef uint8_t* entry = <uint8_t*>PyBytes_AS_STRING(data) + len(before)
+        cdef int64_t table_bytes = ENTRY_HEADER_BYTES + ENTRY_PART_BYTES * <int64_t>len(chosen)
+        cdef uint8_t* at = entry + table_bytes
+        cdef int64_t part_bytes
+        cdef uint32_t crc
+        cdef bytes table
+        parts = []
+        for partition in chosen:
+            part_bytes = partition.journal_size()
+            parts.append(_PART.pack(
+                PART_BATCHES, part_bytes, partition.topic_id, partition.partition,
+                partition.active.size_bytes - part_bytes, partition.active.base_offset, partition.active.created_ms,
+                partition.durable_offset, partition.written_offset, partition.epoch, 0,
+            ))
+            partition.journal_copy(at)
+            at += part_bytes
+        memset(at, 0, <size_t>(entry + size - at))
+        crc = mask(crc32c_of(self._current._salt, entry + table_bytes, <size_t>payload))
+        table = struct.pack(
+            "<IIQQQq", crc, len(chosen), self._sequence, self._sequence - 1, payload, now_ms
+        ) + b"".join(parts)
+        crc = mask(crc32c_of(self._current._salt, <const uint8_t*>PyBytes_AS_STRING(table), <size_t>len(table)))
+        table = b"TKJE" + (<object>crc).to_bytes(4, "little") + table
+        memcpy(entry, PyBytes_AS_STRING(table), <size_t>table_bytes)
+        memcpy(PyBytes_AS_STRING(data), PyBytes_AS_STRING(before), <size_t>len(before))
+        return data
+
+
+# Reading
+
+def read_header(bytes data not None):
+    """The JournalHeader in the first bytes of a file. Raises JournalError."""
+    if len(data) < JOURNAL_HEADER_BYTES or data[:4] != b"TKJ1":
+        raise JournalError("it has not a journal's header")
+    fields = data[8:JOURNAL_HEADER_BYTES]
+    if int.from_bytes(data[4:8], "little") != mask(
+        crc32c_of(0, <const uint8_t*>PyBytes_AS_STRING(fields), <size_t>len(fields))
+    ):
+        raise JournalError("the header's checksum does not match")
+    version, salt, first_sequence, created_ms = _HEADER.unpack(fields)
+    if version != JOURNAL_VERSION:
+        raise JournalError(f"its version is {version}, this one knows {JOURNAL_VERSION}")
+    return JournalHeader(salt, first_sequence, created_ms)
+
+
+def read_entry(Files files not None, int fd, int64_t place, uint32_t salt):
+    """The JournalEntry that begins at `place` of the file, its sequence whatever it may be.
+
+    Its table's checksum has matched; `whole` tells whether the payload's has. Raises JournalError, OSError.
+    """
+    cdef bytes data = files.read(fd, ENTRY_HEADER_BYTES, place)
+    if len(data) < ENTRY_HEADER_BYTES or data[:4] != b"TKJE":
+        raise JournalError("no entry begins there")
+    _, crc, payload_crc, count, sequence, durable_sequence, payload_bytes, time_ms = _ENTRY.unpack(data)
+    cdef int64_t rest = files.size(fd) - place - ENTRY_HEADER_BYTES
+    if count * ENTRY_PART_BYTES + payload_bytes > rest:
+        raise JournalError("the entry is cut short")
+    data += files.read(fd, count * ENTRY_PART_BYTES, place + ENTRY_HEADER_BYTES)
+    if mask(crc32c_of(salt, <const uint8_t*>PyBytes_AS_STRING(data) + 8, <size_t>(len(data) - 8))) != crc:
+        raise JournalError("the entry's checksum does not match")
+    cdef int64_t at = place + len(data)
+    parts = []
+    for fields in _PART.iter_unpack(data[ENTRY_HEADER_BYTES:]):
+        parts.append(JournalPart(*fields[:-1], at))
+        at += fields[1]
+    cdef bytes payload = files.read(fd, payload_bytes, place + len(data))
+    cdef bint whole = len(payload) == payload_bytes and at - place - len(data) == payload_bytes and mask(
+        crc32c_of(salt, <const uint8_t*>PyBytes_AS_STRING(payload), <size_t>len(payload))
+    ) == payload_crc
+    size = len(data) + payload_bytes
+    size = -(-size // JOURNAL_BLOCK_BYTES) * JOURNAL_BLOCK_BYTES
+    return JournalEntry(sequence, durable_sequence, time_ms, size, tuple(parts), whole)

@@ -1,0 +1,267 @@
+"""What the journal holds when the broker starts, and how it comes back into the segments.
+
+An entry is believed when its checksums match. The first place where the next entry does not stand is where writing
+ended, unless something proves that an entry did stand there: a later one, in this file or in the one begun after it,
+that was written when the missing one had been synced. Then the journal is damaged; what can be read of it is used all
+the same, and the partitions whose logs end before what it tells of are not taken for whole.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from takhin.codec.batch import SEGMENT_HEADER_SIZE, encode_segment_header
+from takhin.log.files import Files
+from takhin.log.journal import (
+    BLOCK_BYTES,
+    FILE_NAMES,
+    HEADER_COPIES,
+    JournalEntry,
+    JournalError,
+    JournalHeader,
+    JournalPart,
+    read_entry,
+    read_header,
+)
+from takhin.log.segment import segment_name
+
+logger = logging.getLogger(__name__)
+
+_MAGIC = b"TKJE"
+_SEARCH_BYTES = 1024 * 1024
+_COPY_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SavedPart:
+    """A part of an entry, and the open file that holds it. whole: its bytes are what was written."""
+
+    fd: int
+    part: JournalPart
+    whole: bool
+
+
+@dataclass(slots=True)
+class SavedJournal:
+    """What was found. parts: by (topic id, partition), in the order in which they were written.
+
+    ends: offset up to which the journal tells of the partition, also by entries whose bytes are damaged. damage: in
+    words, None when there is none. Hold it open while parts are used.
+    """
+
+    files: Files
+    directory: str
+    parts: dict[tuple[int, int], list[SavedPart]] = field(default_factory=dict)
+    ends: dict[tuple[int, int], int] = field(default_factory=dict)
+    paths: list[str] = field(default_factory=list)
+    entries: int = 0
+    damage: str | None = None
+    _fds: list[int] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Close the files."""
+        while self._fds:
+            self.files.close(self._fds.pop())
+
+    def remove(self) -> None:
+        """Remove the files: all that they hold is on the disk elsewhere. Raises OSError."""
+        self.close()
+        for path in self.paths:
+            self.files.unlink(path)
+        if self.paths:
+            self.files.sync_directory(self.directory)
+
+    def set_aside(self) -> None:
+        """Move the files out of the way, for a look at them: damaged, but not needed. Raises OSError."""
+        self.close()
+        for path in self.paths:
+            number = 1
+            while self.files.exists(aside := f"{path}.damaged-{number}"):
+                number += 1
+            self.files.rename(path, aside)
+        self.files.sync_directory(self.directory)
+
+    def _add(self, fd: int, entry: JournalEntry) -> None:
+        self.entries += 1
+        for part in entry.parts:
+            key = (part.topic_id, part.partition)
+            self.parts.setdefault(key, []).append(SavedPart(fd, part, entry.whole))
+            self.ends[key] = max(self.ends.get(key, 0), part.next_offset)
+
+    def _damaged(self, what: str) -> None:
+        self.damage = self.damage or what
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What one file holds, up to where nothing proves that there was more."""
+
+    name: str
+    fd: int
+    first_sequence: int
+    next_sequence: int
+    entries: list[JournalEntry]
+    damage: str | None
+
+
+def read_journal(files: Files, directory: str) -> SavedJournal:
+    """What the journal's directory holds; nothing when there is none. Raises OSError."""
+    found = SavedJournal(files, directory)
+    runs: list[_Run] = []
+    unreadable: list[str] = []
+    for name in FILE_NAMES:
+        path = os.path.join(directory, name)
+        if not files.exists(path):
+            continue
+        fd = files.open(path, os.O_RDONLY)
+        found._fds.append(fd)
+        found.paths.append(path)
+        header = _header(files, fd)
+        if header is None:
+            unreadable.append(name)
+            # Where the first write was cut short, nothing was synced to it, and there is one entry at the most.
+            if any(place > BLOCK_BYTES for place in _magics(files, fd, BLOCK_BYTES)):
+                found._damaged(f"{name}: the header is damaged")
+        else:
+            runs.append(_read_run(files, fd, name, header))
+    runs.sort(key=lambda run: run.first_sequence)
+    for run, following in pairwise(runs):
+        if run.next_sequence < following.first_sequence:
+            # The other file is begun only when all entries of this one have been synced.
+            found._damaged(f"{run.name}: entry {run.next_sequence} is damaged")
+    for run in runs:
+        if run.damage is not None:
+            found._damaged(run.damage)
+        for entry in run.entries:
+            found._add(run.fd, entry)
+    if runs and unreadable and runs[0].first_sequence > 1:
+        found._damaged(f"{unreadable[0]}: the header is damaged")
+    return found
+
+
+def _header(files: Files, fd: int) -> JournalHeader | None:
+    for place in HEADER_COPIES:
+        try:
+            return read_header(files.read(fd, BLOCK_BYTES - place, place))
+        except JournalError:
+            continue
+    return None
+
+
+def _read_run(files: Files, fd: int, name: str, header: JournalHeader) -> _Run:
+    entries: list[JournalEntry] = []
+    sequence = header.first_sequence
+    damage: str | None = None
+    place = BLOCK_BYTES
+    while True:
+        entry = _entry(files, fd, place, header.salt)
+        if entry is not None and entry.sequence != sequence:
+            entry = None
+        if entry is not None and entry.whole:
+            entries.append(entry)
+            sequence += 1
+            place += entry.size_bytes
+            continue
+        # It ends here, unless an entry that follows was written when this one had been synced.
+        following = _proof(files, fd, place, header.salt, sequence)
+        if following is None:
+            return _Run(name, fd, header.first_sequence, sequence, entries, damage)
+        damage = damage or f"{name}: entry {sequence} is damaged"
+        if entry is not None:
+            entries.append(entry)
+        place, sequence = following
+
+
+def _proof(files: Files, fd: int, place: int, salt: int, sequence: int) -> tuple[int, int] | None:
+    """(place, sequence) of the first whole entry behind `place` that tells that entry `sequence` was synced."""
+    for each in _magics(files, fd, place + 1):
+        entry = _entry(files, fd, each, salt)
+        if entry is not None and entry.whole and entry.durable_sequence >= sequence:
+            return each, entry.sequence
+    return None
+
+
+def _entry(files: Files, fd: int, place: int, salt: int) -> JournalEntry | None:
+    try:
+        return read_entry(files, fd, place, salt)
+    except JournalError:
+        return None
+
+
+def _magics(files: Files, fd: int, start: int) -> Iterator[int]:
+    """The places from start on where an entry may begin."""
+    place = -(-start // BLOCK_BYTES) * BLOCK_BYTES
+    while data := files.read(fd, _SEARCH_BYTES, place):
+        for at in range(0, len(data), BLOCK_BYTES):
+            if data[at : at + len(_MAGIC)] == _MAGIC:
+                yield place + at
+        place += len(data)
+
+
+# Into the segments
+
+
+def restore_parts(files: Files, directory: str, parts: list[SavedPart], log_start_offset: int) -> str | None:
+    """Write the parts of one partition to its segments in `directory`, and sync them and the names that lead to them.
+
+    What lies before the log's start is left out. None, or what keeps the parts from following on what is there, in
+    words; then the rest of them is not written. Raises OSError.
+    """
+    damage: str | None = None
+    open_path, fd = "", -1
+    touched: list[str] = []
+    try:
+        for saved in parts:
+            part = saved.part
+            if part.next_offset <= log_start_offset or not saved.whole:
+                continue
+            path = os.path.join(directory, segment_name(part.segment_base_offset))
+            if path != open_path:
+                if not touched:
+                    make_directories(files, directory)
+                if fd >= 0:
+                    files.sync_data(fd)
+                    files.close(fd)
+                fd = files.open(path, os.O_RDWR | os.O_CREAT)
+                open_path = path
+                touched.append(path)
+            if part.position == SEGMENT_HEADER_SIZE:
+                files.write(fd, encode_segment_header(
+                    part.topic_id, part.partition, part.segment_base_offset, part.segment_created_ms
+                ), 0)
+            elif files.size(fd) < part.position:
+                damage = (
+                    f"{os.path.basename(path)} has {files.size(fd)} bytes, and the journal goes on at {part.position}"
+                )
+                break
+            _copy(files, saved, fd)
+        if fd >= 0:
+            files.sync_data(fd)
+    finally:
+        if fd >= 0:
+            files.close(fd)
+    if touched:
+        sync_directories(files, directory)
+    return damage
+
+
+def _copy(files: Files, saved: SavedPart, to: int) -> None:
+    part = saved.part
+    for start in range(0, part.size_bytes, _COPY_BYTES):
+        data = files.read(saved.fd, min(_COPY_BYTES, part.size_bytes - start), part.place + start)
+        files.write(to, data, part.position + start)
+
+
+def make_directories(files: Files, directory: str) -> None:
+    """Make a partition's directory, and its topic's, where they are missing. Raises OSError."""
+    files.make_directory(os.path.dirname(directory))
+    files.make_directory(directory)
+
+
+def sync_directories(files: Files, directory: str) -> None:
+    """Sync all the names that lead from the topics' directory to the partition's files. Raises OSError."""
+    topic_directory = os.path.dirname(directory)
+    for each in (directory, topic_directory, os.path.dirname(topic_directory)):
+        files.sync_directory(each)
