@@ -11,6 +11,7 @@ from takhin.errors import Reason
 from takhin.log.files import Files
 from takhin.log.journal import Journal, JournalCommit
 from takhin.log.partition import Partition
+from takhin.log.recovery import PASSING
 from takhin.log.segment import Segment
 from takhin.log.sync import SyncThread
 
@@ -202,7 +203,14 @@ class Committer:
         lane.partitions.add(partition)
 
     def _try_again(self, partition: Partition, problem: OSError) -> None:
-        """The sync could not be begun: the timer begins it anew."""
+        """The sync could not be begun: the timer begins it anew, unless that is of no use."""
+        if problem.errno not in PASSING:
+            partition.fail(
+                Reason.SYNC_FAILED,
+                f"a sync of {partition.topic}/{partition.partition} can't be made ({problem.strerror}): nothing is "
+                "appended until the broker is started again",
+            )
+            return
         if not self._put_off:
             logger.warning("syncs have to wait: %s", problem.strerror)
         self._put_off[partition] = None

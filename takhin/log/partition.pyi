@@ -43,6 +43,7 @@ class Partition:
         log_start_offset: int,
         epochs: Sequence[tuple[int, int]],
         epoch: int,
+        proven_offset: int = -1,
     ) -> None: ...
     @property
     def size_bytes(self) -> int: ...

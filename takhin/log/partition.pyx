@@ -45,13 +45,13 @@ cdef class Partition:
 
     committer: is told when there is something to write (touch), to sync (want_sync), or when the partition no longer
     takes appends (halted). create_future makes futures of the event loop. segments: what recovery found, in order;
-    all of it counts as durable.
+    all of it counts as durable, or, with proven_offset, what lies below that.
     """
 
     def __init__(
         self, str topic not None, int64_t topic_id, int32_t partition, str directory not None,
         FileCache cache not None, Ring ring not None, committer, create_future, segments, int64_t log_start_offset,
-        epochs, int32_t epoch
+        epochs, int32_t epoch, int64_t proven_offset=-1
     ):
         cdef Segment last
         self.topic = topic
@@ -78,6 +78,8 @@ cdef class Partition:
             last = self.segments[-1]
             self.next_offset = max(last.next_offset, log_start_offset)
         self.written_offset = self.durable_offset = self.synced_offset = self.next_offset
+        if 0 <= proven_offset < self.next_offset:
+            self.durable_offset = self.synced_offset = max(proven_offset, log_start_offset)
 
     def configure(self, config):
         """Take over what the topic's configuration says about the log."""

@@ -14,6 +14,7 @@ What lies above the last offset that is proven durable is written once more befo
 failed, the kernel may take pages for clean that never reached the disk.
 """
 
+import errno
 import logging
 import os
 import re
@@ -28,6 +29,10 @@ logger = logging.getLogger(__name__)
 _NAME = re.compile(r"(\d{20})\.log")
 _INDEX_NAME = re.compile(r"(\d{20})\.index")
 _COPY_BYTES = 1024 * 1024
+# What passes: not a word about what is on the disk.
+PASSING = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN)
+)
 
 
 @dataclass(slots=True)
@@ -39,6 +44,8 @@ class RecoveredPartition:
     scanned_bytes: int = 0
     rewritten_bytes: int = 0
     cut_bytes: int = 0
+    # All below it is known to be on the disk.
+    proven_offset: int = 0
     # Damage that is not a torn tail, in words: the partition is served up to it and takes no appends.
     damage: str | None = None
 
@@ -59,7 +66,8 @@ def recover_partition(
 ) -> RecoveredPartition:
     """Recover one partition. Blocks on the disk. What can't be read counts as damage.
 
-    journal: what the journal holds; its parts of this partition are written to the segments first.
+    journal: what the journal holds; its parts of this partition are written to the segments first. Raises OSError for
+    what passes, and is no fault of the partition's: a full disk, no more file descriptors.
     """
     found = RecoveredPartition()
     place = _Place(cache, directory, topic_id, partition)
@@ -82,6 +90,8 @@ def recover_partition(
             proven_offset = max(proven_offset, summary.next_offset if summary is not None else 0)
         _recover(place, bases, log_start_offset, proven_offset, knows_end, found)
     except OSError as problem:
+        if problem.errno in PASSING:
+            raise
         found.damage = f"{problem.filename or directory}: {problem.strerror}"
         return found
     found.damage = damage or found.damage
@@ -98,7 +108,12 @@ def _recover(
     """knows_end: whatever is missing was there once. proven_offset: so was what lies below."""
     # What retention had taken out of the log when the broker died is still to be removed.
     while len(bases) > 1 and bases[1] <= log_start_offset:
-        _segment(place, bases.pop(0)).unlink()
+        segment = _segment(place, bases.pop(0))
+        try:
+            segment.unlink()
+        except OSError as problem:
+            # It is out of the log all the same; the next start tries again.
+            logger.error("%s can't be removed: %s", segment.path, problem.strerror)
     scanned: list[Segment] = []
     for position, base_offset in enumerate(bases):
         if found.damage is not None:
@@ -119,7 +134,9 @@ def _recover(
             break
         segment = Segment.trusted(place.cache, place.directory, place.topic_id, place.partition, base_offset)
         torn = False
-        if segment is None:
+        if segment is not None:
+            found.proven_offset = segment.next_offset
+        else:
             segment, damage = Segment.scanned(
                 place.cache, place.directory, place.topic_id, place.partition, base_offset
             )
@@ -134,6 +151,7 @@ def _recover(
                     found.cut_bytes += _set_aside(place, segment, later, where)
                 else:
                     found.damage = where
+            found.proven_offset = max(found.proven_offset, segment.proven_offset)
             if segment.size_bytes:
                 scanned.append(segment)
         if segment.size_bytes:
@@ -142,7 +160,9 @@ def _recover(
         if torn:
             break
     if found.damage is None and (scanned or found.cut_bytes):
-        _make_durable(place, scanned, max([proven_offset, *(each.proven_offset for each in scanned)]), found)
+        _make_durable(place, scanned, max(proven_offset, found.proven_offset), found)
+    if found.damage is None and found.segments:
+        found.proven_offset = found.segments[-1].next_offset
 
 
 def _make_durable(place: _Place, scanned: list[Segment], proven_offset: int, found: RecoveredPartition) -> None:
@@ -152,7 +172,11 @@ def _make_durable(place: _Place, scanned: list[Segment], proven_offset: int, fou
         segment.sync()
     sync_directories(place.cache.files, place.directory)
     for segment in scanned:
-        segment.write_index()
+        try:
+            segment.write_index()
+        except OSError as problem:
+            # The index stays in memory.
+            logger.warning("%s can't be written: %s", segment.index_path, problem.strerror)
 
 
 def _segment(place: _Place, base_offset: int) -> Segment:

@@ -97,10 +97,12 @@ class LogStore:
                     f"data directory {data_dir} is in use by another broker"
                     + (f" (process {holder})" if holder else "")
                 )
-            files.truncate(fd, 0)
-            files.write(fd, f"{os.getpid()}\n".encode(), 0)
         except OSError as problem:
             raise StartError(f"data directory {data_dir} can't be used: {problem.strerror}") from None
+        # For the message above; a full disk must not keep the broker from starting.
+        with suppress(OSError):
+            files.truncate(fd, 0)
+            files.write(fd, f"{os.getpid()}\n".encode(), 0)
         return fd
 
     @staticmethod
@@ -173,7 +175,7 @@ class LogStore:
         partition = Partition(
             spec.topic, spec.topic_id, spec.partition, self.directory(spec.topic_id, spec.partition), self._cache,
             Ring(self.rings), self.committer, self._loop.create_future, found.segments, spec.log_start_offset,
-            spec.epochs, epoch,
+            spec.epochs, epoch, found.proven_offset if found.damage is not None else -1,
         )
         partition.configure(spec.config)
         if found.damage is not None:
