@@ -64,8 +64,8 @@ class Broker:
         self._lock_fd = LogStore.lock(settings.data_dir)
         try:
             path = os.path.join(settings.data_dir, "meta.db")
-            if not os.path.exists(path) and LogStore.holds_topics(settings.data_dir):
-                # A new database would give the ids of these directories to other topics.
+            # SQLite takes an empty file for a new database, which would give the ids of these directories to others.
+            if LogStore.file_bytes(path) == 0 and LogStore.holds_topics(settings.data_dir):
                 raise StartError(
                     f"data directory {settings.data_dir} holds topics, but meta.db, which names them, is gone"
                 )

@@ -27,7 +27,7 @@ MAX_COMMITS = 64
 MAX_BEHIND = 4
 # A partition with more than this to make durable has its own file synced: writing its bytes twice would cost more than
 # the sync that the journal saves (docs/decisions/journal.md).
-JOURNAL_PART_BYTES = 64 * 1024
+JOURNAL_PART_BYTES = 256 * 1024
 # A journal that could not be written is tried again after so long.
 JOURNAL_PAUSE_S = 1.0
 # A sync that takes longer is worth a line in the log.

@@ -111,6 +111,12 @@ class LogStore:
         Files().close(fd)
 
     @staticmethod
+    def file_bytes(path: str) -> int:
+        """The size of a file, 0 when there is none. Raises OSError."""
+        files = Files()
+        return files.size(path) if files.exists(path) else 0
+
+    @staticmethod
     def holds_topics(data_dir: str) -> bool:
         """Whether there are directories of topics in it. Raises OSError."""
         return bool(Files().list_directory(os.path.join(data_dir, "topics")))
