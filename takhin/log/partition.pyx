@@ -103,8 +103,11 @@ cdef class Partition:
 
     @property
     def unsynced(self):
-        """Whether something is written that the segments are not known to hold on the disk (though the journal may)."""
-        return self.synced_offset < self.written_offset
+        """Whether something is written that the segments are not known to hold on the disk (though the journal may).
+
+        Also when that is only a new segment's header, or its name.
+        """
+        return self.synced_offset < self.written_offset or bool(self._unsynced) or bool(self._unsynced_directories)
 
     # Append: A
 
@@ -261,6 +264,8 @@ cdef class Partition:
             raise self._storage_error(problem) from None
         self._unindexed.append(sealed)
         self._index_sealed()
+        # The new segment is to be synced even if nothing is ever appended to it.
+        self._committer.touch(self)
         return True
 
     def _storage_error(self, problem):

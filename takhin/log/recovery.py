@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 _NAME = re.compile(r"(\d{20})\.log")
 _INDEX_NAME = re.compile(r"(\d{20})\.index")
 _COPY_BYTES = 1024 * 1024
+# They are sfixed64 in headers.
+MAX_OFFSET = (1 << 63) - 1
 # What passes: not a word about what is on the disk.
 PASSING = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN)
@@ -82,10 +84,9 @@ def recover_partition(
             names = cache.files.list_directory(directory)
         except FileNotFoundError:
             names = []
-        bases = [int(match[1]) for name in names if (match := _NAME.fullmatch(name))]
+        bases = _base_offsets(_NAME, names)
         # An index file alone vouches for a segment that is gone.
-        indexed = [int(match[1]) for name in names if (match := _INDEX_NAME.fullmatch(name))]
-        for base_offset in set(indexed) - set(bases):
+        for base_offset in set(_base_offsets(_INDEX_NAME, names)) - set(bases):
             summary = _segment(place, base_offset).read_summary()
             proven_offset = max(proven_offset, summary.next_offset if summary is not None else 0)
         _recover(place, bases, log_start_offset, proven_offset, knows_end, found)
@@ -99,6 +100,12 @@ def recover_partition(
     if found.damage is None and end < proven_offset:
         found.damage = f"{directory}: the log ends at offset {end}, and once went on to {proven_offset}"
     return found
+
+
+def _base_offsets(pattern: re.Pattern[str], names: list[str]) -> list[int]:
+    """Of the names that are a segment's or an index's: not all numbers of 20 digits are offsets."""
+    numbers = [int(match[1]) for name in names if (match := pattern.fullmatch(name))]
+    return [number for number in numbers if number <= MAX_OFFSET]
 
 
 def _recover(
@@ -115,6 +122,8 @@ def _recover(
             # It is out of the log all the same; the next start tries again.
             logger.error("%s can't be removed: %s", segment.path, problem.strerror)
     scanned: list[Segment] = []
+    # Perhaps of no bytes at all.
+    was_set_aside = False
     for position, base_offset in enumerate(bases):
         if found.damage is not None:
             break
@@ -125,11 +134,13 @@ def _recover(
             where = f"{segment_name(base_offset)} follows where offset {expected} should"
             later = bases[position:]
             overlaps = base_offset < expected
-            if knows_end or overlaps or proven_offset > expected or _any_proves(place, later, expected):
+            missing = max(expected, log_start_offset)
+            if knows_end or overlaps or proven_offset > missing or _any_proves(place, later, missing):
                 found.damage = where
             else:
                 # The end of the one before it had not reached the disk, though it ends with a whole batch; or its name.
                 found.cut_bytes += _set_segments_aside(place, later)
+                was_set_aside = True
                 _warn(place, where, found.cut_bytes)
             break
         segment = Segment.trusted(place.cache, place.directory, place.topic_id, place.partition, base_offset)
@@ -143,12 +154,15 @@ def _recover(
             found.scanned_bytes += segment.size_bytes - segment.checkpoint_bytes
             if damage is not None:
                 where = f"{segment_name(base_offset)} at byte {segment.size_bytes}: {damage}"
+                # What lies below the log's start is gone anyway.
+                missing = max(segment.next_offset, log_start_offset)
                 torn = not (
-                    knows_end or segment.next_offset < proven_offset or _was_durable(segment)
-                    or _any_proves(place, later, segment.next_offset)
+                    knows_end or missing < proven_offset or _was_durable(segment, missing)
+                    or _any_proves(place, later, missing)
                 )
                 if torn:
                     found.cut_bytes += _set_aside(place, segment, later, where)
+                    was_set_aside = True
                 else:
                     found.damage = where
             found.proven_offset = max(found.proven_offset, segment.proven_offset)
@@ -159,7 +173,7 @@ def _recover(
             found.max_epoch = max(found.max_epoch, segment.max_epoch)
         if torn:
             break
-    if found.damage is None and (scanned or found.cut_bytes):
+    if found.damage is None and (scanned or was_set_aside):
         _make_durable(place, scanned, max(proven_offset, found.proven_offset), found)
     if found.damage is None and found.segments:
         found.proven_offset = found.segments[-1].next_offset
@@ -183,12 +197,12 @@ def _segment(place: _Place, base_offset: int) -> Segment:
     return Segment(place.cache, place.directory, place.topic_id, place.partition, base_offset)
 
 
-def _was_durable(damaged: Segment) -> bool:
-    """Whether anything in it proves that the offset at which the segment is damaged was once on the disk."""
+def _was_durable(damaged: Segment, offset: int) -> bool:
+    """Whether anything in it proves that the offset, at which the log is damaged, was once on the disk."""
     summary = damaged.read_summary()
-    if summary is not None and summary.size_bytes > damaged.size_bytes:
+    if summary is not None and summary.size_bytes > damaged.size_bytes and summary.next_offset > offset:
         return True
-    return damaged.proves(damaged.size_bytes, damaged.next_offset)
+    return damaged.proves(damaged.size_bytes, offset)
 
 
 def _any_proves(place: _Place, later: list[int], offset: int) -> bool:

@@ -206,16 +206,20 @@ def _magics(files: Files, fd: int, start: int) -> Iterator[int]:
 def restore_parts(files: Files, directory: str, parts: list[SavedPart], log_start_offset: int) -> str | None:
     """Write the parts of one partition to its segments in `directory`, and sync them and the names that lead to them.
 
-    What lies before the log's start is left out. None, or what keeps the parts from following on what is there, in
-    words; then the rest of them is not written. Raises OSError.
+    Segments that are out of the log are not made again. None, or what keeps the parts from following on what is there,
+    in words; then the rest of them is not written. Raises OSError.
     """
+    # All parts of a segment or none: with the log's start in its middle, the later ones follow on the earlier.
+    ends: dict[int, int] = {}
+    for saved in parts:
+        ends[saved.part.segment_base_offset] = saved.part.next_offset
     damage: str | None = None
     open_path, fd = "", -1
     touched: list[str] = []
     try:
         for saved in parts:
             part = saved.part
-            if part.next_offset <= log_start_offset or not saved.whole:
+            if ends[part.segment_base_offset] <= log_start_offset or not saved.whole:
                 continue
             path = os.path.join(directory, segment_name(part.segment_base_offset))
             if path != open_path:
