@@ -93,8 +93,8 @@ def environment(
 def fault(
     kind: str, path: str = "*", *, error: str = "", action: str = "error", first: int = 1, times: int = 1
 ) -> str:
-    """A fault as the twin reads it: from the `first` operation of that kind ("any": all but reads) on files that match
-    on, so many times (FOR_GOOD), fail with `error` ("EIO"), or do what `action` names: short, kill_before, kill_after,
+    """A fault as the twin reads it: from the `first` operation of that kind ("any": all but reads) on files that
+    match on, so many times (FOR_GOOD), fail with `error` ("EIO"), or do what `action` names: short, kill_before, kill_after,
     lie (a sync that does nothing), count."""
     what = f"errno={getattr(errno, error)}" if error else f"action={action}"
     return f"kind={kind} path={path} from={first} times={times} {what}"
