@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from takhin.broker.broker import Broker
 from takhin.broker.retention import Retention
 from takhin.config import Limits, Settings, TopicDefaults
-from takhin.errors import Reason
+from takhin.errors import TakhinError
 from takhin.rpc.call import method_table
 from takhin.rpc.service import SERVICE, takhin_methods
 from takhin.v1 import takhin_pb2 as pb
@@ -49,7 +49,7 @@ class PartitionView:
     start: int
     end: int
     durable: int
-    failure: Reason | None
+    failure: str | None
     records: list[tuple[int, int, bytes]] = field(default_factory=list)
 
 
@@ -146,13 +146,16 @@ class InProcess:
             ids.add(str(topic.id))
             view.topics[topic.name] = (topic.id, len(topic.partitions))
             for partition in topic.partitions:
-                failure = partition.failure[0] if partition.failure else None
+                failure = ": ".join(partition.failure) if partition.failure else None
                 found = PartitionView(
                     partition.log_start_offset, partition.written_offset, partition.durable_offset, failure
                 )
                 view.partitions[topic.name, partition.partition] = found
                 if found.end > found.start:
-                    found.records = await self.read(topic.name, partition.partition)
+                    try:
+                        found.records = await self.read(topic.name, partition.partition)
+                    except TakhinError as problem:
+                        found.failure = found.failure or f"{problem.reason}: {problem.message}"
         for group in await patient(self.broker.groups.list_groups(), "the groups"):
             view.commits[group.group_id] = dict((await self.broker.groups.describe(group.group_id)).offsets)
         view.strays = sorted({path.name for path in (self.data_dir / "topics").iterdir()} - ids)

@@ -235,6 +235,7 @@ class Worker:
         known = [
             (found, *key) for key in view.partitions
             if (found := ledger.incarnation_of(key[0], view.topics[key[0]][0])) is not None
+            and view.partitions[key].failure is None
         ]
         for old, topic, number in rng.sample(known, min(3, len(known))):
             places.append((old, topic, number, view.partitions[topic, number].end))
@@ -392,7 +393,7 @@ def cut_power(
             entries_judged=outcome.entries,
         )
         for number, failure in outcome.failures:
-            kind = re.sub(r"\d+", "N", failure.rpartition("judged: ")[2])
+            kind = re.sub(r"\d+", "N", failure)
             kinds[kind] += 1
             if kind not in first_of:
                 first_of[kind] = f"state {number}, recording {job.number} of seed {job.seed}: {failure}"
@@ -424,7 +425,7 @@ def main() -> int:
     if arguments.worker:
         work()
         return 0
-    run = Run(NAME, arguments.count, arguments.seed, arguments.seconds)
+    run = Run(NAME, 1 if arguments.only is not None else arguments.count, arguments.seed, arguments.seconds)
     cut_power(run, only=arguments.only, recording=arguments.recording)
     return run.end()
 
