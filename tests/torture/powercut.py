@@ -102,7 +102,7 @@ class Worker:
         outcome.operations = len(operations)
         with asyncio.Runner() as runner:
             self._cut_all(job, operations, data_dir, directory, runner, outcome)
-        if outcome.failures and not job.recording:
+        if outcome.failures and not job.recording and not job.lies:
             _KEPT.mkdir(parents=True, exist_ok=True)
             shutil.copy(recording, _KEPT / f"{job.seed}-{job.number}.recording")
         shutil.rmtree(directory, ignore_errors=True)
