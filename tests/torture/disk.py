@@ -11,6 +11,7 @@ The model is what POSIX allows, not what one filesystem does:
   is missing is gone.
 """
 
+import errno
 import os
 import random
 from collections.abc import Iterable
@@ -151,7 +152,9 @@ class Disk:
             case Kind.SYNC_END:
                 node, number = self._syncs.pop(operation.number)
                 if operation.result < 0:
-                    self._fail_sync(node, number)
+                    # An interrupted one was not tried to its end: it loses nothing.
+                    if operation.result != -errno.EINTR:
+                        self._fail_sync(node, number)
                 elif not operation.flags & LIED:
                     self._end_sync(node, number)
 

@@ -114,7 +114,8 @@ class InProcess:
 
     async def commit(self, group: str, offsets: Iterable[tuple[str, int, int]]) -> None:
         entries = [pb.TopicPartitionOffset(topic=name, partition=number, offset=at) for name, number, at in offsets]
-        await self.call("CommitOffset", pb.CommitOffsetRequest(group_id=group, offsets=entries), pb.CommitOffsetResponse)
+        request = pb.CommitOffsetRequest(group_id=group, offsets=entries)
+        await self.call("CommitOffset", request, pb.CommitOffsetResponse)
 
     async def retain(self) -> None:
         """One look of retention through all partitions."""

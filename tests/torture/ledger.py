@@ -44,18 +44,20 @@ class TopicEntry:
 @dataclass(slots=True)
 class LogEntry:
     """at: sequence by offset, as last answered. All below `durable` has to be there for ever, but what lies below
-    `start`, which retention has moved there. by_epoch: sequence by (epoch, offset)."""
+    `start`, which retention has moved there; all below `written` as long as the power stays on. by_epoch: sequence by
+    (epoch, offset)."""
 
     at: dict[int, int] = field(default_factory=dict)
     by_epoch: dict[tuple[int, int], int] = field(default_factory=dict)
     durable: int = 0
+    written: int = 0
     start: int = 0
 
 
 @dataclass(slots=True)
 class Ledger:
-    """sent: place and records by the first sequence of a request; sequences: all of a place's. commits: by group and place,
-    the offset answered last; asked: all asked for. highest_epoch: in which something was answered."""
+    """sent: place and records by the first sequence of a request; sequences: all of a place's. commits: by group and
+    place, the offset answered last; asked: all asked for. highest_epoch: in which something was answered."""
 
     topics: dict[int, TopicEntry] = field(default_factory=dict)
     logs: dict[Place, LogEntry] = field(default_factory=dict)
@@ -82,6 +84,9 @@ class Ledger:
 
     # Marks, in the order of a run
 
+    def _starting(self) -> None:
+        """A process begins, or begins anew."""
+
     def _started(self, epoch: int, topics: list[str], logs: list[list[Any]]) -> None:
         """The broker serves. logs: [incarnation, partition, start, end, [[offset, epoch, sequence] …]]."""
         self.highest_epoch = max(self.highest_epoch, epoch)
@@ -95,7 +100,7 @@ class Ledger:
                 entry.state = "deleted"
         for incarnation, partition, start, end, records in logs:
             log = self.log((incarnation, partition))
-            log.start, log.durable = start, end
+            log.start, log.durable, log.written = start, end, end
             log.at = {offset: sequence for offset, _, sequence in records}
             for offset, of_epoch, sequence in records:
                 log.by_epoch[of_epoch, offset] = sequence
@@ -125,6 +130,8 @@ class Ledger:
             log.by_epoch[epoch, offset + number] = sequence + number
         if acks == -1:
             log.durable = max(log.durable, offset + count)
+        if acks:
+            log.written = max(log.written, offset + count)
         self.highest_epoch = max(self.highest_epoch, epoch)
 
     def _commit(self, group: str, offsets: list[tuple[int, int, int]]) -> None:
@@ -153,8 +160,8 @@ class Ledger:
                 return incarnation
         return None
 
-    def judge(self, view: View, *, strays_allowed: bool = False) -> list[str]:
-        """What in the view breaks a promise, in words."""
+    def judge(self, view: View, *, power_was_cut: bool = True) -> list[str]:
+        """What in the view, of a broker that was started again, breaks a promise, in words."""
         broken: list[str] = []
         places: dict[tuple[int, int], Place] = {}  # by the topic's id and the partition
         for name, (topic_id, partitions) in view.topics.items():
@@ -170,23 +177,25 @@ class Ledger:
             for number in range(partitions):
                 places[topic_id, number] = (incarnation, number)
                 found = view.partitions[name, number]
-                broken += [f"{name}/{number}: {each}" for each in self._judge_log((incarnation, number), found)]
+                of_log = self._judge_log((incarnation, number), found, power_was_cut)
+                broken += [f"{name}/{number}: {each}" for each in of_log]
         for entry in self.topics.values():
             if entry.state == "created" and entry.name not in view.topics:
                 broken.append(f"topic {entry.name} was created and is gone")
         if view.epoch < self.highest_epoch or (view.epoch == self.highest_epoch and not self.stopping):
             broken.append(f"epoch {view.epoch} begins, and there were answers in {self.highest_epoch}")
-        if view.strays and not strays_allowed:
+        if view.strays:
             broken.append(f"directories of no topic are left: {view.strays}")
         return broken + self._judge_commits(view, places)
 
-    def _judge_log(self, place: Place, found: PartitionView) -> list[str]:
+    def _judge_log(self, place: Place, found: PartitionView, power_was_cut: bool) -> list[str]:
         broken: list[str] = []
         log = self.logs.get(place, LogEntry())
+        there = log.durable if power_was_cut else max(log.durable, log.written)
         if found.failure is not None:
             broken.append(f"takes no appends: {found.failure}")
-        if found.end < log.durable:
-            broken.append(f"ends at {found.end}, and was durable up to {log.durable}")
+        if found.end < there:
+            broken.append(f"ends at {found.end}, and was {'durable' if power_was_cut else 'written'} up to {there}")
         if found.start < log.start:
             broken.append(f"begins at {found.start}, and its start was moved to {log.start}")
         if found.durable != found.end:
@@ -203,8 +212,8 @@ class Ledger:
             if sequence <= before:
                 broken.append(f"{sequence} stands behind {before} at offset {offset}")
             before = sequence
-            if offset < log.durable and log.at.get(offset, sequence) != sequence:
-                broken.append(f"{sequence} is at durable offset {offset}, where {log.at[offset]} was")
+            if offset < there and log.at.get(offset, sequence) != sequence:
+                broken.append(f"{sequence} is at offset {offset}, where {log.at[offset]} was")
             if log.by_epoch.get((epoch, offset), sequence) != sequence:
                 broken.append(f"{sequence} is at {offset} in epoch {epoch}, as was {log.by_epoch[epoch, offset]}")
         return broken

@@ -43,7 +43,7 @@ FOR_GOOD = -1
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One record. result: of the call, or a negative errno. position: of a write; the size after a truncate or allocate.
+    """One record. result: of the call, or a negative errno. position: of a write; the size a truncate or allocate gave.
 
     number: the same for a sync's begin and end. data: what was written; a mark's text.
     """
@@ -94,8 +94,8 @@ def fault(
     kind: str, path: str = "*", *, error: str = "", action: str = "error", first: int = 1, times: int = 1
 ) -> str:
     """A fault as the twin reads it: from the `first` operation of that kind ("any": all but reads) on files that
-    match on, so many times (FOR_GOOD), fail with `error` ("EIO"), or do what `action` names: short, kill_before, kill_after,
-    lie (a sync that does nothing), count."""
+    match on, so many times (FOR_GOOD), fail with `error` ("EIO"), or do what `action` names: short, kill_before,
+    kill_after, lie (a sync that does nothing), count."""
     what = f"errno={getattr(errno, error)}" if error else f"action={action}"
     return f"kind={kind} path={path} from={first} times={times} {what}"
 
@@ -117,6 +117,10 @@ class Twin:
 
     def end(self) -> None:
         self._c.twin_end()
+
+    def exit(self, status: int) -> None:
+        """End the process at once, but with no operation done and not recorded."""
+        self._c.twin_exit(status)
 
     def mark(self, text: str) -> None:
         """Put a line of one's own between the operations."""

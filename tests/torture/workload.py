@@ -28,11 +28,11 @@ def mark(twin: Twin, *what: object) -> None:
 
 
 def mark_started(twin: Twin, view: View, ledger: Ledger) -> None:
-    """Tell what the broker serves after its start: all of it is durable."""
+    """Tell what the broker serves after its start: all of it is durable, but where the start itself has failed."""
     logs = []
     for (name, number), found in view.partitions.items():
         incarnation = ledger.incarnation_of(name, view.topics[name][0])
-        if incarnation is not None:
+        if incarnation is not None and found.failure is None:
             records = [
                 (offset, epoch, sequence_of(value, (incarnation, number))) for offset, epoch, value in found.records
             ]
