@@ -11,6 +11,7 @@ started again without faults, and judged. After a failed sync the power is cut, 
 import argparse
 import asyncio
 import errno
+import importlib
 import json
 import os
 import random
@@ -42,7 +43,7 @@ NAME = "faults"
 WORKERS = 2
 _RUN_S = 60
 # How long a fault that was lifted may take to be got over.
-_HEAL_S = 10.0
+_HEAL_S = 5.0
 _TRY_AGAIN_S = 0.01
 # What waits so long hangs.
 _PATIENCE_S = 5.0
@@ -53,6 +54,14 @@ CLASSES = {
     "rollback": "*/meta.db-journal", "directory": "*[0-9s]", "root": "*/data",
 }
 METADATA = ("database", "wal", "rollback")
+OF_THE_LOG = ("segment", "index", "journal", "directory")
+# An interrupted or short one of these is simply gone on with.
+CAN_GO_ON = ("write", "sync", "sync_directory", "read")
+# In place of a kind: the disk has room for so many bytes more.
+ROOM = "room"
+_ROOM_BYTES = range(48 * 1024, 200 * 1024, 2048)
+# What a full disk may be answered with; what was never made can't be found, nor what was not appended.
+_WHEN_FULL = (Reason.DISK_FULL, Reason.TOPIC_NOT_FOUND, Reason.OFFSET_OUT_OF_RANGE, "StartError")
 # What is tried on which kind of operation.
 ERRORS = {
     "open": ("EIO", "ENOSPC", "EMFILE"),
@@ -136,11 +145,13 @@ class Script:
 
     @property
     def fired(self) -> bool:
-        return self._fault >= 0 and self._twin.fired(self._fault) > 0
+        return self._twin.fired(self._fault) > 0 if self._fault >= 0 else bool(self.refusals)
 
     async def run(self) -> None:
         """Two runs of a broker, the second of which ends without faults."""
-        if self._site is not None:
+        if self._site is not None and self._site.kind == ROOM:
+            self._twin.room(self._site.number)
+        elif self._site is not None:
             self._fault = self._twin.fault(self._site.fault)
         if await self._start():
             await self._first()
@@ -153,6 +164,7 @@ class Script:
                 return
         await self._second()
         await self._check_failure()
+        self._check_refusals()
         self._twin.clear()
         await self._heal()
         await self._stop()
@@ -164,6 +176,19 @@ class Script:
             return
         if site.error == "EIO" and site.place in ("database", "wal") and site.kind in ("write", "sync"):
             await self._until(failed.done, "a failure of the metadata does not stop the broker")
+
+    def _check_refusals(self) -> None:
+        """Whether what was refused was refused for the right reason."""
+        site = self._site
+        if site is None:
+            return
+        if site.error in ("EINTR", "short") and site.place in OF_THE_LOG and site.kind in CAN_GO_ON and self.refusals:
+            self.problem(f"what can be gone on with was not: {dict(self.refusals)}")
+        quota = site.error == "EDQUOT" and site.place not in METADATA
+        if (site.error == "ENOSPC" or quota) and site.kind in ("write", ROOM) and site.place != "index":
+            others = {name: count for name, count in self.refusals.items() if name not in _WHEN_FULL}
+            if others:
+                self.problem(f"the disk is full, and requests are refused for {others}")
 
     async def _until(self, condition: Callable[[], bool], otherwise: str) -> None:
         deadline = time.monotonic() + _HEAL_S
@@ -298,7 +323,8 @@ class Script:
         """Without faults: what is not closed for good takes appends again, and all that may be read is read."""
         metadata_failed = self._engine.broker._failed is not None and self._engine.broker._failed.done()
         site = self._site
-        if metadata_failed and site is not None and site.error in ("ENOSPC", "EDQUOT") and site.kind == "write":
+        # SQLite can't tell a quota from an I/O error.
+        if metadata_failed and site is not None and site.error == "ENOSPC" and site.kind in ("write", ROOM):
             self.problem(f"a full disk stopped the broker: {self._engine.broker._failed}")
         if metadata_failed and (site is None or site.place not in (*METADATA, "root")):
             self.problem("the broker has failed without a fault in its metadata")
@@ -594,6 +620,8 @@ def work(directory: str) -> None:
 
 def sites_of(counts: dict[str, int]) -> Iterator[Site]:
     """Every fault there is to try. A run with a fault may have other operations than one without: one number more."""
+    for size_bytes in _ROOM_BYTES:
+        yield Site(ROOM, "any", size_bytes, "ENOSPC", 1)
     for key, count in counts.items():
         kind, place = key.split(" ")
         for number in range(1, count + 2):
@@ -610,10 +638,10 @@ def sites_of(counts: dict[str, int]) -> Iterator[Site]:
 class _Process:
     """A worker's process."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, plant: str = ""):
         self._popen = subprocess.Popen(
-            [sys.executable, "-m", f"tests.torture.{NAME}", "--worker", str(directory)], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, text=True, env={**os.environ, **environment()},
+            [sys.executable, "-m", f"tests.torture.{NAME}", "--worker", str(directory), "--plant", plant],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment()},
         )
         self.counts: dict[str, int] = json.loads(self._line())
 
@@ -637,12 +665,14 @@ class _Process:
 
 
 def fail_operations(
-    run: Run, only: str = "", wanted: Callable[[Site], bool] = lambda site: True, workers: int = WORKERS
+    run: Run, only: str = "", wanted: Callable[[Site], bool] = lambda site: True, workers: int = WORKERS,
+    plant: str = "",
 ) -> None:
-    """As many sites as the run asks for, in an order of its seed; or the one that is named."""
+    """As many sites as the run asks for, in an order of its seed; or the one that is named. plant: MODULE:FUNCTION, a
+    bug to put in first."""
     scratch = scratch_directory() / f"takhin-{NAME}-{os.getpid()}"
     begun_s = time.monotonic()
-    processes = [_Process(scratch / str(number)) for number in range(1 if only else workers)]
+    processes = [_Process(scratch / str(number), plant) for number in range(1 if only else workers)]
     sites = [Site.parse(only)] if only else [site for site in sites_of(processes[0].counts) if wanted(site)]
     random.Random(run.seed).shuffle(sites)
     del sites[run.count :]
@@ -691,8 +721,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=None, help="end after so long, whatever the count")
     parser.add_argument("--only", default="", metavar="SITE", help="just this one, as it is printed")
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--plant", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
+        if arguments.plant:
+            module, _, function = arguments.plant.partition(":")
+            getattr(importlib.import_module(module), function)()
         work(arguments.worker)
         return 0
     run = Run(NAME, arguments.count, arguments.seed, arguments.seconds)
