@@ -337,7 +337,7 @@ class Script:
                 closed = partition.failure is not None and partition.failure_is_final
                 if closed and self._failed_at_start(partition.failure):
                     quarantined = True
-                elif closed and place not in poisoned and "journal" not in poisoned:
+                elif closed and place not in poisoned and "above" not in poisoned:
                     self.problem(f"{topic.name}/{partition.partition} is closed for good: {partition.failure}")
                 elif place in poisoned and not closed:
                     self.problem(f"{topic.name}/{partition.partition} goes on after a failed sync")
@@ -379,7 +379,8 @@ _PARTITION = re.compile(r"/topics/(\d+/\d+)(?:/|$)")
 
 
 def _poisoned(recording: list[Operation]) -> set[str]:
-    """Topic id and partition of those whose sync failed since the broker was last started; "journal" for that."""
+    """Topic id and partition of those whose sync failed since the broker was last started; "above": any may
+    be so. A failed sync of the journal is not final: the segments hold the same."""
     failed: set[str] = set()
     for operation in recording:
         if operation.kind is Kind.MARK and operation.data.startswith(b'["starting"'):
@@ -388,9 +389,9 @@ def _poisoned(recording: list[Operation]) -> set[str]:
             match = _PARTITION.search(operation.path)
             if match is not None:
                 failed.add(match[1])
-            elif operation.path.endswith((".journal", "/topics", "/journal")) or "/topics/" in operation.path:
+            elif operation.path.endswith("/topics") or "/topics/" in operation.path:
                 # It concerns partitions that its path does not name.
-                failed.add("journal")
+                failed.add("above")
     return failed
 
 

@@ -31,7 +31,7 @@ from tests.torture.common import Run
 from tests.torture.disk import Disk
 from tests.torture.inprocess import Hung, InProcess, View
 from tests.torture.ledger import Ledger, value_of
-from tests.torture.twin import Kind, Operation, Twin, environment, fault, read_recording
+from tests.torture.twin import Kind, Operation, Twin, environment, fault, library, read_recording
 from tests.torture.workload import INCARNATIONS_A_RUN, SEQUENCES_A_RUN, Workload, mark, mark_started
 
 NAME = "powercut"
@@ -400,6 +400,7 @@ def cut_power(
                 first_of[kind] = f"state {number}, recording {job.number} of seed {job.seed}: {failure}"
                 run.fail(first_of[kind])
 
+    library()
     try:
         _Workers(jobs(), done, workers).run()
     finally:

@@ -9,6 +9,7 @@ import errno
 import os
 import struct
 import subprocess
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -70,7 +71,7 @@ def library() -> Path:
     if not path.exists() or path.stat().st_mtime < _SOURCE.stat().st_mtime:
         _BUILD.mkdir(parents=True, exist_ok=True)
         # Two tests may make it at the same time: each its own, and the last one stays.
-        made = path.with_name(f"twin-{os.getpid()}.so")
+        made = path.with_name(f"twin-{uuid.uuid4().hex}.so")
         subprocess.run(
             ["cc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-o", made, _SOURCE, "-ldl",
              "-lpthread"],
