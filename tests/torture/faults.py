@@ -294,7 +294,9 @@ class Script:
         for acks in (1, -1, 0, -1):
             for incarnation, partition in ((1, 0), (1, 1), (2, 0), (3, 0)):
                 await self._produce(incarnation, partition, acks, count=1 if acks else 2)
-        await asyncio.gather(*(self._produce(incarnation, 0, -1, 2) for incarnation in (1, 2, 3)))
+        # Group commits that span partitions.
+        for count in (2, 1, 2):
+            await asyncio.gather(*(self._produce(incarnation, 0, -1, count) for incarnation in (1, 2, 3)))
         await self._commit(1, 0, 2)
         for _ in range(3):
             await self._produce(2, 0, -1, 3)
@@ -315,6 +317,7 @@ class Script:
         for acks in (-1, 1):
             for incarnation, partition in ((1, 0), (1, 1), (2, 0), (4, 0)):
                 await self._produce(incarnation, partition, acks, 2)
+        await asyncio.gather(*(self._produce(incarnation, 0, -1) for incarnation in (1, 2, 4)))
         await self._commit(1, 1, 1)
         await self._retain()
         await self._read()
@@ -335,7 +338,7 @@ class Script:
             for partition in topic.partitions:
                 place = f"{topic.id}/{partition.partition}"
                 closed = partition.failure is not None and partition.failure_is_final
-                if closed and self._failed_at_start(partition.failure):
+                if closed and self._is_excused(partition.failure):
                     quarantined = True
                 elif closed and place not in poisoned and "above" not in poisoned:
                     self.problem(f"{topic.name}/{partition.partition} is closed for good: {partition.failure}")
@@ -352,14 +355,18 @@ class Script:
         if sum(self.refusals.values()) != before and not quarantined:
             self.problem("what is there can't be read without faults")
 
-    def _failed_at_start(self, failure: Any) -> bool:
-        """Whether a partition is closed because the fault kept its start from reading or syncing it."""
+    def _is_excused(self, failure: Any) -> bool:
+        """Whether the fault itself closed a partition: its start could not read it, or its sync not be made."""
         site = self._site
-        return (
-            failure[0] is Reason.PARTITION_DAMAGED and site is not None and site.place in ("segment", "directory")
-            and site.error in errno.errorcode.values()
-            and failure[1].endswith(f"{os.strerror(getattr(errno, site.error))})")
-        )
+        if site is None or not hasattr(errno, site.error):
+            return False
+        # An index file is disposable when it is gone, not when the disk can't tell what it vouches for.
+        if site.place not in ("segment", "directory") and not (site.place == "index" and site.kind in ("open", "read")):
+            return False
+        named = os.strerror(getattr(errno, site.error))
+        if failure[0] is Reason.PARTITION_DAMAGED:
+            return bool(failure[1].endswith(f"{named})"))
+        return failure[0] is Reason.SYNC_FAILED and site.kind == "open" and named in failure[1]
 
     async def _heal_one(self, incarnation: int, partition: int) -> None:
         deadline = time.monotonic() + _HEAL_S
@@ -628,8 +635,10 @@ def sites_of(counts: dict[str, int]) -> Iterator[Site]:
         for number in range(1, count + 2):
             for error in ERRORS[kind]:
                 yield Site(kind, place, number, error, 1)
-                # For good from the second on is the same as from the first on, but for what came before.
-                if error != "EINTR":
+                # An interrupted call is begun again for as long as that takes; and who can't open a directory for
+                # want of descriptors waits until there are some.
+                waits = kind == "open" and place in ("directory", "segment") and error != "EIO"
+                if error != "EINTR" and not waits:
                     yield Site(kind, place, number, error, FOR_GOOD)
             if kind != "read":
                 yield Site(kind, place, number, "kill_before", 1)
