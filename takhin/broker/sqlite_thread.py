@@ -11,6 +11,7 @@ full disk could fail to grow.
 
 import asyncio
 import logging
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
@@ -252,9 +253,12 @@ class SqliteThread:
 
     def _shut(self) -> None:
         try:
-            if not self._failed:
-                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            self._db.close()
+            try:
+                if not self._failed:
+                    self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                # Whatever fails: the file's lock must not outlive the broker in a process that goes on.
+                self._db.close()
         except sqlite3.Error as exception:
             # Nothing is lost by it: what was committed is in the WAL, and the next start reads that.
             logger.warning("%s: closed without a checkpoint: %s", self._path, exception)
@@ -363,6 +367,22 @@ def _prepare(db: sqlite3.Connection, path: str, schema: Schema) -> None:
         db.execute(f"PRAGMA user_version={schema.version}")
     db.execute("COMMIT")
     db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    _sync_directory(path)
+
+
+def _sync_directory(path: str) -> None:
+    """The names of the database and of its write-ahead log are on the disk after this. Raises StartError.
+
+    SQLite syncs the directory too, when it has made a file, but goes on when that fails.
+    """
+    try:
+        fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as problem:
+        raise StartError(f"the directory of the metadata database {path} can't be synced: {problem.strerror}") from None
 
 
 def _check_marks(db: sqlite3.Connection, path: str, schema: Schema) -> bool:
