@@ -525,15 +525,26 @@ def test_a_kept_promise_is_not_called_broken(make: Change, fault: str) -> None:
     assert world.told(fault) == ""
 
 
+@pytest.mark.parametrize(("fault", "raises"), [
+    ("none", False), ("full", False), ("stop", False), ("stopping", False), ("kill", True), ("power", True),
+])
+def test_an_unclean_start_raises_the_epoch(fault: str, raises: bool) -> None:
+    world = World()
+    world.produce(0, acks=-1)
+    world.ledger.fault(fault)
+    world.produce(1)
+    assert ("epoch 1 was written; before it, 1 was" in world.told()) == raises
+
+
 def test_what_a_fault_may_take_depends_on_the_fault() -> None:
     accepted, written = World(), World()
     accepted.produce(0, acks=0)
     accepted.drop(0)
     written.produce(0, acks=1)
     written.drop(0)
-    kinds = ("none", "stop", "kill", "power")
-    assert [bool(accepted.told(fault)) for fault in kinds] == [True, True, False, False]
-    assert [bool(written.told(fault)) for fault in kinds] == [True, True, True, False]
+    kinds = ("none", "stop", "stopping", "kill", "power")
+    assert [bool(accepted.told(fault)) for fault in kinds] == [True, True, False, False, False]
+    assert [bool(written.told(fault)) for fault in kinds] == [True, True, True, True, False]
 
 
 def test_many_breaches_of_a_kind_are_told_shortly() -> None:

@@ -1,7 +1,7 @@
 """The oracle as a program.
 
     python -m tests.torture.oracle load --ledger FILE --address HOST:PORT [--seconds S] [--seed N]
-    python -m tests.torture.oracle judge --ledger FILE --address HOST:PORT [--fault kill|power|stop|none]
+    python -m tests.torture.oracle judge --ledger FILE --address HOST:PORT [--fault kill|power|stop|stopping|none]
     python -m tests.torture.oracle serve
 
 `load` until the time is over or the broker is gone; `judge` prints every broken promise, and exits with 1 if there is
@@ -12,8 +12,8 @@ one.
     {"do": "load", "address": A, "plan": {of load.Plan}}         {"running": true}, and when the load has ended
                                                                  {"done": "load", "figures": {}, "surprises": []}
     {"do": "stop"}                                               the load ends in order
-    {"do": "fault", "fault": kill|power|stop|full}               {"done": "fault"}
-    {"do": "judge", "address": A, "fault": kill|power|stop|none} {"done": "judge", "breaches": [], "acked": n, …}
+    {"do": "fault", "fault": kill|power|stop|stopping|full}      {"done": "fault"}
+    {"do": "judge", "address": A, "fault": kill …|none}          {"done": "judge", "breaches": [], "acked": n, …}
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> int:
             command.add_argument("--seconds", type=float, default=10)
             command.add_argument("--seed", default="1")
         else:
-            command.add_argument("--fault", default="kill", choices=("kill", "power", "stop", "none"))
+            command.add_argument("--fault", default="kill", choices=("kill", "power", "stop", "stopping", "none"))
     arguments = parser.parse_args()
     if arguments.command == "serve":
         return asyncio.run(_serve())

@@ -12,7 +12,7 @@ a file that is there already. An attempt without an answer counts as unknown.
     saw       what a follower was given: topic, partition, offset of the first, epoch (null: not told), digests
     resumed   how a follower's return was answered: topic, partition, offset, last_epoch, answer ("ok" or a reason),
               divergence
-    fault     fault: kill, power, stop (in order), full
+    fault     fault: kill, power, stop (in order), stopping (a kill during that), full
     looked    what a judgement saw: ends ([topic, partition, start, end, durable] …)
 """
 
@@ -174,7 +174,7 @@ class Ledger:
         self.note({"kind": "answer", "n": number, "result": result, **told})
 
     def fault(self, fault: str) -> None:
-        """Something happened to the broker: kill, power, stop, full; "none" is not noted."""
+        """Something happened to the broker: kill, power, stop, stopping, full; "none" is not noted."""
         if fault != "none":
             self.note({"kind": "fault", "fault": fault})
 

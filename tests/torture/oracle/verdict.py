@@ -21,7 +21,9 @@ from tests.torture.oracle.reading import Contents, PartitionLog, Stored
 
 # So many of a kind are told one by one.
 _SHOWN = 20
-_LOSING = ("power", "kill")
+# Starts after these raise the epoch. One that was ending may have left the mark of a clean stop before it died.
+_UNCLEAN = ("power", "kill")
+_ENDS = (*_UNCLEAN, "stopping", "stop")
 _ENDLESS = 1 << 62
 
 
@@ -48,9 +50,10 @@ class _Topic:
 def breaches(ledger: Ledger, contents: Contents, fault: str = "kill") -> list[str]:
     """Every broken promise. fault: what happened since the ledger's last entry, as if it were its last.
 
-    "kill": the process died. What was answered as written or durable has to be there. "power": what was durable has to
-    be there, and what lies below something durable. "stop": it ended in order; "none": it still runs. Then what was
-    accepted has to be there too, unless the ledger tells of another fault ("full" for a full disk among them).
+    "kill": the process died. What was answered as written or durable has to be there. "stopping": it died while it was
+    ending in order. "power": what was durable has to be there, and what lies below something durable. "stop": it ended
+    in order; "none": it still runs. Then what was accepted has to be there too, unless the ledger tells of another
+    fault ("full" for a full disk among them).
     """
     return verdict(ledger, contents, fault).breaches
 
@@ -325,7 +328,7 @@ class _Judge:
 
     def _judge_followers(self) -> None:
         values: dict[tuple[str, int, int, int], str] = {}
-        last_fault = max((position for position, kind in self.ledger.faults if kind in _LOSING), default=0)
+        last_fault = max((position for position, kind in self.ledger.faults if kind in _ENDS), default=0)
         for saw in self.ledger.saw:
             if not self._is_of(saw.topic, saw.position):
                 continue
@@ -402,7 +405,7 @@ class _Judge:
 
     def _judge_epochs(self) -> None:
         """Each unclean start raises the epoch: nothing has the epoch of a run before it."""
-        cuts = [position for position, kind in self.faults if kind in _LOSING]
+        cuts = [position for position, kind in self.faults if kind in _UNCLEAN]
         highest = [-1] * (len(cuts) + 1)
         lowest = [_ENDLESS] * (len(cuts) + 1)
         for position, epoch in self._answered_epochs():
