@@ -5,6 +5,7 @@ offsets committed, while the broker ends in order, and while it recovers from th
 """
 
 import random
+import re
 import shutil
 import signal
 import sys
@@ -18,14 +19,15 @@ from typing import Any
 
 from tests.broker_process import SERVER, BrokerProcess, wait_until
 from tests.torture.common import Run, run_from_arguments
+from tests.torture.oracle.load import TOPICS
 from tests.torture.oracle_process import OracleProcess
 
 # What the load does in each phase, beside what oracle.load.Plan says itself.
 PHASES: dict[str, dict[str, Any]] = {
     "load": {},
-    "roll": {"topics": ["rolling"], "streams": 4, "committers": 0, "churners": 0},
-    "retention": {"topics": ["short"], "streams": 3, "batches": 3, "churners": 0},
-    "topics": {"topics": ["plain"], "churners": 6, "unary": 1, "batches": 0, "streams": 1},
+    "roll": {"topics": {"rolling": TOPICS["rolling"]}, "streams": 4, "committers": 0, "churners": 0},
+    "retention": {"topics": {"short": TOPICS["short"]}, "streams": 3, "batches": 3, "churners": 0},
+    "topics": {"topics": {"plain": TOPICS["plain"]}, "churners": 6, "unary": 1, "batches": 0, "streams": 1},
     "commits": {"committers": 6, "unary": 1, "batches": 1, "streams": 1, "churners": 0},
     "durable": {"acks": [-1, -1, 0], "unary": 6, "streams": 3, "churners": 0},
     "drain": {},
@@ -63,9 +65,9 @@ class World:
         try:
             self.broker.check(len(self.broker.stderr) - len(told))
         except AssertionError as problem:
-            self.failures.append(f"the broker's log tells of a bug: {problem}")
-        if "is damaged" in told:
-            self.failures.append(f"the broker found damage: {told}")
+            self.failures.append(f"the broker's log tells of a bug: {str(problem)[-2000:]}")
+        if match := re.search(".*is damaged.*", told):
+            self.failures.append(f"the broker found damage: {match[0]}")
 
     def end_load(self) -> dict[str, int]:
         """The load's figures."""

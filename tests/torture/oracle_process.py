@@ -39,8 +39,16 @@ class OracleProcess:
         self._send(do="stop")
 
     def end_load(self) -> dict[str, Any]:
-        """Returns when the load has ended: {figures, surprises}."""
+        """Returns when the load has ended: as figures()."""
         return self._answer()
+
+    def figures(self) -> dict[str, Any]:
+        """Of the load that runs: {figures, reasons (of refusals), promised (by topic/partition), surprises}."""
+        return self._ask(do="figures")
+
+    def delete_topic(self, address: str, topic: str) -> dict[str, Any]:
+        """Without a load: {ok, reasons, …}."""
+        return self._ask(do="delete", address=address, topic=topic)
 
     def fault(self, fault: str) -> None:
         """Note in the ledger what happened to the broker: kill, power, stop, stopping, full."""

@@ -10,8 +10,11 @@ one.
 
     {"do": "open", "ledger": FILE}                               {"done": "open"}
     {"do": "load", "address": A, "plan": {of load.Plan}}         {"running": true}, and when the load has ended
-                                                                 {"done": "load", "figures": {}, "surprises": []}
+                                                                 {"done": "load", "figures": {}, "reasons": {},
+                                                                  "promised": {}, "surprises": []}
     {"do": "stop"}                                               the load ends in order
+    {"do": "figures"}                                            {"done": "figures", …} of the load that runs
+    {"do": "delete", "address": A, "topic": NAME}                {"done": "delete", "ok": true, "reasons": {}}
     {"do": "fault", "fault": kill|power|stop|stopping|full}      {"done": "fault"}
     {"do": "judge", "address": A, "fault": kill …|none}          {"done": "judge", "breaches": [], "acked": n, …}
 """
@@ -96,6 +99,13 @@ async def _serve() -> int:
             case "stop":
                 assert load is not None
                 load.stop()
+            case "figures":
+                assert load is not None
+                _say(done="figures", **_figures(load))
+            case "delete":
+                deletion = Load(ledger, command["address"], Plan())
+                ok = await deletion.delete_topic(command["topic"])
+                _say(done="delete", ok=ok, **_figures(deletion))
             case "fault":
                 assert loading is None or loading.done()
                 ledger.fault(command["fault"])
@@ -111,7 +121,11 @@ async def _serve() -> int:
 
 async def _run(load: Load) -> None:
     await load.run(lambda: _say(running=True))
-    _say(done="load", figures=load.figures, surprises=load.surprises)
+    _say(done="load", **_figures(load))
+
+
+def _figures(load: Load) -> dict[str, Any]:
+    return {"figures": load.figures, "reasons": load.reasons, "promised": load.promised, "surprises": load.surprises}
 
 
 def _say(**told: Any) -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +52,8 @@ class Plan:
     acks: Sequence[int] = (0, 1, 1, -1)
     sizes: Sequence[int] = (0, 10, 100, 1000, 4 * KIB, 64 * KIB)
     large: int = 2
-    topics: Sequence[str] = tuple(TOPICS)
+    # Partitions and configs, by name; those that are not there yet are made.
+    topics: Mapping[str, tuple[int, dict[str, str]]] = field(default_factory=lambda: TOPICS)
     # How long a producer that was refused waits before its next attempt.
     pause_s: float = 0.0
 
@@ -63,14 +65,19 @@ class Load:
     ledger: Ledger
     address: str
     plan: Plan
-    figures: dict[str, int] = field(default_factory=dict)
+    figures: Counter[str] = field(default_factory=Counter)
+    # Answers: refusals by their reason, and promises (acks 1 and -1) by topic/partition.
+    reasons: Counter[str] = field(default_factory=Counter)
+    promised: Counter[str] = field(default_factory=Counter)
     # Refusals that the load did not ask for, and could not make sense of.
     surprises: list[str] = field(default_factory=list)
 
-    async def run(self, running: Callable[[], None] = lambda: None) -> None:
-        """Make the topics, start everybody, call running(), and return when all have ended."""
+    def __post_init__(self) -> None:
         self._stopping = False
         self._number = self.ledger.next_number()
+
+    async def run(self, running: Callable[[], None] = lambda: None) -> None:
+        """Make the topics, start everybody, call running(), and return when all have ended."""
         channel = grpc.aio.insecure_channel(self.address, options=OPTIONS)
         async with channel:
             self._stub = Stub(channel)
@@ -83,6 +90,17 @@ class Load:
             running()
             await asyncio.gather(*workers)
         await self.ledger.synced()
+
+    async def delete_topic(self, name: str) -> bool:
+        """In place of run(): delete a topic. Whether that was answered."""
+        async with grpc.aio.insecure_channel(self.address, options=OPTIONS) as channel:
+            self._stub = Stub(channel)
+            try:
+                return await self._delete(name) == OK
+            except Gone:
+                return False
+            finally:
+                await self.ledger.synced()
 
     def stop(self) -> None:
         """Everybody ends with what is under way."""
@@ -106,8 +124,7 @@ class Load:
             pass
 
     def _count(self, **more: int) -> None:
-        for name, count in more.items():
-            self.figures[name] = self.figures.get(name, 0) + count
+        self.figures.update(more)
 
     # Attempts
 
@@ -129,6 +146,7 @@ class Load:
         more = {"committed": refusal.number("committed_offset")} if "committed_offset" in refusal.metadata else {}
         self.ledger.answer(number, result, reason=refusal.reason or refusal.code, **more)
         self._count(**{result: 1})
+        self.reasons[refusal.reason or refusal.code] += 1
         self._check(refusal)
         return result
 
@@ -149,10 +167,12 @@ class Load:
     # Topics
 
     async def _make_topics(self) -> None:
-        known = {change.topic for change in self.ledger.topics.values() if change.partitions}
-        for name in self.plan.topics:
-            if name not in known:
-                await self._create(name, *TOPICS[name])
+        made = {change.topic for change in self.ledger.topics.values() if change.partitions and change.result == OK}
+        for name, (partitions, configs) in self.plan.topics.items():
+            while name not in made:
+                if await self._create(name, partitions, configs) == OK or self._stopping:
+                    break
+                await asyncio.sleep(self.plan.pause_s)
 
     async def _create(self, name: str, partitions: int, configs: dict[str, str]) -> str:
         request = pb.CreateTopicRequest(name=name, num_partitions=partitions, configs=configs)
@@ -206,7 +226,7 @@ class Load:
     def _target(self, rng: random.Random) -> tuple[str, int, int]:
         """Topic, partition (-1 now and then), acks."""
         topic = rng.choice(list(self.plan.topics))
-        partition = -1 if rng.random() < 0.1 else rng.randrange(TOPICS[topic][0])
+        partition = -1 if rng.random() < 0.1 else rng.randrange(self.plan.topics[topic][0])
         return topic, partition, rng.choice(self.plan.acks)
 
     async def _send(
@@ -217,8 +237,13 @@ class Load:
         result = await self._attempt(
             entry, lambda: self._stub.ProduceMessage(request, timeout=DEADLINE_S), _told_of_produce)
         if result == OK:
-            self._count(records=len(records))
+            self._count_produced(topic, self.ledger.attempts[entry["n"]].stored_in, acks, len(records))
         return result
+
+    def _count_produced(self, topic: str, partition: int, acks: int, records: int) -> None:
+        self._count(records=records)
+        if acks:
+            self.promised[f"{topic}/{partition}"] += 1
 
     async def _produce(self, name: str, rng: random.Random, most: int) -> None:
         sequence = 0
@@ -280,7 +305,8 @@ class Load:
     async def _take_answer(self, number: int, answer: pb.ProduceMessageResponse) -> None:
         if not answer.code:
             self.ledger.answer(number, OK, **_told_of_produce(answer))
-            self._count(records=answer.record_count)
+            acks = self.ledger.attempts[number].acks
+            self._count_produced(answer.topic, answer.partition, acks, answer.record_count)
         else:
             code = next(code.name for code in grpc.StatusCode if code.value[0] == answer.code)
             result = self._refused(number, Refusal(code, answer.reason, answer.error))
@@ -296,7 +322,7 @@ class Load:
             topics = rng.sample(list(self.plan.topics), rng.randrange(1, len(self.plan.topics) + 1))
             offsets = {}
             for topic in topics:
-                partition = rng.randrange(TOPICS[topic][0])
+                partition = rng.randrange(self.plan.topics[topic][0])
                 end = await self._end(topic, partition)
                 offsets[topic, partition] = rng.randrange(min(last.get((topic, partition), 0), end), end + 1)
             key = next(iter(offsets))
@@ -330,7 +356,7 @@ class Load:
     async def _follow(self, name: str, rng: random.Random) -> None:
         """Reads as the log grows, from where the one before it left, and notes what it sees."""
         topic = rng.choice(list(self.plan.topics))
-        partition = rng.randrange(TOPICS[topic][0])
+        partition = rng.randrange(self.plan.topics[topic][0])
         offset, epoch = self._left_at(topic, partition)
         while not self._stopping:
             returned = offset, epoch

@@ -1,0 +1,351 @@
+"""A disk that is really full: a small tmpfs with the logs and the metadata, filled by producing or by a ballast file.
+
+    make diskfull N=100 SEED=1
+
+Refusals are typed, what was promised can be read, the process lives; with room, every partition takes appends again,
+without a restart. The tmpfs is mounted in a mount namespace of the run's own, and goes with it. Needs the right to mount
+(root, or user namespaces).
+"""
+
+import functools
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.broker_process import DEADLINE_S, MIB, SERVER, SERVICE, BrokerProcess
+from tests.torture.common import Run, run_from_arguments
+from tests.torture.crash import World, scratch
+from tests.torture.oracle_process import OracleProcess
+
+DISK_BYTES = 6 * MIB
+METADATA_BYTES = MIB // 2
+# A disk goes through so many rounds.
+ROUNDS_OF_A_DISK = 3
+# How the disk gets full, and what happens to the broker meanwhile.
+FILLINGS = ("produce", "ballast", "metadata", "retention")
+MEANWHILE = ("nothing", "kill", "stop")
+# A disk counts as full when so many requests were refused.
+_REFUSALS = 10
+_NAMESPACE = "TAKHIN_TORTURE_NAMESPACE"
+KEPT: dict[str, Any] = {
+    "kept": [2, {"segment.bytes": "65536"}],
+    "short": [1, {"segment.bytes": "16384", "retention.bytes": "65536"}],
+}
+# Reasons of refusals that a client may be given whatever the disk.
+_ASKED_FOR = {
+    "INVALID_ACKS", "RECORD_TOO_LARGE", "KEYS_SPAN_PARTITIONS", "OFFSET_BEHIND_COMMITTED", "OFFSET_OUT_OF_RANGE",
+}
+
+
+class Disk(World):
+    """A world whose data directory is a small disk of its own; with filling "metadata", those are on another one."""
+
+    def __init__(self, oracle: OracleProcess, directory: Path, filling: str, program: Sequence[str] = SERVER):
+        # For retention so seldom that what was produced in a burst expires with one look.
+        check_ms = 2000 if filling == "retention" else 200
+        super().__init__(
+            BrokerProcess(directory, "--topics-retention-check-ms", str(check_ms), program=program), oracle)
+        self.has_metadata_disk = filling == "metadata"
+        self.mounted: list[Path] = []
+        self.full = self.broker.data_dir
+        self._mount(self.full, DISK_BYTES)
+        if self.has_metadata_disk:
+            self.full = directory / "metadata"
+            self._mount(self.full, METADATA_BYTES)
+            (self.broker.data_dir / "meta.db").symlink_to(self.full / "meta.db")
+        self.ballast = self.full / "ballast"
+        oracle.open(directory / "ledger")
+        # What is only accepted may be void once the disk is full.
+        oracle.fault("full")
+
+    def _mount(self, path: Path, size_bytes: int) -> None:
+        path.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "takhin", path], check=True)
+        self.mounted.append(path)
+
+    def grow(self) -> None:
+        """Room, without the broker's doing."""
+        size_bytes = os.statvfs(self.full).f_blocks * os.statvfs(self.full).f_frsize + MIB
+        subprocess.run(["mount", "-o", f"remount,size={size_bytes}", self.full], check=True)
+
+    def fill(self) -> None:
+        """A ballast file takes all that is left, to the last block."""
+        with self.ballast.open("ab", buffering=0) as file:
+            for size_bytes in (MIB, 4096):
+                try:
+                    while True:
+                        file.write(bytes(size_bytes))
+                except OSError:
+                    pass
+
+    def close(self) -> None:
+        self.broker.close()
+        for path in reversed(self.mounted):
+            subprocess.run(["umount", path], check=True)
+
+    def check(self, condition: object, failure: str) -> None:
+        if not condition:
+            self.failures.append(failure)
+
+    def wait_for(self, condition: Callable[[], object], failure: str) -> bool:
+        """Poll until condition() is true; a failure when that does not come. Gives whether it did."""
+        deadline_s = time.monotonic() + DEADLINE_S
+        while not condition():
+            if time.monotonic() > deadline_s or not self.broker.running:
+                state = "runs" if self.broker.running else "has ended"
+                self.failures.append(f"{failure} (the broker {state}; its log ends {self.broker.stderr[-1000:]!r})")
+                return False
+            time.sleep(0.02)
+        return True
+
+
+class _Round:
+    """Fill the disk, look at what holds while it is full, make room, look whether everything goes on."""
+
+    def __init__(self, run: Run, disk: Disk, filling: str, meanwhile: str, filler: str, rng: random.Random):
+        self.run, self.disk, self.filling, self.meanwhile = run, disk, filling, meanwhile
+        self.filler, self.rng = filler, rng
+        self.broker, self.oracle = disk.broker, disk.oracle
+
+    def go(self) -> None:
+        """What goes wrong is in disk.failures; the steps after it are left out."""
+        steps = [self._fill, self._while_full, self._meanwhile, self._make_room, self._go_on]
+        if self.filling == "retention":
+            steps[1:4] = [self._wait_for_retention]
+        for step in steps:
+            step()
+            if self.disk.failures:
+                return
+
+    # Full
+
+    def _fill(self) -> None:
+        disk = self.disk
+        topics = dict(KEPT)
+        if self.filling == "retention":
+            # All of it expires at once, the active segments too, and nobody appends to it any more.
+            filler = {self.filler: [2, {"segment.bytes": "65536", "retention.ms": "1000"}]}
+            self._begin_load(topics=filler, sizes=[65536], churners=0)
+            disk.wait_for(lambda: self._figures()["figures"].get("records", 0) > 50, "nothing is taken")
+            self._end_load()
+        if self.filling == "produce":
+            topics[self.filler] = [2, {"segment.bytes": "262144"}]
+        self._begin_load(
+            topics=topics, churners=int(disk.has_metadata_disk),
+            sizes=[1000, 65536, 262144] if self.filling == "produce" else [0, 100, 1000, 16384])
+        if self.filling != "produce":
+            disk.wait_for(lambda: self._figures()["figures"].get("records", 0) > 200, "nothing is taken")
+            disk.fill()
+        disk.wait_for(
+            lambda: self._figures()["reasons"].get("DISK_FULL", 0) >= _REFUSALS,
+            "the disk does not get full, or nobody is told so")
+
+    def _begin_load(self, **plan: Any) -> None:
+        seed = str(self.rng.random())
+        self.oracle.begin_load(self.broker.address, seed=seed, large=0, pause_s=0.02, **plan)
+
+    def _figures(self) -> dict[str, Any]:
+        return self.oracle.figures()
+
+    def _promised(self) -> int:
+        return sum(self._figures()["promised"].values())
+
+    def _while_full(self) -> None:
+        """The load still runs."""
+        disk, before = self.disk, self._figures()
+        self._check_health()
+        if disk.has_metadata_disk:
+            disk.wait_for(
+                lambda: self._promised() > sum(before["promised"].values()) + 20,
+                "produce does not go on, though there is room for the logs")
+        elif reserve():
+            disk.wait_for(
+                lambda: self._figures()["figures"].get("commits", 0) > before["figures"].get("commits", 0),
+                "groups can't commit, though there is a reserve")
+        self._end_load()
+        if not disk.failures:
+            self._judge("none")
+
+    def _end_load(self) -> None:
+        self.oracle.stop_load()
+        told = self.oracle.end_load()
+        disk = self.disk
+        disk.failures += [f"the load was told: {surprise}" for surprise in told["surprises"]]
+        strange = {reason: count for reason, count in told["reasons"].items() if reason not in _ASKED_FOR | {"DISK_FULL"}}
+        disk.check(not strange, f"requests were refused with {strange}")
+        disk.check(self.broker.running, f"the broker ended: {self.broker.stderr[-2000:]}")
+        self.run.add(refusals=told["reasons"].get("DISK_FULL", 0), acked_records=told["figures"].get("records", 0))
+
+    def _check_health(self) -> None:
+        stub = health_pb2_grpc.HealthStub(self.broker.channel())
+        for service in ("", SERVICE):
+            told = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=DEADLINE_S).status
+            serving = health_pb2.HealthCheckResponse.SERVING
+            self.disk.check(told == serving, f"the health of {service!r} is {told} while the disk is full")
+
+    def _judge(self, fault: str) -> None:
+        found = self.disk.judge(fault)
+        self.run.add(records_read=found["records"], records_looked_for=found["acked"])
+
+    def _meanwhile(self) -> None:
+        """A restart while it is full. A broker that can't start then says so in one line; it loses nothing."""
+        if self.meanwhile == "nothing":
+            return
+        if self.meanwhile == "kill":
+            self.broker.kill()
+        else:
+            self.broker.send(signal.SIGTERM)
+            status = self.broker.wait()
+            self.disk.check(status == 0, f"it ended with {status}: {self.broker.stderr[-1000:]!r}")
+        fault = "kill" if self.meanwhile == "kill" else "stopping"
+        if self.rng.random() < 0.3:
+            self._room_from_outside()
+            self.run.add(starts_with_room=1)
+        else:
+            # What a refused append gave back, and what retention freed, is gone too.
+            self.disk.fill()
+        if refused_start(self.disk):
+            self.run.add(refused_starts=1)
+            self._room_from_outside()
+            self.broker.start()
+        else:
+            self.run.add(starts=1)
+        self._judge(fault)
+
+    def _room_from_outside(self) -> None:
+        self.disk.ballast.unlink(missing_ok=True)
+        self.disk.grow()
+
+    # Room
+
+    def _wait_for_retention(self) -> None:
+        """The ballast stays, and the load goes on: segments that expire make the room."""
+        before = self._promised()
+        self.disk.wait_for(lambda: self._promised() > before + 50, "retention makes no room for appends")
+        self._end_load()
+        self.disk.ballast.unlink()
+        self.run.add(rooms_made_by_retention=1)
+
+    def _make_room(self) -> None:
+        if self.filling == "produce":
+            self.disk.wait_for(
+                lambda: self.oracle.delete_topic(self.broker.address, self.filler)["ok"],
+                "a topic can't be deleted when the disk is full")
+            self.run.add(rooms_made_by_deletion=1)
+        else:
+            self.disk.ballast.unlink(missing_ok=True)
+            self.run.add(ballasts_removed=1)
+
+    def _go_on(self) -> None:
+        """Every partition takes appends, groups commit, topics can be made, all without a restart."""
+        self._begin_load(topics=KEPT, sizes=[0, 100])
+        wanted = {f"{topic}/{number}" for topic, (count, _) in KEPT.items() for number in range(count)}
+
+        def all_go_on() -> bool:
+            told = self._figures()
+            return wanted <= set(told["promised"]) and bool({"commits", "topics"} <= set(told["figures"]))
+
+        self.disk.wait_for(all_go_on, f"not all of {sorted(wanted)} go on once there is room, or commits, or topics")
+        self._end_load()
+        if not self.disk.failures:
+            self._judge("none")
+
+
+def torture(
+    run: Run, directory: Path, program: Sequence[str] = SERVER, fillings: Sequence[str] = FILLINGS,
+    most_failures: int = 10
+) -> None:
+    """The rounds. To be called in a mount namespace of its own. Ends after so many failures."""
+    disk: Disk | None = None
+    with OracleProcess() as oracle:
+        try:
+            for number, rng in run:
+                filling = fillings[number // ROUNDS_OF_A_DISK % len(fillings)]
+                if disk is None:
+                    disk = Disk(oracle, directory / f"round-{number}", filling, program)
+                    _first_start(run, disk)
+                meanwhile = MEANWHILE[number % len(MEANWHILE)]
+                if not disk.failures:
+                    _Round(run, disk, filling, meanwhile, f"filler-{number}", rng).go()
+                disk.rounds += 1
+                for failure in disk.failures:
+                    run.fail(f"round {number} ({filling}, {meanwhile}): {failure}")
+                if disk.failures or disk.rounds >= ROUNDS_OF_A_DISK:
+                    disk.close()
+                    disk = None
+                if len(run.failures) >= most_failures:
+                    return
+        finally:
+            if disk is not None:
+                disk.close()
+
+
+def _first_start(run: Run, disk: Disk) -> None:
+    """On a disk that is full already; then with room."""
+    disk.fill()
+    disk.check(refused_start(disk), "a broker started where it has no room at all for its metadata")
+    run.add(refused_first_starts=1)
+    disk.ballast.unlink()
+    if not disk.failures:
+        disk.broker.start()
+
+
+def refused_start(disk: Disk) -> bool:
+    """Start the broker. Whether it ended, with one line that says why, instead of serving."""
+    broker = disk.broker
+    told = len(broker.stderr)
+    status = broker.start_or_end()
+    if status is None:
+        return False
+    why = [line for line in broker.stderr[told:].splitlines() if line.startswith("takhin-server: ")]
+    disk.check(
+        status == 1 and len(why) == 1 and re.search("full|space", why[0]),
+        f"a start on a full disk ended with {status}: {broker.stderr[told:][-1000:]!r}")
+    disk.check_log()
+    return True
+
+
+@functools.cache
+def reserve() -> bool:
+    """Whether the broker keeps a reserve for its metadata."""
+    told = subprocess.run([*SERVER, "--help"], capture_output=True, text=True, check=True)
+    return "--limits-min-free-bytes" in told.stdout
+
+
+def namespace() -> list[str] | None:
+    """What runs a program in a mount namespace of its own; None where that is not allowed."""
+    for prefix in (["unshare", "-m"], ["unshare", "-rm"]):
+        probe = [*prefix, "sh", "-c", "mount -t tmpfs takhin /mnt"]
+        try:
+            if subprocess.run(probe, capture_output=True).returncode == 0:
+                return prefix
+        except FileNotFoundError:
+            return None
+    return None
+
+
+def main() -> int:
+    if _NAMESPACE not in os.environ:
+        prefix = namespace()
+        if prefix is None:
+            print("diskfull: mounting a small disk needs root or user namespaces, unshare and mount", file=sys.stderr)
+            return 1
+        os.environ[_NAMESPACE] = "1"
+        os.execvp(prefix[0], [*prefix, sys.executable, "-m", "tests.torture.diskfull", *sys.argv[1:]])
+    run = run_from_arguments("diskfull", "a small disk filled to the last block, and what the oracle says to it", 100)
+    with scratch(run) as directory:
+        torture(run, directory)
+    return run.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
