@@ -21,18 +21,21 @@ from typing import Any
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.broker_process import DEADLINE_S, MIB, SERVER, SERVICE, BrokerProcess
+from tests.broker_process import MIB, SERVER, SERVICE, BrokerProcess
 from tests.torture.common import Run, run_from_arguments
 from tests.torture.crash import World, scratch
 from tests.torture.oracle_process import OracleProcess
 
 DISK_BYTES = 6 * MIB
-METADATA_BYTES = MIB // 2
+# More than the write-ahead log of the metadata takes between two checkpoints.
+METADATA_BYTES = 16 * MIB
 # A disk goes through so many rounds.
 ROUNDS_OF_A_DISK = 3
 # How the disk gets full, and what happens to the broker meanwhile.
 FILLINGS = ("produce", "ballast", "metadata", "retention")
 MEANWHILE = ("nothing", "kill", "stop")
+# Seconds that everything here takes many times less than.
+DEADLINE_S = 30
 # A disk counts as full when so many requests were refused.
 _REFUSALS = 10
 _NAMESPACE = "TAKHIN_TORTURE_NAMESPACE"
@@ -57,7 +60,7 @@ class Disk(World):
         self.has_metadata_disk = filling == "metadata"
         self.mounted: list[Path] = []
         self.full = self.broker.data_dir
-        self._mount(self.full, DISK_BYTES)
+        self._mount(self.full, 10 * DISK_BYTES if self.has_metadata_disk else DISK_BYTES)
         if self.has_metadata_disk:
             self.full = directory / "metadata"
             self._mount(self.full, METADATA_BYTES)
@@ -102,7 +105,9 @@ class Disk(World):
         while not condition():
             if time.monotonic() > deadline_s or not self.broker.running:
                 state = "runs" if self.broker.running else "has ended"
-                self.failures.append(f"{failure} (the broker {state}; its log ends {self.broker.stderr[-1000:]!r})")
+                free = [os.statvfs(path).f_bavail * os.statvfs(path).f_frsize for path in self.mounted]
+                self.failures.append(
+                    f"{failure} (the broker {state}, {free} bytes are free; its log ends {self.broker.stderr[-1000:]!r})")
                 return False
             time.sleep(0.02)
         return True
@@ -133,14 +138,14 @@ class _Round:
         topics = dict(KEPT)
         if self.filling == "retention":
             # All of it expires at once, the active segments too, and nobody appends to it any more.
-            filler = {self.filler: [2, {"segment.bytes": "65536", "retention.ms": "1000"}]}
+            filler = {self.filler: [2, {"segment.bytes": "65536", "retention.ms": "4000"}]}
             self._begin_load(topics=filler, sizes=[65536], churners=0)
             disk.wait_for(lambda: self._figures()["figures"].get("records", 0) > 50, "nothing is taken")
             self._end_load()
         if self.filling == "produce":
             topics[self.filler] = [2, {"segment.bytes": "262144"}]
         self._begin_load(
-            topics=topics, churners=int(disk.has_metadata_disk),
+            topics=topics, churners=3 * int(disk.has_metadata_disk), pace_s=0.02 if disk.has_metadata_disk else 0,
             sizes=[1000, 65536, 262144] if self.filling == "produce" else [0, 100, 1000, 16384])
         if self.filling != "produce":
             disk.wait_for(lambda: self._figures()["figures"].get("records", 0) > 200, "nothing is taken")

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from takhin.broker import metadata, produce
+from takhin.broker.broker import Broker
 from takhin.broker.groups import GroupCoordinator
 from takhin.broker.metadata import MetadataStore, RunState
 from takhin.broker.produce import Producing
 from takhin.cli import server
 from takhin.codec.batch import BATCH_HEADER_SIZE, SEGMENT_HEADER_SIZE, read_batch
-from takhin.errors import Reason, error
+from takhin.errors import Reason, TakhinError, error
 from takhin.log import store
 from takhin.log.committer import Committer
 
@@ -135,11 +136,43 @@ def log_start_not_stored() -> None:
     MetadataStore.set_log_start = set_log_start  # type: ignore[method-assign]
 
 
+def appends_stay_refused() -> None:
+    """A partition whose write failed for want of room is not opened again."""
+
+    async def resume(self: Broker) -> None:
+        return None
+
+    Broker._resume = resume  # type: ignore[method-assign]
+
+
+def untyped_refusals() -> None:
+    """A full disk is told of as an internal error."""
+    result = produce._Pending.result
+
+    async def result_or_bug(self: Any) -> bytes:
+        try:
+            return await result(self)
+        except TakhinError as problem:
+            raise RuntimeError("something went wrong") from problem
+
+    produce._Pending.result = result_or_bug  # type: ignore[method-assign]
+
+
+def ends_when_the_disk_is_full() -> None:
+    """The process does not live through a full disk."""
+
+    def end(self: Broker, partition: Any) -> None:
+        os._exit(1)
+
+    Broker._on_halt = end  # type: ignore[method-assign]
+
+
 PLANTED: dict[str, Callable[[], None]] = {
     bug.__name__: bug
     for bug in (
         answered_before_the_write, one_batch_too_many, epoch_not_raised, commit_answered_before_it_is_stored,
-        refused_but_appended, appended_twice, log_start_not_stored,
+        refused_but_appended, appended_twice, log_start_not_stored, appends_stay_refused, untyped_refusals,
+        ends_when_the_disk_is_full,
     )
 }
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.torture import test_diskfull
 from tests.torture.common import Run
 from tests.torture.crash import PHASES, torture
 from tests.torture.planted import PLANTED
@@ -36,5 +37,8 @@ def test_a_planted_bug_is_found(tmp_path: Path, bug: str, phases: list[str], tol
 
 
 def test_each_planted_bug_is_tried() -> None:
-    (mark,) = [mark for mark in test_a_planted_bug_is_found.pytestmark if mark.name == "parametrize"]
-    assert {bug for bug, _, _ in mark.args[1]} == set(PLANTED)
+    tried = set()
+    for test in (test_a_planted_bug_is_found, test_diskfull.test_a_planted_bug_is_found):
+        (mark,) = [mark for mark in test.pytestmark if mark.name == "parametrize"]
+        tried |= {row[0] for row in mark.args[1]}
+    assert tried == set(PLANTED)

@@ -54,7 +54,8 @@ class Plan:
     large: int = 2
     # Partitions and configs, by name; those that are not there yet are made.
     topics: Mapping[str, tuple[int, dict[str, str]]] = field(default_factory=lambda: TOPICS)
-    # How long a producer that was refused waits before its next attempt.
+    # How long a producer waits after each attempt, and after one that was refused.
+    pace_s: float = 0.0
     pause_s: float = 0.0
 
 
@@ -161,8 +162,9 @@ class Load:
             raise Gone
 
     async def _patience(self, result: str) -> None:
-        if result == FAILED and self.plan.pause_s:
-            await asyncio.sleep(self.plan.pause_s)
+        wait_s = self.plan.pause_s if result == FAILED else self.plan.pace_s
+        if wait_s:
+            await asyncio.sleep(wait_s)
 
     # Topics
 
@@ -307,6 +309,7 @@ class Load:
             self.ledger.answer(number, OK, **_told_of_produce(answer))
             acks = self.ledger.attempts[number].acks
             self._count_produced(answer.topic, answer.partition, acks, answer.record_count)
+            await self._patience(OK)
         else:
             code = next(code.name for code in grpc.StatusCode if code.value[0] == answer.code)
             result = self._refused(number, Refusal(code, answer.reason, answer.error))
@@ -333,7 +336,8 @@ class Load:
                 offsets = {key: (1 << 40) + rng.randrange(1000)}
             entry = {"kind": "commit", "group": group, "offsets": [[*key, offset] for key, offset in offsets.items()]}
             result = await self._attempt(entry, self._commit_call(group, offsets), lambda _: {})
-            await self._patience(result)
+            if result == FAILED:
+                await self._patience(result)
             if result == OK:
                 last.update(offsets)
                 self._count(commits=1)
