@@ -153,7 +153,7 @@ class Topics:
                 await self._metadata.forget_deleted(topic_id)
             except TakhinError as problem:
                 # The topic is gone, whatever becomes of this.
-                logger.warning("the files of deleted topic id %d are gone, but still listed: %s", topic_id, problem.message)
+                logger.warning("topic id %d stays in the list of deleted ones: %s", topic_id, problem.message)
 
     async def set_aside_orphans(self) -> None:
         """Move directories that belong to no topic out of the way: a topic made later could bear the same id."""

@@ -49,6 +49,7 @@ class World:
     oracle: OracleProcess
     rounds: int = 0
     checked: int = 0
+    is_loading: bool = False
     failures: list[str] = field(default_factory=list)
 
     def judge(self, fault: str) -> dict[str, Any]:
@@ -69,11 +70,17 @@ class World:
         if match := re.search(".*is damaged.*", told):
             self.failures.append(f"the broker found damage: {match[0]}")
 
-    def end_load(self) -> dict[str, int]:
-        """The load's figures."""
+    def begin_load(self, **plan: Any) -> None:
+        """A load on the broker that runs; plan: of oracle.load.Plan."""
+        self.oracle.begin_load(self.broker.address, **plan)
+        self.is_loading = True
+
+    def end_load(self) -> dict[str, Any]:
+        """Wait for the load's end: {figures, reasons, promised}."""
         told = self.oracle.end_load()
+        self.is_loading = False
         self.failures += [f"the load was told: {surprise}" for surprise in told["surprises"]]
-        return told["figures"]
+        return told
 
 
 def make_world(
@@ -128,11 +135,11 @@ def torture(
 def _round(run: Run, world: World, phase: str, rng: random.Random) -> None:
     """Load, a kill, perhaps kills of the recovery, a start, a judgement."""
     broker = world.broker
-    world.oracle.begin_load(broker.address, seed=str(rng.random()), **PHASES[phase])
+    world.begin_load(seed=str(rng.random()), **PHASES[phase])
     time.sleep(rng.uniform(*_LOAD_S))
     fault = _end(broker, rng) if phase == "drain" else _kill(broker)
     loaded = world.end_load()
-    run.add(acked_records=loaded.get("records", 0), **{"clean_stops" if fault == "stop" else f"kills_in_{phase}": 1})
+    run.add(acked_records=loaded["figures"].get("records", 0), **{"clean_stops" if fault == "stop" else f"kills_in_{phase}": 1})
     if phase == "recovery":
         for _ in range(rng.randint(1, _MOST_RECOVERY_KILLS)):
             fault = _kill_recovery(broker, rng)

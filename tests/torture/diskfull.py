@@ -3,11 +3,11 @@
     make diskfull N=100 SEED=1
 
 Refusals are typed, what was promised can be read, the process lives; with room, every partition takes appends again,
-without a restart. The tmpfs is mounted in a mount namespace of the run's own, and goes with it. Needs the right to mount
-(root, or user namespaces).
+without a restart. With the broker's reserve groups commit and topics come and go meanwhile; without it, the disk is
+filled to the last block. The tmpfs is mounted in a mount namespace of the run's own, and goes with it. Needs the right
+to mount (root, or user namespaces).
 """
 
-import functools
 import os
 import random
 import re
@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -26,13 +26,34 @@ from tests.torture.common import Run, run_from_arguments
 from tests.torture.crash import World, scratch
 from tests.torture.oracle_process import OracleProcess
 
-DISK_BYTES = 6 * MIB
+# Beside the reserve, which is more than the load writes between two looks of the broker at what is free.
+DISK_BYTES = 12 * MIB
+RESERVE_BYTES = 10 * MIB
 # More than the write-ahead log of the metadata takes between two checkpoints.
 METADATA_BYTES = 16 * MIB
 # A disk goes through so many rounds.
 ROUNDS_OF_A_DISK = 3
-# How the disk gets full, and what happens to the broker meanwhile.
-FILLINGS = ("produce", "ballast", "metadata", "retention")
+
+class Filling(NamedTuple):
+    """How a disk gets full. ballast: by a file of somebody else's, not by what is produced."""
+
+    ballast: bool = True
+    reserve_bytes: int = RESERVE_BYTES
+    # The metadata are on a disk of their own, and only that one gets full.
+    metadata: bool = False
+    # The ballast stays: what expires makes the room.
+    retention: bool = False
+
+
+FILLINGS: dict[str, Filling] = {
+    "produce": Filling(ballast=False),
+    "ballast": Filling(),
+    "produce to the last block": Filling(ballast=False, reserve_bytes=0),
+    "ballast to the last block": Filling(reserve_bytes=0),
+    "retention": Filling(retention=True),
+    "metadata": Filling(reserve_bytes=0, metadata=True),
+}
+# What happens to the broker meanwhile.
 MEANWHILE = ("nothing", "kill", "stop")
 # Seconds that everything here takes many times less than.
 DEADLINE_S = 30
@@ -50,18 +71,22 @@ _ASKED_FOR = {
 
 
 class Disk(World):
-    """A world whose data directory is a small disk of its own; with filling "metadata", those are on another one."""
+    """A world whose data directory is a small disk of its own."""
 
-    def __init__(self, oracle: OracleProcess, directory: Path, filling: str, program: Sequence[str] = SERVER):
-        # For retention so seldom that what was produced in a burst expires with one look.
-        check_ms = 2000 if filling == "retention" else 200
-        super().__init__(
-            BrokerProcess(directory, "--topics-retention-check-ms", str(check_ms), program=program), oracle)
-        self.has_metadata_disk = filling == "metadata"
+    def __init__(self, oracle: OracleProcess, directory: Path, filling: Filling, program: Sequence[str] = SERVER):
+        flags = {
+            # For retention so seldom that what was produced in a burst expires with one look.
+            "topics-retention-check-ms": 2000 if filling.retention else 200,
+            "limits-min-free-bytes": filling.reserve_bytes,
+            "limits-journal-bytes": MIB,
+        }
+        words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+        super().__init__(BrokerProcess(directory, *words, program=program), oracle)
+        self.reserve_bytes = filling.reserve_bytes
         self.mounted: list[Path] = []
         self.full = self.broker.data_dir
-        self._mount(self.full, 10 * DISK_BYTES if self.has_metadata_disk else DISK_BYTES)
-        if self.has_metadata_disk:
+        self._mount(self.full, 5 * DISK_BYTES if filling.metadata else DISK_BYTES + filling.reserve_bytes)
+        if filling.metadata:
             self.full = directory / "metadata"
             self._mount(self.full, METADATA_BYTES)
             (self.broker.data_dir / "meta.db").symlink_to(self.full / "meta.db")
@@ -80,18 +105,25 @@ class Disk(World):
         size_bytes = os.statvfs(self.full).f_blocks * os.statvfs(self.full).f_frsize + MIB
         subprocess.run(["mount", "-o", f"remount,size={size_bytes}", self.full], check=True)
 
+    def free_bytes(self) -> int:
+        told = os.statvfs(self.full)
+        return told.f_bavail * told.f_frsize
+
     def fill(self) -> None:
-        """A ballast file takes all that is left, to the last block."""
+        """A ballast file takes all that is left: to the last block, or a little of the reserve."""
+        wanted = max(self.reserve_bytes - MIB // 2, 0)
         with self.ballast.open("ab", buffering=0) as file:
-            for size_bytes in (MIB, 4096):
+            while (left := self.free_bytes() - wanted) > 0:
                 try:
-                    while True:
-                        file.write(bytes(size_bytes))
+                    file.write(bytes(min(left, MIB)))
                 except OSError:
                     pass
 
     def close(self) -> None:
         self.broker.close()
+        if self.is_loading:
+            # What went wrong did so under load, which ends with the broker.
+            self.end_load()
         for path in reversed(self.mounted):
             subprocess.run(["umount", path], check=True)
 
@@ -105,9 +137,8 @@ class Disk(World):
         while not condition():
             if time.monotonic() > deadline_s or not self.broker.running:
                 state = "runs" if self.broker.running else "has ended"
-                free = [os.statvfs(path).f_bavail * os.statvfs(path).f_frsize for path in self.mounted]
-                self.failures.append(
-                    f"{failure} (the broker {state}, {free} bytes are free; its log ends {self.broker.stderr[-1000:]!r})")
+                told = f"the broker {state}, {self.free_bytes()} bytes are free"
+                self.failures.append(f"{failure} ({told}; the log ends {self.broker.stderr[-1000:]!r})")
                 return False
             time.sleep(0.02)
         return True
@@ -116,7 +147,7 @@ class Disk(World):
 class _Round:
     """Fill the disk, look at what holds while it is full, make room, look whether everything goes on."""
 
-    def __init__(self, run: Run, disk: Disk, filling: str, meanwhile: str, filler: str, rng: random.Random):
+    def __init__(self, run: Run, disk: Disk, filling: Filling, meanwhile: str, filler: str, rng: random.Random):
         self.run, self.disk, self.filling, self.meanwhile = run, disk, filling, meanwhile
         self.filler, self.rng = filler, rng
         self.broker, self.oracle = disk.broker, disk.oracle
@@ -124,7 +155,7 @@ class _Round:
     def go(self) -> None:
         """What goes wrong is in disk.failures; the steps after it are left out."""
         steps = [self._fill, self._while_full, self._meanwhile, self._make_room, self._go_on]
-        if self.filling == "retention":
+        if self.filling.retention:
             steps[1:4] = [self._wait_for_retention]
         for step in steps:
             step()
@@ -134,29 +165,34 @@ class _Round:
     # Full
 
     def _fill(self) -> None:
-        disk = self.disk
+        disk, filling = self.disk, self.filling
         topics = dict(KEPT)
-        if self.filling == "retention":
-            # All of it expires at once, the active segments too, and nobody appends to it any more.
-            filler = {self.filler: [2, {"segment.bytes": "65536", "retention.ms": "4000"}]}
-            self._begin_load(topics=filler, sizes=[65536], churners=0)
-            disk.wait_for(lambda: self._figures()["figures"].get("records", 0) > 50, "nothing is taken")
-            self._end_load()
-        if self.filling == "produce":
+        if filling.retention or not filling.ballast:
+            # A topic of its own takes most of the disk; what takes it away again makes enough room.
             topics[self.filler] = [2, {"segment.bytes": "262144"}]
+            if filling.retention:
+                # All of it expires at once, the active segments too, and nobody appends to it any more.
+                topics[self.filler][1]["retention.ms"] = "4000"
+            self._begin_load(topics={self.filler: topics[self.filler]}, sizes=[262144], churners=0, committers=0)
+            disk.wait_for(
+                lambda: disk.free_bytes() < filling.reserve_bytes + DISK_BYTES // 3 or self._refusals(),
+                "the disk does not get full")
+            self._end_load()
+        if filling.retention:
+            del topics[self.filler]
         self._begin_load(
-            topics=topics, churners=3 * int(disk.has_metadata_disk), pace_s=0.02 if disk.has_metadata_disk else 0,
-            sizes=[1000, 65536, 262144] if self.filling == "produce" else [0, 100, 1000, 16384])
-        if self.filling != "produce":
+            topics=topics, churners=3 if filling.metadata else 1, pace_s=0.02 if filling.metadata else 0.005,
+            sizes=[0, 100, 1000, 16384] if filling.ballast else [1000, 65536])
+        if filling.ballast:
             disk.wait_for(lambda: self._figures()["figures"].get("records", 0) > 200, "nothing is taken")
             disk.fill()
-        disk.wait_for(
-            lambda: self._figures()["reasons"].get("DISK_FULL", 0) >= _REFUSALS,
-            "the disk does not get full, or nobody is told so")
+        disk.wait_for(lambda: self._refusals() >= _REFUSALS, "the disk does not get full, or nobody is told so")
+
+    def _refusals(self) -> int:
+        return self._figures()["reasons"].get("DISK_FULL", 0)
 
     def _begin_load(self, **plan: Any) -> None:
-        seed = str(self.rng.random())
-        self.oracle.begin_load(self.broker.address, seed=seed, large=0, pause_s=0.02, **plan)
+        self.disk.begin_load(seed=str(self.rng.random()), large=0, pause_s=0.02, **plan)
 
     def _figures(self) -> dict[str, Any]:
         return self.oracle.figures()
@@ -168,24 +204,25 @@ class _Round:
         """The load still runs."""
         disk, before = self.disk, self._figures()
         self._check_health()
-        if disk.has_metadata_disk:
+        if self.filling.metadata:
             disk.wait_for(
                 lambda: self._promised() > sum(before["promised"].values()) + 20,
                 "produce does not go on, though there is room for the logs")
-        elif reserve():
-            disk.wait_for(
-                lambda: self._figures()["figures"].get("commits", 0) > before["figures"].get("commits", 0),
-                "groups can't commit, though there is a reserve")
+        elif self.filling.reserve_bytes:
+            for what in ("commits", "topics"):
+                disk.wait_for(
+                    lambda: self._figures()["figures"].get(what, 0) > before["figures"].get(what, 0) + 1,
+                    f"{what} do not go on, though there is a reserve")
         self._end_load()
         if not disk.failures:
             self._judge("none")
 
     def _end_load(self) -> None:
         self.oracle.stop_load()
-        told = self.oracle.end_load()
         disk = self.disk
-        disk.failures += [f"the load was told: {surprise}" for surprise in told["surprises"]]
-        strange = {reason: count for reason, count in told["reasons"].items() if reason not in _ASKED_FOR | {"DISK_FULL"}}
+        told = disk.end_load()
+        known = _ASKED_FOR | {"DISK_FULL"}
+        strange = {reason: count for reason, count in told["reasons"].items() if reason not in known}
         disk.check(not strange, f"requests were refused with {strange}")
         disk.check(self.broker.running, f"the broker ended: {self.broker.stderr[-2000:]}")
         self.run.add(refusals=told["reasons"].get("DISK_FULL", 0), acked_records=told["figures"].get("records", 0))
@@ -220,6 +257,7 @@ class _Round:
             self.disk.fill()
         if refused_start(self.disk):
             self.run.add(refused_starts=1)
+            self.disk.check(not self.filling.reserve_bytes, "it does not start, though there is a reserve")
             self._room_from_outside()
             self.broker.start()
         else:
@@ -235,13 +273,13 @@ class _Round:
     def _wait_for_retention(self) -> None:
         """The ballast stays, and the load goes on: segments that expire make the room."""
         before = self._promised()
-        self.disk.wait_for(lambda: self._promised() > before + 50, "retention makes no room for appends")
+        self.disk.wait_for(lambda: self._promised() > before + 10, "retention makes no room for appends")
         self._end_load()
         self.disk.ballast.unlink()
         self.run.add(rooms_made_by_retention=1)
 
     def _make_room(self) -> None:
-        if self.filling == "produce":
+        if not self.filling.ballast:
             self.disk.wait_for(
                 lambda: self.oracle.delete_topic(self.broker.address, self.filler)["ok"],
                 "a topic can't be deleted when the disk is full")
@@ -252,7 +290,7 @@ class _Round:
 
     def _go_on(self) -> None:
         """Every partition takes appends, groups commit, topics can be made, all without a restart."""
-        self._begin_load(topics=KEPT, sizes=[0, 100])
+        self._begin_load(topics=KEPT, sizes=[0, 100], pace_s=0.002)
         wanted = {f"{topic}/{number}" for topic, (count, _) in KEPT.items() for number in range(count)}
 
         def all_go_on() -> bool:
@@ -266,7 +304,7 @@ class _Round:
 
 
 def torture(
-    run: Run, directory: Path, program: Sequence[str] = SERVER, fillings: Sequence[str] = FILLINGS,
+    run: Run, directory: Path, program: Sequence[str] = SERVER, fillings: Sequence[str] = tuple(FILLINGS),
     most_failures: int = 10
 ) -> None:
     """The rounds. To be called in a mount namespace of its own. Ends after so many failures."""
@@ -274,16 +312,16 @@ def torture(
     with OracleProcess() as oracle:
         try:
             for number, rng in run:
-                filling = fillings[number // ROUNDS_OF_A_DISK % len(fillings)]
+                name = fillings[number // ROUNDS_OF_A_DISK % len(fillings)]
                 if disk is None:
-                    disk = Disk(oracle, directory / f"round-{number}", filling, program)
+                    disk = Disk(oracle, directory / f"round-{number}", FILLINGS[name], program)
                     _first_start(run, disk)
                 meanwhile = MEANWHILE[number % len(MEANWHILE)]
                 if not disk.failures:
-                    _Round(run, disk, filling, meanwhile, f"filler-{number}", rng).go()
+                    _Round(run, disk, FILLINGS[name], meanwhile, f"filler-{number}", rng).go()
                 disk.rounds += 1
                 for failure in disk.failures:
-                    run.fail(f"round {number} ({filling}, {meanwhile}): {failure}")
+                    run.fail(f"round {number} ({name}, {meanwhile}): {failure}")
                 if disk.failures or disk.rounds >= ROUNDS_OF_A_DISK:
                     disk.close()
                     disk = None
@@ -295,11 +333,12 @@ def torture(
 
 
 def _first_start(run: Run, disk: Disk) -> None:
-    """On a disk that is full already; then with room."""
-    disk.fill()
-    disk.check(refused_start(disk), "a broker started where it has no room at all for its metadata")
-    run.add(refused_first_starts=1)
-    disk.ballast.unlink()
+    """Where there is no room at all it says so; with room it starts."""
+    if not disk.reserve_bytes:
+        disk.fill()
+        disk.check(refused_start(disk), "a broker started where it has no room at all for its metadata")
+        run.add(refused_first_starts=1)
+        disk.ballast.unlink()
     if not disk.failures:
         disk.broker.start()
 
@@ -317,13 +356,6 @@ def refused_start(disk: Disk) -> bool:
         f"a start on a full disk ended with {status}: {broker.stderr[told:][-1000:]!r}")
     disk.check_log()
     return True
-
-
-@functools.cache
-def reserve() -> bool:
-    """Whether the broker keeps a reserve for its metadata."""
-    told = subprocess.run([*SERVER, "--help"], capture_output=True, text=True, check=True)
-    return "--limits-min-free-bytes" in told.stdout
 
 
 def namespace() -> list[str] | None:

@@ -46,7 +46,7 @@ def torture(mounts: list[str], directory: Path, rounds: int, filling: str, *modu
 
 @pytest.mark.parametrize("filling", FILLINGS)
 def test_no_promise_is_broken(mounts: list[str], tmp_path: Path, filling: str) -> None:
-    rounds = 1 if filling == "retention" else ROUNDS_OF_A_DISK
+    rounds = 1 if FILLINGS[filling].retention else ROUNDS_OF_A_DISK
     ran = torture(mounts, tmp_path, rounds, filling)
     assert ran["failures"] == []
     assert ran["done"] == rounds
@@ -56,9 +56,9 @@ def test_no_promise_is_broken(mounts: list[str], tmp_path: Path, filling: str) -
 
 @pytest.mark.parametrize(("bug", "filling", "told"), [
     ("refused_but_appended", "produce", "failed (DISK_FULL), and is there"),
-    ("appends_stay_refused", "ballast", "go on once there is room"),
-    ("untyped_refusals", "ballast", "requests were refused with"),
-    ("ends_when_the_disk_is_full", "ballast", "has ended"),
+    ("appends_stay_refused", "ballast to the last block", "go on once there is room"),
+    ("untyped_refusals", "ballast to the last block", "requests were refused with"),
+    ("ends_when_the_disk_is_full", "ballast to the last block", "has ended"),
 ])
 def test_a_planted_bug_is_found(mounts: list[str], tmp_path: Path, bug: str, filling: str, told: str) -> None:
     ran = torture(mounts, tmp_path, 2, filling, "tests.torture.planted", bug)
