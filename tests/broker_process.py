@@ -75,6 +75,15 @@ class BrokerProcess:
         self.address = match[1]
         return self
 
+    def start_or_end(self, *more_flags: str) -> int | None:
+        """Start it, and wait until it serves (None) or has ended (its exit status)."""
+        self.launch(*more_flags)
+        match = SERVING.fullmatch(self._line())
+        if match is None:
+            return self.wait()
+        self.address = match[1]
+        return None
+
     def launch(self, *more_flags: str) -> None:
         """Start it, and wait for nothing."""
         assert self._popen is None

@@ -73,7 +73,11 @@ class Retention:
             expired_before_ms is not None and newest.last_append_ms < expired_before_ms
         ):
             if partition.failure is None and newest.next_offset > newest.base_offset:
-                partition.roll(now_ms)
+                try:
+                    partition.roll(now_ms)
+                except TakhinError as problem:
+                    # On a full disk it is the removal of the older ones that makes room for a new segment.
+                    logger.warning("retention of %s/%d: %s", partition.topic, partition.partition, problem.message)
         start = new_log_start(partition, config, now_ms)
         if start > partition.log_start_offset:
             await self._metadata.set_log_start(partition.topic_id, partition.partition, start)

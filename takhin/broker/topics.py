@@ -149,7 +149,11 @@ class Topics:
     async def remove_files(self, topic_id: int) -> None:
         """Remove what a deleted topic left; what can't be removed now is tried again at the next start."""
         if await self._store.remove_topic(topic_id):
-            await self._metadata.forget_deleted(topic_id)
+            try:
+                await self._metadata.forget_deleted(topic_id)
+            except TakhinError as problem:
+                # The topic is gone, whatever becomes of this.
+                logger.warning("topic id %d stays in the list of deleted ones: %s", topic_id, problem.message)
 
     async def set_aside_orphans(self) -> None:
         """Move directories that belong to no topic out of the way: a topic made later could bear the same id."""

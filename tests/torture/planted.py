@@ -1,0 +1,182 @@
+"""takhin-server with a bug planted in it, to see whether it is found: python -m tests.torture.planted NAME [flags].
+
+Each bug is a function of its name, which puts something wrong in the place of something right before the server runs.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from takhin.broker import metadata, produce
+from takhin.broker.broker import Broker
+from takhin.broker.groups import GroupCoordinator
+from takhin.broker.metadata import MetadataStore, RunState
+from takhin.broker.produce import Producing
+from takhin.cli import server
+from takhin.codec.batch import BATCH_HEADER_SIZE, SEGMENT_HEADER_SIZE, read_batch
+from takhin.errors import Reason, TakhinError, error
+from takhin.log import store
+from takhin.log.committer import Committer
+
+_PUT_OFF_S = 0.03
+
+
+def answered_before_the_write() -> None:
+    """acks 1 and -1 are answered at once, and the write, put off for a moment, comes after the answer."""
+    touch = Committer.touch
+
+    async def result(self: Any) -> bytes:
+        return self.response
+
+    def touch_later(self: Committer, partition: Any) -> None:
+        asyncio.get_running_loop().call_later(_PUT_OFF_S, touch, self, partition)
+
+    produce._Pending.result = result  # type: ignore[method-assign]
+    Committer.touch = touch_later  # type: ignore[method-assign]
+
+
+def one_batch_too_many() -> None:
+    """Recovery after a kill cuts the last whole batch of a partition as if it were torn."""
+    recover_partition = store.recover_partition
+
+    def recover(cache: Any, directory: str, *rest: Any, was_clean: bool) -> Any:
+        if not was_clean:
+            _cut_last_batch(Path(directory))
+        return recover_partition(cache, directory, *rest, was_clean=was_clean)
+
+    store.recover_partition = recover
+
+
+def _cut_last_batch(directory: Path) -> None:
+    segments = sorted(directory.glob("*.log"))
+    if segments:
+        data = segments[-1].read_bytes()
+        place, last = SEGMENT_HEADER_SIZE, -1
+        try:
+            while place < len(data):
+                batch = read_batch(data, place)
+                last, place = place, place + BATCH_HEADER_SIZE + batch.payload_bytes
+        except Exception:
+            pass
+        if last >= 0:
+            os.truncate(segments[-1], last)
+            segments[-1].with_suffix(".index").unlink(missing_ok=True)
+
+
+def epoch_not_raised() -> None:
+    """An unclean start goes on in the epoch of the run before it: offsets that it gives anew may have had other values."""
+
+    async def begin_run(self: MetadataStore) -> RunState:
+        run = await self._db.write(metadata._begin_run)
+        return RunState(1, run.was_clean)
+
+    async def raise_epoch(self: MetadataStore, at_least: int) -> int:
+        return 1
+
+    async def add_epochs(self: MetadataStore, rows: Any) -> None:
+        return None
+
+    MetadataStore.begin_run = begin_run  # type: ignore[method-assign]
+    MetadataStore.raise_epoch = raise_epoch  # type: ignore[method-assign]
+    MetadataStore.add_epochs = add_epochs  # type: ignore[method-assign]
+
+
+def commit_answered_before_it_is_stored() -> None:
+    """A group's commit is stored a moment after its answer."""
+    commit = GroupCoordinator.commit
+
+    async def commit_later(self: GroupCoordinator, group_id: str, offsets: Any) -> None:
+        async def store_it() -> None:
+            await asyncio.sleep(_PUT_OFF_S)
+            await commit(self, group_id, offsets)
+
+        asyncio.ensure_future(store_it())
+
+    GroupCoordinator.commit = commit_later  # type: ignore[method-assign]
+
+
+def refused_but_appended() -> None:
+    """Now and then a request is appended, and answered as refused."""
+    append, count = Producing._append, 0
+
+    def append_and_refuse(self: Producing, request: bytes) -> Any:
+        nonlocal count
+        answer = append(self, request)
+        count += 1
+        if count % 40 == 0:
+            raise error(Reason.DISK_FULL, "nothing was appended")
+        return answer
+
+    Producing._append = append_and_refuse  # type: ignore[method-assign]
+
+
+def appended_twice() -> None:
+    """Now and then a request is appended twice, as if a retry had not been known."""
+    append, count = Producing._append, 0
+
+    def append_again(self: Producing, request: bytes) -> Any:
+        nonlocal count
+        count += 1
+        if count % 40 == 0:
+            append(self, request)
+        return append(self, request)
+
+    Producing._append = append_again  # type: ignore[method-assign]
+
+
+def log_start_not_stored() -> None:
+    """Retention removes files, and the metadata is not told where the log begins."""
+
+    async def set_log_start(self: MetadataStore, topic_id: int, partition: int, offset: int) -> None:
+        return None
+
+    MetadataStore.set_log_start = set_log_start  # type: ignore[method-assign]
+
+
+def appends_stay_refused() -> None:
+    """A partition whose write failed for want of room is not opened again."""
+
+    async def resume(self: Broker) -> None:
+        return None
+
+    Broker._resume = resume  # type: ignore[method-assign]
+
+
+def untyped_refusals() -> None:
+    """A full disk is told of as an internal error."""
+    result = produce._Pending.result
+
+    async def result_or_bug(self: Any) -> bytes:
+        try:
+            return await result(self)
+        except TakhinError as problem:
+            raise RuntimeError("something went wrong") from problem
+
+    produce._Pending.result = result_or_bug  # type: ignore[method-assign]
+
+
+def ends_when_the_disk_is_full() -> None:
+    """The process does not live through a full disk."""
+
+    def end(self: Broker, partition: Any) -> None:
+        os._exit(1)
+
+    Broker._on_halt = end  # type: ignore[method-assign]
+
+
+PLANTED: dict[str, Callable[[], None]] = {
+    bug.__name__: bug
+    for bug in (
+        answered_before_the_write, one_batch_too_many, epoch_not_raised, commit_answered_before_it_is_stored,
+        refused_but_appended, appended_twice, log_start_not_stored, appends_stay_refused, untyped_refusals,
+        ends_when_the_disk_is_full,
+    )
+}
+
+
+if __name__ == "__main__":
+    PLANTED[sys.argv[1]]()
+    sys.exit(server.main(sys.argv[2:]))
