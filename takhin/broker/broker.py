@@ -64,8 +64,10 @@ class Broker:
         self._lock_fd = LogStore.lock(settings.data_dir)
         try:
             path = os.path.join(settings.data_dir, "meta.db")
-            if not os.path.exists(path) and LogStore.holds_topics(settings.data_dir):
-                # A new database would give the ids of these directories to other topics.
+            # SQLite takes an empty file for a new database.
+            is_new = not os.path.exists(path) or os.path.getsize(path) == 0
+            if is_new and LogStore.holds_topics(settings.data_dir):
+                # It would give the ids of these directories to other topics.
                 raise StartError(
                     f"data directory {settings.data_dir} holds topics, but meta.db, which names them, is gone"
                 )

@@ -353,7 +353,7 @@ def run_plan(run: Run, make: MakePlan) -> None:
 
 
 def run_plans_on_all_cores(run: Run, plans: list[MakePlan]) -> None:
-    """The rounds of all the plans, on every core; a count is each plan's. Time is looked at every few hundred rounds."""
+    """The rounds of all the plans, on every core; a count is each plan's. Time is looked at now and then."""
     count, run.count = run.count, 0
     for make in plans:
         with scratch() as directory:

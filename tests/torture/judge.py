@@ -20,8 +20,11 @@ def hold(condition: bool, message: str) -> None:
         raise Broken(message)
 
 
-def judge(bed: Bed, base: Base, files: Files, run: Run, *, stop: bool, max_bytes: int = 1 << 20) -> None:
-    """Recover, read, append, stop or be killed, recover again, and once more. Raises Broken."""
+def judge(
+    bed: Bed, base: Base, files: Files, run: Run, *, stop: bool, max_bytes: int = 1 << 20, also_from: int = 0
+) -> None:
+    """Recover, read (from the beginning, and from the offset also_from), append, stop or be killed, recover again, and
+    once more. Raises Broken."""
     expected = verdict(base, files)
     bed.put(files)
     found, partition = bed.recover(base.was_clean)
@@ -31,6 +34,9 @@ def judge(bed: Bed, base: Base, files: Files, run: Run, *, stop: bool, max_bytes
         return
     records, reason = read_all(partition, max_bytes=max_bytes)
     hold(records == base.records[: len(records)], f"a wrong record: one of the first {len(records)}")
+    if also_from < partition.written_offset:
+        more, _ = read_all(partition, also_from, max_bytes)
+        hold(more == base.records[also_from:][: len(more)], f"a wrong record: one of {len(more)} from {also_from} on")
     if reason is not None:
         bed.end(partition, False)
         _judge_found_by_reader(base, files, expected, records, reason, bed.files())
@@ -78,7 +84,10 @@ def _judge_found_by_reader(
     # An index that is damaged beyond its sums leads nowhere: its segment is readable only from another place.
     hold(len(records) == expected.whole_until, f"{len(records)} records of {expected.whole_until} that are whole")
     for name in base.segments:
-        hold(after.get(name) == files.get(name), f"{name} was changed")
+        # A second damage, in the unproven tail, may have been cut.
+        kept = after.get(name, b"")
+        aside = after.get(f"{name}.torn-at-{len(kept)}", b"")
+        hold(kept + aside == files.get(name, b""), f"{name} was changed")
 
 
 def _judge_cut(base: Base, files: Files, expected: Verdict, found: RecoveredPartition, after: Files) -> None:

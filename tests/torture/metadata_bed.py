@@ -35,7 +35,7 @@ async def snapshot_of(store: MetadataStore) -> Snapshot:
     )
 
 
-def make_metadata(seed: int = 1, topics: int = 60, stopped: bool = False) -> MetadataBase:
+def make_metadata(seed: int = 1, topics: int = 18, stopped: bool = False) -> MetadataBase:
     """Topics, configs, commits, log starts, epochs, deletions; then killed, or stopped in order."""
     history: list[Snapshot] = []
 

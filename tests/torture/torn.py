@@ -33,9 +33,10 @@ def _holed(data: bytes, at: int, chance: random.Random) -> bytes:
 
 
 def _prolonged(data: bytes, at: int, chance: random.Random) -> bytes:
-    """Cut or whole, and then zeros, anything, what begins like a batch, or whole batches from the file's beginning."""
+    """Cut or whole; then zeros, anything, what begins like a batch, or whole batches from the file's beginning."""
     size = chance.choice((1, 7, 105, 512, 4096, 100_000))
-    more = chance.choice((bytes(size), chance.randbytes(size), (b"2g\x0dTKB1" * size)[:size], data[49 : 49 + min(size, 1000)]))
+    look_alike, older = (b"2g\x0dTKB1" * size)[:size], data[49 : 49 + min(size, 1000)]
+    more = chance.choice((bytes(size), chance.randbytes(size), look_alike, older))
     return data[: chance.choice((at, len(data)))] + more
 
 
