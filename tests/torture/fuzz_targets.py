@@ -306,7 +306,7 @@ class Requests:
         self._runner.close()
 
     async def _start(self) -> None:
-        self._broker = Broker(settings(self._directory, partitions=64, partitions_per_topic=16, topics=20, groups=20))
+        self._broker = Broker(settings(self._directory, partitions_per_topic=16, topics=20, groups=20))
         await self._broker.start()
         self._methods = {method.path: method for method in takhin_methods(self._broker)}
         await self._broker.topics.create("t", 2, 1, {"segment.bytes": "100000", "retention.bytes": "1000000"})
