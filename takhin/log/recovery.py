@@ -82,9 +82,9 @@ def recover_partition(
             names = cache.files.list_directory(directory)
         except FileNotFoundError:
             names = []
-        bases = [int(match[1]) for name in names if (match := _NAME.fullmatch(name))]
+        bases = _offsets_in(names, _NAME)
         # An index file alone vouches for a segment that is gone.
-        indexed = [int(match[1]) for name in names if (match := _INDEX_NAME.fullmatch(name))]
+        indexed = _offsets_in(names, _INDEX_NAME)
         for base_offset in set(indexed) - set(bases):
             summary = _segment(place, base_offset).read_summary()
             proven_offset = max(proven_offset, summary.next_offset if summary is not None else 0)
@@ -99,6 +99,11 @@ def recover_partition(
     if found.damage is None and end < proven_offset:
         found.damage = f"{directory}: the log ends at offset {end}, and once went on to {proven_offset}"
     return found
+
+
+def _offsets_in(names: list[str], pattern: re.Pattern[str]) -> list[int]:
+    """20 digits may be more than an offset can be: such a file is none of ours."""
+    return [int(match[1]) for name in names if (match := pattern.fullmatch(name)) and int(match[1]) < 1 << 63]
 
 
 def _recover(

@@ -6,8 +6,12 @@ import random
 import struct
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
+
+from google.protobuf.message import DecodeError
 
 from takhin.broker.broker import Broker
 from takhin.codec.batch import BATCH_HEADER_SIZE, BatchError, encode_batch, read_batch
@@ -219,7 +223,9 @@ class Directories:
         self._bed.put(files)
         found, partition = self._bed.recover(was_clean)
         for offset in (0, partition.written_offset // 2):
-            read_all(partition, offset)
+            # Records that are no protobuf, under a checksum that matches, are served as they are.
+            with suppress(DecodeError):
+                read_all(partition, offset)
         self._bed.end(partition, False)
         after = self._bed.files()
         lost = sum(map(len, files.values())) - sum(map(len, after.values()))
@@ -306,7 +312,9 @@ class Requests:
         self._runner.close()
 
     async def _start(self) -> None:
-        self._broker = Broker(settings(self._directory, partitions_per_topic=16, topics=20, groups=20))
+        plain = settings(self._directory)
+        limits = replace(plain.limits, partitions_per_topic=16, topics=20, groups=20)
+        self._broker = Broker(replace(plain, limits=limits))
         await self._broker.start()
         self._methods = {method.path: method for method in takhin_methods(self._broker)}
         await self._broker.topics.create("t", 2, 1, {"segment.bytes": "100000", "retention.bytes": "1000000"})
