@@ -8,6 +8,7 @@ from tests.torture.bed import Bed, make_base, run_plan, scratch
 from tests.torture.common import Run
 from tests.torture.judge import judge
 from tests.torture.torn import TornPlan
+from tests.torture.torn_journal import TornJournalPlan
 from tests.torture.torn_metadata import TornMetadataPlan
 
 
@@ -23,6 +24,13 @@ def test_a_share_of_all_torn_metadata() -> None:
     run = Run("torn", 400, 1)
     run_plan(run, TornMetadataPlan)
     assert {"metadata_refused", "metadata_right"} <= set(run.figures)
+    assert not run.failures
+
+
+def test_a_share_of_all_torn_journals() -> None:
+    run = Run("torn", 200, 1)
+    run_plan(run, TornJournalPlan)
+    assert {"journal_damage_told", "journal_short", "journal_whole"} <= set(run.figures)
     assert not run.failures
 
 

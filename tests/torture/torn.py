@@ -11,6 +11,7 @@ from pathlib import Path
 from tests.torture.bed import Base, Bed, Files, make_base, run_plans_on_all_cores
 from tests.torture.common import Run, run_from_arguments
 from tests.torture.judge import Broken, judge
+from tests.torture.torn_journal import TornJournalPlan
 from tests.torture.torn_metadata import TornMetadataPlan
 
 _LAST_BYTES = 64 * 1024
@@ -105,7 +106,7 @@ def _damaged(data: bytes, how: str, at: int, chance: random.Random) -> bytes:
 def main() -> int:
     """All of it, unless told otherwise."""
     run = run_from_arguments("torn", __doc__ or "", 1 << 31)
-    run_plans_on_all_cores(run, [TornPlan, TornMetadataPlan])
+    run_plans_on_all_cores(run, [TornPlan, TornMetadataPlan, TornJournalPlan])
     return run.end()
 
 
