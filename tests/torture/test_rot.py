@@ -7,14 +7,14 @@ from tests.torture.rot_broker import RotBrokerPlan, RotMetadataPlan
 
 
 def test_a_share_of_all_rotten_logs() -> None:
-    run = Run("rot", 6000, 1)
+    run = Run("rot", 3000, 1)
     run_plan(run, RotPlan)
     assert {"quarantined", "cut", "found_by_reader", "whole"} <= set(run.figures)
     assert not run.failures
 
 
 def test_a_share_of_all_rotten_metadata() -> None:
-    run = Run("rot", 400, 1)
+    run = Run("rot", 250, 1)
     run_plan(run, RotMetadataPlan)
     assert {"metadata_refused", "metadata_right"} <= set(run.figures)
     assert not run.failures

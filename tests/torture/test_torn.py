@@ -13,7 +13,7 @@ from tests.torture.torn_metadata import TornMetadataPlan
 
 
 def test_a_share_of_all_torn_logs() -> None:
-    run = Run("torn", 4000, 1)
+    run = Run("torn", 2500, 1)
     run_plan(run, TornPlan)
     # All that can become of a damage did, or this would try nothing.
     assert {"quarantined", "cut", "whole"} <= set(run.figures)
@@ -21,7 +21,7 @@ def test_a_share_of_all_torn_logs() -> None:
 
 
 def test_a_share_of_all_torn_metadata() -> None:
-    run = Run("torn", 400, 1)
+    run = Run("torn", 250, 1)
     run_plan(run, TornMetadataPlan)
     assert {"metadata_refused", "metadata_right"} <= set(run.figures)
     assert not run.failures
