@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 SOURCES := $(shell find takhin -name '*.pyx' -o -name '*.pxd') setup.py
 
-.PHONY: help venv build dev debug annotate proto run test bench clean
+.PHONY: help venv build dev debug annotate proto run test asan bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make test      run the test suite (PYTEST_ARGS='-k name' for a part)"
 	@echo "make bench     measure: handlers in process, then load against a running broker"
 	@echo "make crash, powercut, torn, rot, faults, diskfull, fuzz, mutants: break it on purpose (N=rounds SEED=n SECONDS=n)"
+	@echo "make asan      the tests of the compiled parts on a build with sanitizers"
 	@echo "make build     compile the extensions (after 'make -f Makefile.proto proto' when proto/ changed)"
 	@echo "make debug     compile them without optimization, with symbols"
 	@echo "make annotate  write Cython's annotated HTML to build/cython"
@@ -62,6 +63,10 @@ TORTURE := crash powercut torn rot faults diskfull fuzz mutants
 .PHONY: $(TORTURE)
 $(TORTURE): build
 	$(BIN)/python -m tests.torture.$@ $(if $(N),--count $(N)) $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS))
+
+# The same and more on a build with sanitizers, in build/asan.
+asan: build
+	$(BIN)/python -m tests.torture.asan
 
 bench: build
 	$(BIN)/python -m pytest bench/micro.py -q --benchmark-columns=median,mean,stddev,rounds,iterations

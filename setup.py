@@ -2,6 +2,7 @@
 
 Switches, as environment variables:
   TAKHIN_DEBUG=1     without optimization, with symbols
+  TAKHIN_SANITIZE=1  with checks of addresses and of undefined behaviour (see `make asan`)
   TAKHIN_ANNOTATE=1  Cython's annotated HTML beside the C in build/cython
 """
 
@@ -11,6 +12,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 DEBUG = os.environ.get("TAKHIN_DEBUG") == "1"
+SANITIZE = os.environ.get("TAKHIN_SANITIZE") == "1"
 ANNOTATE = os.environ.get("TAKHIN_ANNOTATE") == "1"
 
 MODULES = [
@@ -29,11 +31,16 @@ MODULES = [
 ]
 
 C_FLAGS = ["-O0", "-g"] if DEBUG else ["-O3", "-g1"]
+LINK_FLAGS: list[str] = []
+if SANITIZE:
+    # The first report ends the process: what runs it can't overlook it.
+    LINK_FLAGS = ["-fsanitize=address,undefined"]
+    C_FLAGS = ["-O1", "-g", "-fno-omit-frame-pointer", *LINK_FLAGS, "-fno-sanitize-recover=undefined"]
 
 setup(
     ext_modules=cythonize(
         [
-            Extension(name, [name.replace(".", "/") + ".pyx"], extra_compile_args=C_FLAGS)
+            Extension(name, [name.replace(".", "/") + ".pyx"], extra_compile_args=C_FLAGS, extra_link_args=LINK_FLAGS)
             for name in MODULES
         ],
         build_dir="build/cython",

@@ -21,6 +21,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from takhin.broker.sqlite_files import damaged_frame, leave_sum, sum_path, take_sum
 from takhin.errors import Reason, StartError, TakhinError, error
 
 T = TypeVar("T")
@@ -262,6 +263,13 @@ class SqliteThread:
         except sqlite3.Error as exception:
             # Nothing is lost by it: what was committed is in the WAL, and the next start reads that.
             logger.warning("%s: closed without a checkpoint: %s", self._path, exception)
+            return
+        if not self._failed:
+            try:
+                leave_sum(self._path)
+            except OSError as exception:
+                # Only that the next start can't tell whether the file has rotted meanwhile.
+                logger.warning("%s: its checksum can't be written: %s", self._path, exception)
 
 
 def _answer(outcomes: list[_Outcome]) -> None:
@@ -322,6 +330,7 @@ def _failed_before() -> TakhinError:
 
 def _connect(path: str, schema: Schema) -> sqlite3.Connection:
     """The checked and configured connection. Raises StartError."""
+    _check_files(path)
     try:
         # isolation_level None: no transactions but those written out here.
         db = sqlite3.connect(path, timeout=LOCK_WAIT_S, isolation_level=None)
@@ -332,19 +341,39 @@ def _connect(path: str, schema: Schema) -> sqlite3.Connection:
     except sqlite3.Error as exception:
         db.close()
         raise StartError(_why_not(path, exception)) from exception
+    except UnicodeDecodeError as exception:
+        # SQLite's own tables hold text too.
+        db.close()
+        raise StartError(_damaged(path, str(exception))) from exception
     except BaseException:
         db.close()
         raise
     return db
 
 
+def _check_files(path: str) -> None:
+    """Before SQLite touches them: it would take damage for an end, and remove what lies behind. Raises StartError."""
+    try:
+        frame = damaged_frame(path)
+        if frame is not None:
+            raise StartError(_damaged(f"{path}-wal", f"frame {frame}; commits that were durable lie behind it"))
+        if not take_sum(path):
+            raise StartError(_damaged(
+                path, f"its checksum is not what the last clean stop left; without {sum_path(path)} it is not compared"
+            ))
+    except OSError as exception:
+        raise StartError(f"the metadata database {path} cannot be opened: {exception.strerror}") from exception
+
+
 def _prepare(db: sqlite3.Connection, path: str, schema: Schema) -> None:
     # Before the file is first read: in this mode from the start, SQLite keeps the WAL's index in private memory.
     db.execute("PRAGMA locking_mode=EXCLUSIVE")
     is_new = _check_marks(db, path, schema)
-    findings = _pragma(db, "quick_check(1)")
+    findings = _pragma(db, "integrity_check(1)")
     if findings != "ok":
         raise StartError(_damaged(path, findings))
+    if db.execute("PRAGMA foreign_key_check").fetchone() is not None:
+        raise StartError(_damaged(path, "rows refer to others that are not there"))
     if _pragma(db, "journal_mode=WAL") != "wal":
         raise StartError(f"the metadata database {path} cannot use a write-ahead log on this filesystem")
     for setting in (

@@ -90,6 +90,10 @@ cdef class FileCache:
 cdef class Segment:
     """A segment file. Made by create(), trusted() or scanned()."""
 
+    def __cinit__(self):
+        # Before anything can fail: __dealloc__ comes also when __init__ was never begun, its arguments being refused.
+        self._fd = -1
+
     def __init__(
         self, FileCache cache not None, str directory not None, int64_t topic_id, uint32_t partition,
         int64_t base_offset
@@ -102,7 +106,6 @@ cdef class Segment:
         self.next_offset = base_offset
         self.size_bytes = 0
         self.max_timestamp_ms = -1
-        self._fd = -1
 
     def __dealloc__(self):
         if self._fd >= 0:

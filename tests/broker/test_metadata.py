@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from takhin.broker import sqlite_thread
+from takhin.broker.sqlite_files import sum_path
 from takhin.broker.metadata import MAX_EPOCH, SCHEMA, MetadataStore, OffsetCommit, RunState, TopicRow
 from takhin.errors import Reason, StartError, TakhinError
 
@@ -444,7 +445,7 @@ class TestBatching:
             await refused(Reason.DRAINING, store.load_topics())
 
         with_store(path, scenario)
-        assert [each.name for each in path.parent.iterdir()] == ["meta.db"]  # no WAL is left
+        assert sorted(each.name for each in path.parent.iterdir()) == ["meta.db", "meta.db.sum"]  # no WAL is left
 
     def test_the_wal_stays_small(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sqlite_thread, "CHECKPOINT_ROWS", 40)
@@ -658,6 +659,8 @@ class TestOpening:
                 await commit(store, f"group-{i}", topic, 1, 2, 3)
 
         with_store(path, scenario)
+        # Here it is about what SQLite finds.
+        os.unlink(sum_path(str(path)))
 
     def test_not_a_database(self, path: Path) -> None:
         path.write_bytes(b"these are not the pages you are looking for" * 200)

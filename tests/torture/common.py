@@ -23,10 +23,15 @@ class Run:
     def __iter__(self):
         """Round by round, each with a generator of random numbers of its own: (number, random.Random)."""
         for number in range(self.count):
-            if self.seconds is not None and time.monotonic() - self._begun_s > self.seconds:
+            if self.is_over:
                 return
             yield number, self.random(number)
             self.done += 1
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its time has passed."""
+        return self.seconds is not None and time.monotonic() - self._begun_s > self.seconds
 
     def random(self, number: int) -> random.Random:
         """Round `number` of this seed, so that it can be repeated alone."""

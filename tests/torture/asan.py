@@ -1,0 +1,93 @@
+"""The suite's tests of codec, log and recovery, and shares of torn, rot and fuzz, on a build with sanitizers.
+
+The tree is copied to build/asan and compiled there, with checks of addresses and of undefined behaviour; the usual
+build stays as it is. Ends with one line of figures; the exit status is 0 only without a report and with all tests green.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PLACE = ROOT / "build" / "asan"
+COPIED = ("takhin", "tests", "proto", "docs", "setup.py", "pyproject.toml", "README.md", "Makefile")
+TESTS = (
+    "tests/codec", "tests/log", "tests/format", "tests/recovery", "tests/broker/test_consume_paths.py",
+    "tests/torture/test_torn.py", "tests/torture/test_rot.py", "tests/torture/test_fuzz.py",
+)
+
+
+def copy_tree() -> None:
+    """The sources, without what was compiled elsewhere; what was compiled here stays, as far as it is still right."""
+    ignored = shutil.ignore_patterns("*.so", "__pycache__", ".pytest_cache", ".hypothesis")
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, PLACE / name, ignore=ignored, dirs_exist_ok=True)
+        elif source.exists():
+            PLACE.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, PLACE / name)
+
+
+def runtime() -> str:
+    """The sanitizer's library: Python was not linked with it, so it has to be loaded first."""
+    path = subprocess.run(
+        [os.environ.get("CC", "gcc"), "-print-file-name=libasan.so"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    if not os.path.isabs(path):
+        raise SystemExit("asan: the compiler has no libasan")
+    # What is found there may be a linker script's name for it.
+    return os.path.realpath(path)
+
+
+def environment(reports: Path) -> dict[str, str]:
+    """Of Python's own allocator the sanitizer would see nothing; leaks at the end are the interpreter's."""
+    return os.environ | {
+        "LD_PRELOAD": runtime(),
+        "PYTHONMALLOC": "malloc",
+        "PYTHONPATH": str(PLACE),
+        "ASAN_OPTIONS": f"detect_leaks=0:abort_on_error=0:exitcode=99:log_path={reports}/asan",
+        "UBSAN_OPTIONS": f"print_stacktrace=1:halt_on_error=1:log_path={reports}/ubsan",
+    }
+
+
+def main() -> int:
+    """Copy, compile, run."""
+    parser = argparse.ArgumentParser(prog="make asan", description=__doc__)
+    parser.add_argument("tests", nargs="*", default=TESTS, help="what pytest is to run")
+    arguments = parser.parse_args()
+    copy_tree()
+    reports = PLACE / "reports"
+    shutil.rmtree(reports, ignore_errors=True)
+    reports.mkdir(parents=True)
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--parallel", "2"], cwd=PLACE, check=True,
+        env=os.environ | {"TAKHIN_SANITIZE": "1"},
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments.tests], cwd=PLACE,
+        env=environment(reports), stdout=subprocess.PIPE, text=True,
+    )
+    assert run.stdout is not None
+    last = ""
+    for line in run.stdout:
+        print(line, end="", flush=True)
+        last = line.strip() or last
+    status = run.wait()
+    found = sorted(reports.iterdir())
+    for report in found:
+        print(report.read_text(errors="replace")[:4000], file=sys.stderr)
+    passed = re.search(r"(\d+) passed", last)
+    print(
+        f"asan: {passed[1] if passed else 0} tests passed, {len(found)} reports, pytest ended with {status} ({last})",
+        flush=True,
+    )
+    return 1 if status or found else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
