@@ -10,14 +10,17 @@ corruption when another one follows: with synchronous=FULL each commit is synced
 
 import os
 import struct
+from collections.abc import Iterator
 
 from takhin.codec.crc32c import crc32c
+from takhin.log.files import Files
 
 _WAL_HEADER = struct.Struct(">8I")
 _FRAME_HEADER = struct.Struct(">6I")
 # Of the header's magic: whether checksums are taken over little-endian numbers (as here) or, one more, big-endian ones.
 _LITTLE_ENDIAN_MAGIC = 0x377F0682
 _PAGE_SIZE_AT = 16
+_CHUNK_BYTES = 1 << 20
 _DEFAULT_PAGE_BYTES = 4096
 
 
@@ -31,12 +34,14 @@ def sum_path(path: str) -> str:
 
 def leave_sum(path: str) -> None:
     """Write the checksum of the closed database, durably. Raises OSError."""
-    kept = sum_path(path)
-    with open(f"{kept}.new", "w", encoding="ascii") as file:
-        file.write(f"{_sum_of(path):08x}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(f"{kept}.new", kept)
+    files = Files()
+    fd = files.open(f"{sum_path(path)}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        files.write(fd, _sum_of(path), 0)
+        files.sync_data(fd)
+    finally:
+        files.close(fd)
+    files.rename(f"{sum_path(path)}.new", sum_path(path))
     _sync_directory(path)
 
 
@@ -44,31 +49,38 @@ def take_sum(path: str) -> bool:
     """Whether the database is what the last clean stop left, as far as anything tells. From here on nothing does:
     a checksum that matched is removed, durably, before the file may change. Raises OSError."""
     try:
-        with open(sum_path(path), encoding="ascii", errors="replace") as file:
-            kept = file.read()
+        kept = b"".join(_chunks(sum_path(path)))
     except FileNotFoundError:
         return True
-    if kept != f"{_sum_of(path):08x}\n":
+    if kept != _sum_of(path):
         return False
-    os.unlink(sum_path(path))
+    Files().unlink(sum_path(path))
     _sync_directory(path)
     return True
 
 
-def _sum_of(path: str) -> int:
+def _sum_of(path: str) -> bytes:
     crc = 0
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            crc = crc32c(chunk, crc)
-    return crc
+    for chunk in _chunks(path):
+        crc = crc32c(chunk, crc)
+    return b"%08x\n" % crc
+
+
+def _chunks(path: str) -> Iterator[bytes]:
+    """All of a file."""
+    files = Files()
+    fd = files.open(path, os.O_RDONLY)
+    try:
+        position = 0
+        while chunk := files.read(fd, _CHUNK_BYTES, position):
+            yield chunk
+            position += len(chunk)
+    finally:
+        files.close(fd)
 
 
 def _sync_directory(path: str) -> None:
-    fd = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    Files().sync_directory(os.path.dirname(os.path.abspath(path)))
 
 
 # The WAL
@@ -78,10 +90,8 @@ def damaged_frame(path: str) -> int | None:
     """The first damaged frame (from 0) of the WAL of the database at `path`, when a commit was lost with it that was on
     the disk once; None when there is no such thing. Raises OSError."""
     try:
-        with open(f"{path}-wal", "rb") as file:
-            wal = file.read()
-        with open(path, "rb") as file:
-            first = file.read(_PAGE_SIZE_AT + 2)
+        wal = b"".join(_chunks(f"{path}-wal"))
+        first = next(_chunks(path), b"")
     except FileNotFoundError:
         return None
     if len(wal) < _WAL_HEADER.size:

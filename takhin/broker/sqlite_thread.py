@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from takhin.broker.sqlite_files import damaged_frame, leave_sum, sum_path, take_sum
 from takhin.errors import Reason, StartError, TakhinError, error
+from takhin.log.files import Files
 
 T = TypeVar("T")
 
@@ -405,11 +406,7 @@ def _sync_directory(path: str) -> None:
     SQLite syncs the directory too, when it has made a file, but goes on when that fails.
     """
     try:
-        fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        Files().sync_directory(os.path.dirname(os.path.abspath(path)))
     except OSError as problem:
         raise StartError(f"the directory of the metadata database {path} can't be synced: {problem.strerror}") from None
 

@@ -67,7 +67,7 @@ def _cut_last_batch(directory: Path) -> None:
 
 
 def epoch_not_raised() -> None:
-    """An unclean start goes on in the epoch of the run before it: offsets that it gives anew may have had other values."""
+    """An unclean start goes on in the epoch of the run before: offsets that it gives anew may have had other values."""
 
     async def begin_run(self: MetadataStore) -> RunState:
         run = await self._db.write(metadata._begin_run)
