@@ -316,7 +316,7 @@ def torture(
                 if disk is None:
                     disk = Disk(oracle, directory / f"round-{number}", FILLINGS[name], program)
                     _first_start(run, disk)
-                meanwhile = MEANWHILE[number % len(MEANWHILE)]
+                meanwhile = MEANWHILE[(number + run.seed) % len(MEANWHILE)]
                 if not disk.failures:
                     _Round(run, disk, FILLINGS[name], meanwhile, f"filler-{number}", rng).go()
                 disk.rounds += 1
