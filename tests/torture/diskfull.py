@@ -179,11 +179,13 @@ class _Round:
             self._end_load()
         if filling.retention:
             del topics[self.filler]
+        # What asks the metadata for room, or what asks the log.
+        how = {"churners": 8, "committers": 4, "unary": 1, "batches": 0, "streams": 1, "pace_s": 0.02}
         self._begin_load(
-            topics=topics, churners=3 if filling.metadata else 1, pace_s=0.02 if filling.metadata else 0.005,
+            topics=topics, **(how if filling.metadata else {"pace_s": 0.005}),
             sizes=[0, 100, 1000, 16384] if filling.ballast else [1000, 65536])
         if filling.ballast:
-            disk.wait_for(lambda: self._figures()["figures"].get("records", 0) > 200, "nothing is taken")
+            disk.wait_for(lambda: self._figures()["figures"].get("records", 0) > 100, "nothing is taken")
             disk.fill()
         # Most changes of the metadata fit into the room that they have.
         enough = 1 if filling.metadata else _REFUSALS
