@@ -139,8 +139,10 @@ def _round(run: Run, world: World, phase: str, rng: random.Random) -> None:
     time.sleep(rng.uniform(*_LOAD_S))
     fault = _end(broker, rng) if phase == "drain" else _kill(broker)
     loaded = world.end_load()
-    ended = "clean_stops" if fault == "stop" else f"kills_in_{phase}"
-    run.add(acked_records=loaded["figures"].get("records", 0), **{ended: 1})
+    run.add(
+        acked_records=loaded["figures"].get("records", 0),
+        **{"clean_stops" if fault == "stop" else f"kills_in_{phase}": 1},
+    )
     if phase == "recovery":
         for _ in range(rng.randint(1, _MOST_RECOVERY_KILLS)):
             fault = _kill_recovery(broker, rng)

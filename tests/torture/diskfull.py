@@ -39,7 +39,7 @@ class Filling(NamedTuple):
 
     ballast: bool = True
     reserve_bytes: int = RESERVE_BYTES
-    # The metadata are on a disk of their own, and only that one gets full.
+    # Metadata and journal are on another disk than the segments, and only theirs gets full.
     metadata: bool = False
     # The ballast stays: what expires makes the room.
     retention: bool = False
@@ -85,11 +85,10 @@ class Disk(World):
         self.reserve_bytes = filling.reserve_bytes
         self.mounted: list[Path] = []
         self.full = self.broker.data_dir
-        self._mount(self.full, 5 * DISK_BYTES if filling.metadata else DISK_BYTES + filling.reserve_bytes)
+        self._mount(self.full, METADATA_BYTES if filling.metadata else DISK_BYTES + filling.reserve_bytes)
         if filling.metadata:
-            self.full = directory / "metadata"
-            self._mount(self.full, METADATA_BYTES)
-            (self.broker.data_dir / "meta.db").symlink_to(self.full / "meta.db")
+            (directory / "topics").mkdir()
+            (self.full / "topics").symlink_to(directory / "topics")
         self.ballast = self.full / "ballast"
         oracle.open(directory / "ledger")
         # What is only accepted may be void once the disk is full.
@@ -180,13 +179,17 @@ class _Round:
             self._end_load()
         if filling.retention:
             del topics[self.filler]
+        # What asks the metadata for room, or what asks the log.
+        how = {"churners": 8, "committers": 4, "unary": 1, "batches": 0, "streams": 1, "pace_s": 0.02}
         self._begin_load(
-            topics=topics, churners=3 if filling.metadata else 1, pace_s=0.02 if filling.metadata else 0.005,
+            topics=topics, **(how if filling.metadata else {"pace_s": 0.005}),
             sizes=[0, 100, 1000, 16384] if filling.ballast else [1000, 65536])
         if filling.ballast:
-            disk.wait_for(lambda: self._figures()["figures"].get("records", 0) > 200, "nothing is taken")
+            disk.wait_for(lambda: self._figures()["figures"].get("records", 0) > 100, "nothing is taken")
             disk.fill()
-        disk.wait_for(lambda: self._refusals() >= _REFUSALS, "the disk does not get full, or nobody is told so")
+        # Most changes of the metadata fit into the room that they have.
+        enough = 1 if filling.metadata else _REFUSALS
+        disk.wait_for(lambda: self._refusals() >= enough, "the disk does not get full, or nobody is told so")
 
     def _refusals(self) -> int:
         return self._figures()["reasons"].get("DISK_FULL", 0)
@@ -316,7 +319,7 @@ def torture(
                 if disk is None:
                     disk = Disk(oracle, directory / f"round-{number}", FILLINGS[name], program)
                     _first_start(run, disk)
-                meanwhile = MEANWHILE[number % len(MEANWHILE)]
+                meanwhile = MEANWHILE[(number + run.seed) % len(MEANWHILE)]
                 if not disk.failures:
                     _Round(run, disk, FILLINGS[name], meanwhile, f"filler-{number}", rng).go()
                 disk.rounds += 1

@@ -42,10 +42,12 @@ def one_batch_too_many() -> None:
     """Recovery after a kill cuts the last whole batch of a partition as if it were torn."""
     recover_partition = store.recover_partition
 
-    def recover(cache: Any, directory: str, *rest: Any, was_clean: bool) -> Any:
+    def recover(cache: Any, directory: str, *rest: Any, was_clean: bool, **more: Any) -> Any:
+        found = recover_partition(cache, directory, *rest, was_clean=was_clean, **more)
         if not was_clean:
             _cut_last_batch(Path(directory))
-        return recover_partition(cache, directory, *rest, was_clean=was_clean)
+            found = recover_partition(cache, directory, *rest, was_clean=was_clean)
+        return found
 
     store.recover_partition = recover
 
@@ -67,7 +69,7 @@ def _cut_last_batch(directory: Path) -> None:
 
 
 def epoch_not_raised() -> None:
-    """An unclean start goes on in the epoch of the run before: offsets that it gives anew may have had other values."""
+    """An unclean start goes on in the epoch of the run before it: offsets given anew may have had other values."""
 
     async def begin_run(self: MetadataStore) -> RunState:
         run = await self._db.write(metadata._begin_run)
