@@ -12,6 +12,7 @@ import os
 import struct
 
 from takhin.codec.crc32c import crc32c
+from takhin.log.files import Files
 
 _WAL_HEADER = struct.Struct(">8I")
 _FRAME_HEADER = struct.Struct(">6I")
@@ -19,6 +20,10 @@ _FRAME_HEADER = struct.Struct(">6I")
 _LITTLE_ENDIAN_MAGIC = 0x377F0682
 _PAGE_SIZE_AT = 16
 _DEFAULT_PAGE_BYTES = 4096
+_SUM_BYTES = 9
+_CHUNK_BYTES = 1 << 20
+# A WAL that one batch has blown up beyond this is looked at only so far.
+_LARGEST_WAL_BYTES = 1 << 30
 
 
 # The main file
@@ -31,44 +36,57 @@ def sum_path(path: str) -> str:
 
 def leave_sum(path: str) -> None:
     """Write the checksum of the closed database, durably. Raises OSError."""
+    files = Files()
     kept = sum_path(path)
-    with open(f"{kept}.new", "w", encoding="ascii") as file:
-        file.write(f"{_sum_of(path):08x}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(f"{kept}.new", kept)
-    _sync_directory(path)
+    fd = files.open(f"{kept}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        files.write(fd, _sum_of(files, path), 0)
+        files.sync_data(fd)
+    finally:
+        files.close(fd)
+    files.rename(f"{kept}.new", kept)
+    sync_directory_of(path)
 
 
 def take_sum(path: str) -> bool:
     """Whether the database is what the last clean stop left, as far as anything tells. From here on nothing does:
     a checksum that matched is removed, durably, before the file may change. Raises OSError."""
-    try:
-        with open(sum_path(path), encoding="ascii", errors="replace") as file:
-            kept = file.read()
-    except FileNotFoundError:
+    files = Files()
+    if not files.exists(sum_path(path)):
         return True
-    if kept != f"{_sum_of(path):08x}\n":
+    if _contents(files, sum_path(path), _SUM_BYTES + 1) != _sum_of(files, path):
         return False
-    os.unlink(sum_path(path))
-    _sync_directory(path)
+    files.unlink(sum_path(path))
+    sync_directory_of(path)
     return True
 
 
-def _sum_of(path: str) -> int:
+def sync_directory_of(path: str) -> None:
+    """The names beside `path` are on the disk after this. Raises OSError."""
+    Files().sync_directory(os.path.dirname(path) or ".")
+
+
+def _sum_of(files: Files, path: str) -> bytes:
     crc = 0
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            crc = crc32c(chunk, crc)
-    return crc
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY)
+    fd = files.open(path, os.O_RDONLY)
     try:
-        os.fsync(fd)
+        for start in range(0, files.size(fd), _CHUNK_BYTES):
+            crc = crc32c(files.read(fd, _CHUNK_BYTES, start), crc)
     finally:
-        os.close(fd)
+        files.close(fd)
+    return b"%08x\n" % crc
+
+
+def _contents(files: Files, path: str, most_bytes: int) -> bytes:
+    """As much of a file as there is, empty when there is none."""
+    try:
+        fd = files.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return b""
+    try:
+        return files.read(fd, min(files.size(fd), most_bytes), 0)
+    finally:
+        files.close(fd)
 
 
 # The WAL
@@ -77,16 +95,11 @@ def _sync_directory(path: str) -> None:
 def damaged_frame(path: str) -> int | None:
     """The first damaged frame (from 0) of the WAL of the database at `path`, when a commit was lost with it that was on
     the disk once; None when there is no such thing. Raises OSError."""
-    try:
-        with open(f"{path}-wal", "rb") as file:
-            wal = file.read()
-        with open(path, "rb") as file:
-            first = file.read(_PAGE_SIZE_AT + 2)
-    except FileNotFoundError:
-        return None
+    files = Files()
+    wal = _contents(files, f"{path}-wal", _LARGEST_WAL_BYTES)
     if len(wal) < _WAL_HEADER.size:
         return None
-    return _Wal(wal, first).lost_from()
+    return _Wal(wal, _contents(files, path, _PAGE_SIZE_AT + 2)).lost_from()
 
 
 class _Wal:

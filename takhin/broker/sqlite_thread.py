@@ -11,7 +11,6 @@ full disk could fail to grow.
 
 import asyncio
 import logging
-import os
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from takhin.broker.sqlite_files import damaged_frame, leave_sum, sum_path, take_sum
+from takhin.broker.sqlite_files import damaged_frame, leave_sum, sum_path, sync_directory_of, take_sum
 from takhin.errors import Reason, StartError, TakhinError, error
 
 T = TypeVar("T")
@@ -405,11 +404,7 @@ def _sync_directory(path: str) -> None:
     SQLite syncs the directory too, when it has made a file, but goes on when that fails.
     """
     try:
-        fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync_directory_of(path)
     except OSError as problem:
         raise StartError(f"the directory of the metadata database {path} can't be synced: {problem.strerror}") from None
 
