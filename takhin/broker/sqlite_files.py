@@ -10,7 +10,6 @@ corruption when another one follows: with synchronous=FULL each commit is synced
 
 import os
 import struct
-from collections.abc import Iterator
 
 from takhin.codec.crc32c import crc32c
 from takhin.log.files import Files
@@ -20,8 +19,11 @@ _FRAME_HEADER = struct.Struct(">6I")
 # Of the header's magic: whether checksums are taken over little-endian numbers (as here) or, one more, big-endian ones.
 _LITTLE_ENDIAN_MAGIC = 0x377F0682
 _PAGE_SIZE_AT = 16
-_CHUNK_BYTES = 1 << 20
 _DEFAULT_PAGE_BYTES = 4096
+_SUM_BYTES = 9
+_CHUNK_BYTES = 1 << 20
+# A WAL that one batch has blown up beyond this is looked at only so far.
+_LARGEST_WAL_BYTES = 1 << 30
 
 
 # The main file
@@ -35,52 +37,56 @@ def sum_path(path: str) -> str:
 def leave_sum(path: str) -> None:
     """Write the checksum of the closed database, durably. Raises OSError."""
     files = Files()
-    fd = files.open(f"{sum_path(path)}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    kept = sum_path(path)
+    fd = files.open(f"{kept}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
-        files.write(fd, _sum_of(path), 0)
+        files.write(fd, _sum_of(files, path), 0)
         files.sync_data(fd)
     finally:
         files.close(fd)
-    files.rename(f"{sum_path(path)}.new", sum_path(path))
-    _sync_directory(path)
+    files.rename(f"{kept}.new", kept)
+    sync_directory_of(path)
 
 
 def take_sum(path: str) -> bool:
     """Whether the database is what the last clean stop left, as far as anything tells. From here on nothing does:
     a checksum that matched is removed, durably, before the file may change. Raises OSError."""
-    try:
-        kept = b"".join(_chunks(sum_path(path)))
-    except FileNotFoundError:
+    files = Files()
+    if not files.exists(sum_path(path)):
         return True
-    if kept != _sum_of(path):
+    if _contents(files, sum_path(path), _SUM_BYTES + 1) != _sum_of(files, path):
         return False
-    Files().unlink(sum_path(path))
-    _sync_directory(path)
+    files.unlink(sum_path(path))
+    sync_directory_of(path)
     return True
 
 
-def _sum_of(path: str) -> bytes:
+def sync_directory_of(path: str) -> None:
+    """The names beside `path` are on the disk after this. Raises OSError."""
+    Files().sync_directory(os.path.dirname(path) or ".")
+
+
+def _sum_of(files: Files, path: str) -> bytes:
     crc = 0
-    for chunk in _chunks(path):
-        crc = crc32c(chunk, crc)
+    fd = files.open(path, os.O_RDONLY)
+    try:
+        for start in range(0, files.size(fd), _CHUNK_BYTES):
+            crc = crc32c(files.read(fd, _CHUNK_BYTES, start), crc)
+    finally:
+        files.close(fd)
     return b"%08x\n" % crc
 
 
-def _chunks(path: str) -> Iterator[bytes]:
-    """All of a file."""
-    files = Files()
-    fd = files.open(path, os.O_RDONLY)
+def _contents(files: Files, path: str, most_bytes: int) -> bytes:
+    """As much of a file as there is, empty when there is none."""
     try:
-        position = 0
-        while chunk := files.read(fd, _CHUNK_BYTES, position):
-            yield chunk
-            position += len(chunk)
+        fd = files.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return b""
+    try:
+        return files.read(fd, min(files.size(fd), most_bytes), 0)
     finally:
         files.close(fd)
-
-
-def _sync_directory(path: str) -> None:
-    Files().sync_directory(os.path.dirname(os.path.abspath(path)))
 
 
 # The WAL
@@ -89,14 +95,11 @@ def _sync_directory(path: str) -> None:
 def damaged_frame(path: str) -> int | None:
     """The first damaged frame (from 0) of the WAL of the database at `path`, when a commit was lost with it that was on
     the disk once; None when there is no such thing. Raises OSError."""
-    try:
-        wal = b"".join(_chunks(f"{path}-wal"))
-        first = next(_chunks(path), b"")
-    except FileNotFoundError:
-        return None
+    files = Files()
+    wal = _contents(files, f"{path}-wal", _LARGEST_WAL_BYTES)
     if len(wal) < _WAL_HEADER.size:
         return None
-    return _Wal(wal, first).lost_from()
+    return _Wal(wal, _contents(files, path, _PAGE_SIZE_AT + 2)).lost_from()
 
 
 class _Wal:

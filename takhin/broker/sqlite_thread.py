@@ -11,7 +11,6 @@ full disk could fail to grow.
 
 import asyncio
 import logging
-import os
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
@@ -21,9 +20,8 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from takhin.broker.sqlite_files import damaged_frame, leave_sum, sum_path, take_sum
+from takhin.broker.sqlite_files import damaged_frame, leave_sum, sum_path, sync_directory_of, take_sum
 from takhin.errors import Reason, StartError, TakhinError, error
-from takhin.log.files import Files
 
 T = TypeVar("T")
 
@@ -406,7 +404,7 @@ def _sync_directory(path: str) -> None:
     SQLite syncs the directory too, when it has made a file, but goes on when that fails.
     """
     try:
-        Files().sync_directory(os.path.dirname(os.path.abspath(path)))
+        sync_directory_of(path)
     except OSError as problem:
         raise StartError(f"the directory of the metadata database {path} can't be synced: {problem.strerror}") from None
 

@@ -381,7 +381,7 @@ cdef class Reader:
             if fault or got < <ssize_t>size or not header.base_offset <= self.next_offset < header.next_offset:
                 self._damaged()
             if header.next_offset - header.base_offset != <int64_t>header.record_count:
-                # Records were taken out of it, which nothing does yet: counting does not tell where an offset stands.
+                # Records were taken out of it, which nothing does yet: counting does not tell where an offset is.
                 self._damaged()
             batch_end = batch + size
             part.data = skip_records(

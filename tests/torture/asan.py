@@ -1,7 +1,8 @@
 """The suite's tests of codec, log and recovery, and shares of torn, rot and fuzz, on a build with sanitizers.
 
-The tree is copied to build/asan and compiled there, with checks of addresses and of undefined behaviour; the usual
-build stays as it is. Ends with one line of figures; the exit status is 0 only without a report and with green tests.
+The tree is copied to build/asan and compiled there, with checks of addresses and of undefined behaviour; the
+usual build stays as it is. Ends with one line of figures; the exit status is 0 only without a report and with all tests
+green.
 """
 
 import argparse

@@ -16,8 +16,7 @@ NUMBERS = [
 ]
 NASTY = [
     b"", b"\0", b"\x80", b"\xff" * 10, b"\xff" * 9 + b"\x01", b"\xef\xbb\xbf", b"\xc0\x80", b"\xed\xa0\x80", b"..",
-    b"/",
-    b"t" * 250, b"\x12\x06", b"2g\x0dTKB1", b"%s%n", "é\U0001f600".encode(), b"\x0b\x0c", b"\x03\x04",
+    b"/", b"t" * 250, b"\x12\x06", b"2g\x0dTKB1", b"%s%n", "é\U0001f600".encode(), b"\x0b\x0c", b"\x03\x04",
 ]
 
 Field = tuple[int, int, bytes]
