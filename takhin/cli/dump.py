@@ -200,8 +200,8 @@ class _Dumper:
         self._tell(
             "index",
             f"{path}  index, {size}: offsets {sums.base_offset} to {sums.next_offset - 1} in "
-            f"{count_of(sums.size_bytes, 'byte')} of segment, last append {time_of(sums.last_append_ms)}, max timestamp "
-            f"{time_of(sums.max_timestamp_ms)}, max epoch {sums.max_epoch}, {count_of(len(index.entries), 'entry')}; "
+            f"{count_of(sums.size_bytes, 'byte')} of segment, last append {time_of(sums.last_append_ms)}, "
+            f"max timestamp {time_of(sums.max_timestamp_ms)}, max epoch {sums.max_epoch}, {count_of(len(index.entries), 'entry')}; "
             f"{_state(index.problem)}",
             file=path, size_bytes=index.size_bytes, base_offset=sums.base_offset, next_offset=sums.next_offset,
             segment_bytes=sums.size_bytes, last_append_ms=sums.last_append_ms,

@@ -67,7 +67,8 @@ def _read(db: sqlite3.Connection, path: str) -> MetadataView | None:
         (topic_id, partition): (offset, group)
         for topic_id, partition, offset, group in db.execute(
             """SELECT topic_id, partition, MAX(next_offset), name
-            FROM committed_offsets JOIN consumer_groups ON consumer_groups.id = group_ref GROUP BY topic_id, partition"""
+            FROM committed_offsets JOIN consumer_groups ON consumer_groups.id = group_ref
+            GROUP BY topic_id, partition"""
         )
     }
     deleted = frozenset(row[0] for row in db.execute("SELECT topic_id FROM deleted_topics"))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from takhin.cli.segment_audit import DAMAGE, NOTE, TORN, SegmentAudit, Tell, audit_segment
 from takhin.cli.show import count_of
 from takhin.log.files import Files
+from takhin.log.index_file import read_index_file
 from takhin.log.recovery import _any_proves, _was_durable
 from takhin.log.segment import FileCache, Segment, segment_name
 
@@ -20,9 +21,9 @@ _OPEN_FILES = 64
 class Verdict:
     """What holds of a partition that is not whole.
 
-    is_torn: the next start cuts it; else it is damaged, and served up to the damage. keep: so many segments, the last of
-    them up to keep_bytes, are whole. next_offset: where the log ends then. gone_before: instead of that, the log's
-    beginning is gone up to this offset.
+    is_torn: the next start cuts it; else it is damaged, and served up to the damage. keep: so many segments, the last
+    of them up to keep_bytes, are whole. next_offset: where the log ends then. gone_before: instead of that, the log's
+    beginning is gone up to this offset. unreadable: the disk does not give it, so nobody knows.
     """
 
     is_torn: bool
@@ -31,12 +32,14 @@ class Verdict:
     next_offset: int
     what: str
     gone_before: int | None = None
+    unreadable: bool = False
 
 
 @dataclass(slots=True)
 class PartitionAudit:
     """What was found. directory: of its files. log_start: 0 when the metadata does not tell. removable: segments before
-    the log's start, which the next start removes; segments: those behind them, in order."""
+    the log's start, which the next start removes; segments: those behind them, in order. stray_indexes: the paths of
+    whole index files that have no segment, and the offset up to which each vouches."""
 
     topic: str
     topic_id: int
@@ -45,6 +48,7 @@ class PartitionAudit:
     log_start: int
     removable: list[SegmentAudit] = field(default_factory=list)
     segments: list[SegmentAudit] = field(default_factory=list)
+    stray_indexes: dict[str, int] = field(default_factory=dict)
     verdict: Verdict | None = None
 
     @property
@@ -69,7 +73,9 @@ class PartitionAudit:
         assert self.verdict is not None
         if self.verdict.gone_before is not None:
             return self.log_start, self.verdict.gone_before
-        highest = max([segment.highest_offset for segment in self.segments] + [self.verdict.next_offset])
+        ends = [segment.highest_offset for segment in self.segments] + list(self.stray_indexes.values())
+        ends += [segment.index_vouches_offset for segment in self.segments]
+        highest = max(ends + [self.verdict.next_offset])
         return self.verdict.next_offset, highest
 
     def readable_behind(self) -> tuple[int, int]:
@@ -91,7 +97,7 @@ def audit_partition(audit: PartitionAudit, tell: Tell, *, was_clean: bool) -> No
     """Read all of its files. was_clean: the last run left everything on the disk. Raises OSError."""
     names = sorted(os.listdir(audit.directory))
     bases = [int(match[1]) for name in names if (match := _SEGMENT.fullmatch(name))]
-    _tell_other_files(audit.directory, names, tell)
+    _other_files(audit, names, bases, tell)
     for base_offset in bases:
         path = os.path.join(audit.directory, segment_name(base_offset))
         try:
@@ -116,7 +122,7 @@ def _judged(audit: PartitionAudit, was_clean: bool) -> Verdict | None:
     except OSError as problem:
         # Recovery gives the partition up where it can't read.
         what = f"{problem.filename or audit.directory}: {problem.strerror}"
-        return Verdict(False, 0, 0, audit.segments[0].base_offset if audit.segments else audit.log_start, what)
+        return Verdict(False, 0, 0, audit.log_start, what, unreadable=True)
 
 
 def judge(audit: PartitionAudit, was_clean: bool) -> Verdict | None:
@@ -159,6 +165,11 @@ def judge(audit: PartitionAudit, was_clean: bool) -> Verdict | None:
             )
             return Verdict(False, number + 1, segment.whole_bytes, segment.next_offset, what)
         expected = segment.next_offset
+    gone = [path for path, next_offset in audit.stray_indexes.items() if next_offset > max(expected, audit.log_start)]
+    if gone:
+        name = os.path.basename(gone[0])
+        what = f"{name} vouches for a segment that is gone, up to offset {audit.stray_indexes[gone[0]]}"
+        return Verdict(False, len(segments), segments[-1].whole_bytes if segments else 0, expected, what)
     return None
 
 
@@ -176,23 +187,40 @@ def _tell_verdict(audit: PartitionAudit, tell: Tell) -> None:
             f"start sets it aside and the log ends at offset {verdict.next_offset}",
         )
         return
+    if verdict.unreadable:
+        tell(DAMAGE, audit.directory, None, f"{verdict.what}; what can't be read can't be judged")
+        return
     first, behind = audit.lost()
     batches, records = audit.readable_behind()
     if verdict.gone_before is not None:
         tell(DAMAGE, audit.directory, None, f"{verdict.what}: offsets {first} to {behind - 1} are lost")
         return
     lost = f"offsets from {first} to {behind - 1} can't be served" if behind > first else "what followed is lost"
-    readable = f"; {count_of(records, 'record')} in {count_of(batches, 'batch')} can be read behind it" if batches else ""
-    tell(DAMAGE, audit.directory, None, f"{verdict.what}; it was on the disk once: {lost}{readable}")
+    what = f"{verdict.what}; it was on the disk once: {lost}"
+    if batches:
+        what += f"; {count_of(records, 'record')} in {count_of(batches, 'batch')} can be read behind it"
+    tell(DAMAGE, audit.directory, None, what)
 
 
-def _tell_other_files(directory: str, names: list[str], tell: Tell) -> None:
+def _other_files(audit: PartitionAudit, names: list[str], bases: list[int], tell: Tell) -> None:
     for name in names:
-        path = os.path.join(directory, name)
+        path = os.path.join(audit.directory, name)
         if _SET_ASIDE.fullmatch(name):
             tell(NOTE, path, None, f"set aside by a recovery, {count_of(os.lstat(path).st_size, 'byte')}")
-        elif _INDEX.fullmatch(name):
-            if name.replace(".index", ".log") not in names:
-                tell(NOTE, path, None, "an index without its segment; nobody reads it")
+        elif match := _INDEX.fullmatch(name):
+            if int(match[1]) not in bases:
+                _stray_index(audit, path, int(match[1]), tell)
         elif not _SEGMENT.fullmatch(name):
             tell(NOTE, path, None, "no file of the log; nobody reads it")
+
+
+def _stray_index(audit: PartitionAudit, path: str, base_offset: int, tell: Tell) -> None:
+    """A segment's index is removed before the segment: a whole one without it vouches for what is gone."""
+    try:
+        index = read_index_file(path)
+    except OSError as problem:
+        tell(NOTE, path, None, f"{problem.strerror}; an index without its segment")
+        return
+    if index.summary is not None and index.summary.base_offset == base_offset:
+        audit.stray_indexes[path] = index.summary.next_offset
+    tell(NOTE, path, None, "an index without its segment")

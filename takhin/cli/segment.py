@@ -40,8 +40,8 @@ def _add_verify(commands: Any) -> None:
         description="Audits all of a data directory that no broker uses: every checksum, the order and the place of "
         "all segments, indexes, the journal, the metadata. It changes nothing, and tells what the next start will "
         "do: cut a torn tail, or serve a damaged partition only up to the damage.",
-        epilog="Exit status: 0 when it is sound, 1 when it is damaged, 2 when it can't be examined. A torn tail is what "
-        "a crash leaves of records that were never acknowledged as durable; the next start cuts it, and it is no "
+        epilog="Exit status: 0 when it is sound, 1 when it is damaged, 2 when it can't be examined. A torn tail is "
+        "what a crash leaves of records that were never acknowledged as durable; the next start cuts it, and it is no "
         "damage.",
     )
     command.add_argument("directory", metavar="DIR", help=_DIRECTORY)

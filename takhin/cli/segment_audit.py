@@ -22,9 +22,9 @@ class SegmentAudit:
 
     whole_bytes: up to where it is whole, 0 when not even its header is. next_offset: where the log is at that place.
     damage: what stands there, in words, None when the file ends there. readable_*: whole batches behind it.
-    highest_offset: the next offset of the last of all batches. index_vouches_bytes: so much of the segment was on the
-    disk when its index file was written, None without one that can be believed. index_wrong: its checksums match, but
-    it tells something else than the segment.
+    highest_offset: the next offset of the last of all batches. index_vouches_bytes: so much of the segment, up to
+    index_vouches_offset, was on the disk when its index was written; None without one that can be believed.
+    index_wrong: its checksums match, but it tells something else than the segment.
     """
 
     base_offset: int
@@ -40,6 +40,7 @@ class SegmentAudit:
     readable_records: int = 0
     highest_offset: int = 0
     index_vouches_bytes: int | None = None
+    index_vouches_offset: int = 0
     index_wrong: bool = False
 
     @property
@@ -131,6 +132,7 @@ class _IndexCheck:
             self._wrong(f"it is of the segment with base offset {index.summary.base_offset}")
             return None
         self._found.index_vouches_bytes = index.summary.size_bytes
+        self._found.index_vouches_offset = index.summary.next_offset
         self._entries = index.entries
         return index
 
