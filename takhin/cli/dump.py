@@ -27,7 +27,7 @@ def dump(path: str, *, records: bool, as_json: bool, from_offset: int, count: in
             if dumper.is_done:
                 break
             if ends.get(_stem(each), from_offset + 1) > from_offset:
-                dumper.file(each, named=os.path.isfile(path))
+                dumper.file(each, named=each == path)
         return EXIT_FAILED if dumper.damaged else EXIT_OK
 
 
@@ -201,8 +201,8 @@ class _Dumper:
             "index",
             f"{path}  index, {size}: offsets {sums.base_offset} to {sums.next_offset - 1} in "
             f"{count_of(sums.size_bytes, 'byte')} of segment, last append {time_of(sums.last_append_ms)}, "
-            f"max timestamp {time_of(sums.max_timestamp_ms)}, max epoch {sums.max_epoch}, {count_of(len(index.entries), 'entry')}; "
-            f"{_state(index.problem)}",
+            f"max timestamp {time_of(sums.max_timestamp_ms)}, max epoch {sums.max_epoch}, "
+            f"{count_of(len(index.entries), 'entry')}; {_state(index.problem)}",
             file=path, size_bytes=index.size_bytes, base_offset=sums.base_offset, next_offset=sums.next_offset,
             segment_bytes=sums.size_bytes, last_append_ms=sums.last_append_ms,
             max_timestamp_ms=sums.max_timestamp_ms, max_epoch=sums.max_epoch, entries=len(index.entries),

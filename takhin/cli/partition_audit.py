@@ -114,6 +114,10 @@ def audit_partition(audit: PartitionAudit, tell: Tell, *, was_clean: bool) -> No
         tell(NOTE, audit.removable[-1].path, None, "lies before the log's start; the next start removes it")
     audit.verdict = _judged(audit, was_clean)
     _tell_verdict(audit, tell)
+    if audit.verdict is not None:
+        for segment in audit.segments[audit.verdict.keep:]:
+            if segment.damage is not None and not audit.verdict.what.startswith(os.path.basename(segment.path)):
+                tell(NOTE, segment.path, segment.whole_bytes, f"behind it: {segment.damage}")
 
 
 def _judged(audit: PartitionAudit, was_clean: bool) -> Verdict | None:

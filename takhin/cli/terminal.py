@@ -72,5 +72,6 @@ class Output:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None):
-        if kind is None or not issubclass(kind, OSError):
+        # After Ctrl-C nobody may be reading.
+        if kind is None or (issubclass(kind, Exception) and not issubclass(kind, OSError)):
             self.flush()
