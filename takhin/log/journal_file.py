@@ -14,6 +14,8 @@ from typing import NamedTuple
 from takhin.codec.crc32c import crc32c, masked
 
 BLOCK_BYTES = 512
+# The header stands twice in its block.
+HEADER_COPIES = (0, 256)
 _READ_BYTES = 1024 * 1024
 _VERSION = 1
 _FILE = struct.Struct("<4sIIIQq")
@@ -52,7 +54,8 @@ class JournalStart:
 
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """A whole entry. stray: it lies behind the place that ends the file. payload_at: where its parts' bytes begin."""
+    """A whole entry. payload_at: where its parts' bytes begin. missing_sequence: of the entry that ends the file, when
+    this one lies behind that, else 0."""
 
     position: int
     sequence: int
@@ -61,7 +64,12 @@ class JournalEntry:
     time_ms: int
     parts: tuple[JournalPart, ...]
     payload_at: int
-    stray: bool
+    missing_sequence: int
+
+    @property
+    def stray(self) -> bool:
+        """Whether it lies behind the place that ends the file."""
+        return self.missing_sequence > 0
 
     @property
     def size_bytes(self) -> int:
@@ -107,7 +115,7 @@ class JournalFile:
         self._salt = start.salt
         position = BLOCK_BYTES
         sequence = start.first_sequence
-        while isinstance(entry := self._entry(position, sequence, stray=False), JournalEntry):
+        while isinstance(entry := self._entry(position, sequence), JournalEntry):
             yield entry
             position += entry.size_bytes
             sequence += 1
@@ -115,19 +123,12 @@ class JournalFile:
         # What is looked through is what was written once: searching it costs one reading, as payloads are skipped.
         position += BLOCK_BYTES
         while position < self.size_bytes:
-            stray = self._entry(position, None, stray=True)
+            stray = self._entry(position, None, missing=sequence)
             if isinstance(stray, JournalEntry) and stray.sequence > sequence:
                 yield stray
                 position += stray.size_bytes
             else:
                 position += BLOCK_BYTES
-
-    def payload(self, entry: JournalEntry) -> Iterator[tuple[JournalPart, int]]:
-        """Each part of the entry, and where its bytes begin in this file."""
-        at = entry.payload_at
-        for part in entry.parts:
-            yield part, at
-            at += part.size_bytes
 
     def read(self, position: int, size_bytes: int) -> bytes:
         """Fewer bytes only where the file ends. Raises OSError."""
@@ -137,7 +138,12 @@ class JournalFile:
         return data
 
     def _start(self) -> JournalStart:
-        data = self.read(0, _FILE.size)
+        """By the first copy of the header that is whole."""
+        copies = [self._header(place) for place in HEADER_COPIES]
+        return next((copy for copy in copies if copy.problem is None), copies[0])
+
+    def _header(self, place: int) -> JournalStart:
+        data = self.read(place, _FILE.size)
         if len(data) < _FILE.size:
             return JournalStart(0, 0, 0, 0, "the header is cut short")
         magic, crc, version, salt, first_sequence, created_ms = _FILE.unpack(data)
@@ -150,7 +156,7 @@ class JournalFile:
             problem = f"the file has version {version}, only {_VERSION} is known"
         return JournalStart(version, salt, first_sequence, created_ms, problem)
 
-    def _entry(self, position: int, expected: int | None, *, stray: bool) -> JournalEntry | str:
+    def _entry(self, position: int, expected: int | None, missing: int = 0) -> JournalEntry | str:
         """The entry that begins there; what is wrong, in words, when there is none of that sequence."""
         data = self.read(position, _ENTRY.size)
         if len(data) < _ENTRY.size:
@@ -172,7 +178,7 @@ class JournalFile:
         if payload_crc != masked(self._crc_of(payload_at, payload_bytes)):
             return "the checksum of an entry's payload does not match"
         return JournalEntry(
-            position, sequence, durable_sequence, payload_bytes, time_ms, parts, payload_at, stray
+            position, sequence, durable_sequence, payload_bytes, time_ms, parts, payload_at, missing
         )
 
     def _crc_of(self, position: int, size_bytes: int) -> int:

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
@@ -270,7 +271,8 @@ OF_THE_LOG = ("rename", "ftruncate")
 
 
 @pytest.mark.parametrize(("spoil", "calls"), [
-    (spoil_payload, EVERY_CALL), (spoil_header, OF_THE_LOG), (cut_at_a_batch, OF_THE_LOG), (remove_the_last, OF_THE_LOG),
+    (spoil_payload, EVERY_CALL), (spoil_header, OF_THE_LOG), (cut_at_a_batch, OF_THE_LOG),
+    (remove_the_last, OF_THE_LOG),
 ], ids=lambda each: getattr(each, "__name__", ""))
 def test_killed_at_each_step(
     clean: Data, quick_path: Path, strace: list[str], capfd: pytest.CaptureFixture[str], spoil: Spoil,
@@ -313,3 +315,26 @@ def test_after_a_repair_that_was_killed_the_broker_serves(clean: Data, strace: l
     done = repair(clean, "--yes", "--json")
     assert done.status == 0
     assert_served(clean, told, done.of_type("summary")[0]["epoch"])
+
+
+def test_copies_and_the_epoch_are_on_the_disk_before_the_log_is_touched(clean: Data, strace: list[str]) -> None:
+    """A kill keeps what was written in the cache; a power cut does not."""
+    spoil_payload(clean)
+    trace = clean.directory.parent / "trace"
+    subprocess.run(
+        [*strace, "-y", "-e", "trace=fdatasync,fsync,ftruncate,rename", "-o", trace, *TAKHIN, "segment", "repair",
+         "--yes", clean.directory], capture_output=True, timeout=60, check=True)
+    calls = [line for line in trace.read_text().splitlines() if str(clean.directory) in line and " = 0" in line]
+    log = re.compile(rf"rename\(.*|ftruncate\(\d+<{clean.partition}/.*")
+    touched = next(number for number, call in enumerate(calls) if re.search(log, call))
+    synced = "\n".join(calls[:touched])
+    aside = f"{clean.directory}/set-aside/1/topics/1/0"
+    segment = clean.segments[1].name
+    for path in (f"{aside}/{segment}", aside, f"{clean.directory}/set-aside/1/topics", f"{clean.directory}/set-aside/1",
+                 f"{clean.directory}/set-aside", str(clean.directory)):
+        assert re.search(rf"sync\(\d+<{re.escape(path)}>", synced), path
+    assert re.search(r"sync\(\d+<\S*/meta.db-wal>", synced)
+    moved = max(number for number, call in enumerate(calls) if "rename(" in call)
+    after = "\n".join(calls[moved:])
+    for path in (aside, str(clean.partition), str(clean.segments[1])):
+        assert re.search(rf"sync\(\d+<{re.escape(path)}>", after), path

@@ -1,4 +1,4 @@
-"""takhin as its user meets it: a process with arguments, lines, an exit status. And data that a real broker has written."""
+"""takhin as its user meets it: a process with arguments, lines, an exit status. And data that a real broker wrote."""
 
 import hashlib
 import json
@@ -54,7 +54,7 @@ def tree(directory: Path) -> dict[str, str]:
 
 @dataclass
 class Data:
-    """A data directory, and what a broker that is gone wrote to partition 0 of TOPIC, its topic 1. sent: by partition."""
+    """A data directory, and what a broker that is gone wrote to TOPIC, its topic 1. sent: by partition."""
 
     directory: Path
     sent: dict[int, list[pb.Record]] = field(default_factory=dict)
