@@ -304,7 +304,6 @@ def _cut(plan: Plan) -> None:
         fd = os.open(plan.cut.path, os.O_RDWR | os.O_CLOEXEC)
         try:
             os.ftruncate(fd, plan.cut_bytes)
-            os.fdatasync(fd)
         finally:
             os.close(fd)
     for each in [plan.cut] if plan.cut is not None else []:

@@ -20,6 +20,7 @@ from takhin.v1 import takhin_pb2 as pb
 from tests.broker_process import consume, offsets, produce, read, refused
 from tests.cli.test_verify import (
     cut_at_a_batch,
+    drop_a_batch,
     empty_one,
     exchange_two,
     make_an_index_lie,
@@ -43,7 +44,7 @@ Spoil = Callable[[Data], str]
 # What takes the log's end; what leaves it.
 CUTTING: list[Spoil] = [
     spoil_payload, spoil_header, zero_a_block, remove_one, remove_the_last, empty_one, cut_at_a_batch, exchange_two,
-    take_another_partitions,
+    take_another_partitions, drop_a_batch,
 ]
 SPARING: list[Spoil] = [remove_the_first, make_an_index_lie, make_sums_lie]
 

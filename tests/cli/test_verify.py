@@ -147,6 +147,14 @@ def cut_at_a_batch(data: Data) -> str:
     return f"{path.name} ends at byte {edges(path)[1]}, and its index vouches for"
 
 
+def drop_a_batch(data: Data) -> str:
+    path = data.segments[0]
+    at = edges(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: at[1]] + content[at[2] :])
+    return f"{path.name} at byte {at[1]}: a batch begins at offset 8 where 4 should"
+
+
 def exchange_two(data: Data) -> str:
     first, second = data.segments[:2]
     keep = first.read_bytes()
@@ -198,9 +206,9 @@ def take_an_older_metadata(data: Data) -> str:
 
 
 SPOILING: list[Callable[[Data], str]] = [
-    spoil_payload, spoil_header, zero_a_block, remove_one, remove_the_first, remove_the_last, empty_one,
-    cut_at_a_batch, exchange_two, take_another_partitions, make_an_index_lie, make_sums_lie, remove_the_metadata,
-    spoil_the_metadata, take_an_older_metadata,
+    spoil_payload, spoil_header, zero_a_block, drop_a_batch, remove_one, remove_the_first, remove_the_last,
+    empty_one, cut_at_a_batch, exchange_two, take_another_partitions, make_an_index_lie, make_sums_lie,
+    remove_the_metadata, spoil_the_metadata, take_an_older_metadata,
 ]
 
 
