@@ -2,11 +2,13 @@
 
 import fcntl
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from takhin.cli.command import CommandError
+from takhin.cli.journal_view import JournalView
 from takhin.cli.metadata_view import MetadataError, MetadataView, read_metadata
 from takhin.cli.partition_audit import PartitionAudit, audit_partition
 from takhin.cli.segment_audit import DAMAGE, NOTE, TORN
@@ -15,6 +17,7 @@ from takhin.cli.show import count_of
 # What a data directory consists of; any one of these makes a directory one.
 _OURS = ("meta.db", "topics", "journal", "LOCK")
 _OURS_TOO = ("meta.db-wal", "meta.db-shm", "meta.db-journal", "set-aside")
+_JOURNAL_SET_ASIDE = re.compile(r"[01]\.journal\.damaged-\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +34,17 @@ class Finding:
 
 @dataclass(slots=True)
 class DataAudit:
-    """What was found in a data directory. metadata: None when there is none, or none that can be read."""
+    """What was found in a data directory. metadata: None when there is none, or none that can be read.
+
+    journal_paths: of the files of the journal; journal_damage: in words, None without.
+    """
 
     data_dir: str
     metadata: MetadataView | None = None
     metadata_damaged: bool = False
     journal_entries: int = 0
+    journal_paths: tuple[str, ...] = ()
+    journal_damage: str | None = None
     partitions: list[PartitionAudit] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=lambda: {DAMAGE: 0, TORN: 0, NOTE: 0})
 
@@ -103,10 +111,15 @@ class Auditor:
     def _run(self) -> None:
         self._read_metadata()
         for name in sorted(os.listdir(self.audit.data_dir)):
-            if name not in _OURS + _OURS_TOO:
-                self._tell(NOTE, os.path.join(self.audit.data_dir, name), None, "no file of the broker's")
-        for number, topic_id, path in self._partition_directories():
-            self._partition(number, topic_id, path)
+            path = os.path.join(self.audit.data_dir, name)
+            if name == "orphans":
+                self._tell(NOTE, path, None, "directories that a start found to belong to no topic")
+            elif name not in _OURS + _OURS_TOO:
+                self._tell(NOTE, path, None, "no file of the broker's")
+        with self._journal() as journal:
+            for number, topic_id, path in self._partition_directories():
+                self._partition(number, topic_id, path, journal)
+            self._partitions_of_the_journal(journal)
         self._check_commits_of_nothing()
 
     def _tell(self, severity: str, path: str, position: int | None, what: str) -> None:
@@ -129,6 +142,38 @@ class Auditor:
             self.audit.metadata_damaged = True
             self._tell(DAMAGE, path, None, "it is gone, though there are topics: restore it from a copy")
 
+    def _journal(self) -> JournalView:
+        directory = os.path.join(self.audit.data_dir, "journal")
+        try:
+            journal = JournalView(self.audit.data_dir)
+        except PermissionError:
+            raise
+        except OSError as problem:
+            raise CommandError(f"{problem.filename or directory} can't be read: {problem.strerror}") from None
+        self.audit.journal_entries = journal.entries
+        self.audit.journal_paths = journal.paths
+        self.audit.journal_damage = journal.damage
+        if journal.damage is not None:
+            self._tell(DAMAGE, directory, None, f"{journal.damage}; no log's end is taken for torn because of it")
+        elif journal.entries:
+            self._tell(NOTE, directory, None, f"it holds {count_of(journal.entries, 'commit')} for the next start")
+        for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
+            path = os.path.join(directory, name)
+            if _JOURNAL_SET_ASIDE.fullmatch(name):
+                self._tell(NOTE, path, None, f"set aside by a recovery, {count_of(os.lstat(path).st_size, 'byte')}")
+            elif path not in journal.paths:
+                self._tell(NOTE, path, None, "no file of the journal; nobody reads it")
+        return journal
+
+    def _partitions_of_the_journal(self, journal: JournalView) -> None:
+        """Those of which a power cut left nothing but what the journal has."""
+        audited = {(each.topic_id, each.partition) for each in self.audit.partitions}
+        known = {row.id: row.num_partitions for row in self.audit.metadata.topics} if self.audit.metadata else {}
+        for topic_id, number in journal.keys:
+            if (topic_id, number) not in audited and number < known.get(topic_id, 0):
+                path = os.path.join(self.audit.data_dir, "topics", str(topic_id), str(number))
+                self._partition(number, topic_id, path, journal)
+
     def _partition_directories(self) -> Iterator[tuple[int, int, str]]:
         """(partition, topic id, directory) of every partition that there may be; tells of all other directories."""
         topics = os.path.join(self.audit.data_dir, "topics")
@@ -146,7 +191,7 @@ class Auditor:
             if entry.name.isdigit() and entry.name.isascii() and entry.is_dir():
                 found.append((int(entry.name), entry.path))
             else:
-                self._tell(NOTE, entry.path, None, "no directory of the broker's; nobody reads it")
+                self._tell(NOTE, entry.path, None, "no directory of the log; the next start moves it to orphans")
         return sorted(found)
 
     def _is_orphan(self, topic_id: int, path: str) -> bool:
@@ -156,20 +201,21 @@ class Auditor:
         if topic_id in metadata.deleted:
             self._tell(NOTE, path, None, "of a deleted topic; the next start removes it")
         elif topic_id <= metadata.highest_topic_id:
-            self._tell(NOTE, path, None, "of a topic that is not there any more; nobody reads it")
+            self._tell(NOTE, path, None, "of a topic that is not there any more; the next start moves it to orphans")
         else:
             self._tell(
                 DAMAGE, path, None,
                 f"meta.db never gave out this id (the highest is {metadata.highest_topic_id}): it is older than the "
-                f"directory, or that comes from elsewhere",
+                f"directory, or that comes from elsewhere; the next start moves it to orphans",
             )
         return True
 
-    def _partition(self, number: int, topic_id: int, path: str) -> None:
+    def _partition(self, number: int, topic_id: int, path: str, journal: JournalView) -> None:
         metadata = self.audit.metadata
         row = next((row for row in metadata.topics if row.id == topic_id), None) if metadata is not None else None
         if row is not None and number >= row.num_partitions:
-            self._tell(NOTE, path, None, f"topic {row.name} has no partition {number}; nobody reads it")
+            what = f"topic {row.name} has no partition {number}; the next start moves it to orphans"
+            self._tell(NOTE, path, None, what)
             return
         name = row.name if row is not None else f"topic id {topic_id}"
         log_start = row.log_starts.get(number, 0) if row is not None else 0
@@ -180,7 +226,7 @@ class Auditor:
             partition.log_start = min(bases, default=0)
         self.audit.partitions.append(partition)
         try:
-            audit_partition(partition, self._tell, was_clean=metadata is not None and metadata.was_clean)
+            audit_partition(partition, self._tell, journal, was_clean=metadata is not None and metadata.was_clean)
             self._check_commits(partition)
         finally:
             self._of = None
@@ -202,14 +248,11 @@ class Auditor:
         commit = metadata.commits.get((partition.topic_id, partition.partition)) if metadata is not None else None
         if commit is None or partition.is_damaged:
             return
-        end = partition.segments[-1].next_offset if partition.segments else 0
-        if partition.verdict is not None:
-            end = partition.verdict.next_offset
-        if commit[0] > max(end, partition.log_start):
+        if commit[0] > partition.next_offset:
             self._tell(
                 NOTE, partition.directory, None,
-                f"group {commit[1]!r} has committed offset {commit[0]}, the log ends at {end}: records were lost or "
-                f"repaired away",
+                f"group {commit[1]!r} has committed offset {commit[0]}, the log ends at {partition.next_offset}: "
+                f"records were lost or repaired away",
             )
 
 

@@ -8,14 +8,16 @@ from itertools import pairwise
 from typing import Any
 
 from takhin.cli.command import EXIT_FAILED, EXIT_OK, CommandError
+from takhin.cli.dump_journal import journal_parts
 from takhin.cli.show import base64_of, bytes_of, count_of, print_json, time_of
 from takhin.cli.terminal import Output
 from takhin.log.index_file import read_index_file
-from takhin.log.journal_file import JournalEnd, JournalEntry, JournalFile, JournalStart
 from takhin.log.walk import BatchHeader, DamagedPart, SegmentFile, SegmentStart, WholeBatch
 
 # A segment, or what recovery cut off one, which begins with a batch.
-_SEGMENT = re.compile(r"(\d{20})\.log(?:\.torn-at-(\d+))?")
+_SEGMENT = re.compile(r"(\d{20})\.log(?:\.torn-at-(\d+)(?:\.\d+)?)?")
+
+_JOURNAL = re.compile(r".+\.journal(?:\.damaged-\d+)?")
 
 
 def dump(path: str, *, records: bool, as_json: bool, from_offset: int, count: int | None) -> int:
@@ -79,7 +81,7 @@ class _Dumper:
             self._segment(path, name)
         elif name.endswith(".index"):
             self._index(path)
-        elif name.endswith(".journal"):
+        elif _JOURNAL.fullmatch(name):
             self._journal(path)
         else:
             self._unnamed(path, name, named)
@@ -222,57 +224,9 @@ class _Dumper:
     # Journals
 
     def _journal(self, path: str) -> None:
-        with JournalFile(path) as journal:
-            for part in journal.parts():
-                if isinstance(part, JournalStart):
-                    self._journal_start(path, journal.size_bytes, part)
-                elif isinstance(part, JournalEnd):
-                    self._journal_end(part)
-                else:
-                    self._journal_entry(part)
-
-    def _journal_start(self, path: str, size_bytes: int, start: JournalStart) -> None:
-        self.damaged |= start.problem is not None
-        self._tell(
-            "journal",
-            f"{path}  journal, {count_of(size_bytes, 'byte')}: first sequence {start.first_sequence}, salt "
-            f"{start.salt:08x}, begun {time_of(start.created_ms)}; {_state(start.problem)}",
-            file=path, size_bytes=size_bytes, version=start.version, salt=start.salt,
-            first_sequence=start.first_sequence, created_ms=start.created_ms, problem=start.problem,
-        )
-
-    def _journal_entry(self, entry: JournalEntry) -> None:
-        # The missing ones were synced when this one was written.
-        proof = entry.stray and entry.durable_sequence >= entry.missing_sequence
-        self.damaged |= proof
-        stray = ""
-        if entry.stray:
-            once = " and was there once" if proof else ""
-            stray = f"; behind entry {entry.missing_sequence}, which is missing{once}"
-        self._tell(
-            "journal_entry",
-            f"  {entry.position}  entry {entry.sequence}, {count_of(entry.size_bytes, 'byte')}, "
-            f"{count_of(len(entry.parts), 'part')}, written {time_of(entry.time_ms)}, durable up to "
-            f"{entry.durable_sequence}; {'DAMAGED' if proof else 'checksums ok'}{stray}",
-            position=entry.position, sequence=entry.sequence, durable_sequence=entry.durable_sequence,
-            size_bytes=entry.size_bytes, time_ms=entry.time_ms, stray=entry.stray,
-        )
-        for part in entry.parts:
-            self._tell(
-                "journal_part",
-                f"      topic id {part.topic_id}, partition {part.partition}: offsets {part.base_offset} to "
-                f"{part.next_offset - 1}, {count_of(part.size_bytes, 'byte')} at byte {part.position} of the segment "
-                f"with base offset {part.segment_base_offset}, epoch {part.epoch}",
-                **part._asdict(),
-            )
-
-    def _journal_end(self, end: JournalEnd) -> None:
-        rest = end.size_bytes - end.position
-        text = f"  {end.position}  ends before entry {end.sequence}: {end.what}"
-        self._tell(
-            "journal_end", text + (f"; {count_of(rest, 'byte')} of earlier use or torn" if rest > 0 else ""),
-            position=end.position, sequence=end.sequence, what=end.what,
-        )
+        for part in journal_parts(path):
+            self.damaged |= part.damaged
+            self._tell(part.kind, part.text, **part.fields)
 
     def _tell(self, kind: str, text: str, /, **fields: Any) -> None:
         if self._as_json:

@@ -2,18 +2,19 @@
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
+from takhin.cli.journal_view import JournalView
 from takhin.cli.segment_audit import DAMAGE, NOTE, TORN, SegmentAudit, Tell, audit_segment
 from takhin.cli.show import count_of
 from takhin.log.files import Files
 from takhin.log.index_file import read_index_file
-from takhin.log.recovery import _any_proves, _was_durable
+from takhin.log.recovery import PASSING, _any_proves, _Place, _was_durable
 from takhin.log.segment import FileCache, Segment, segment_name
 
 _SEGMENT = re.compile(r"(\d{20})\.log")
 _INDEX = re.compile(r"(\d{20})\.index")
-_SET_ASIDE = re.compile(r"\d{20}\.log\.torn-at-\d+")
+_SET_ASIDE = re.compile(r"\d{20}\.log\.torn-at-\d+(\.\d+)?")
 _OPEN_FILES = 64
 
 
@@ -39,7 +40,9 @@ class Verdict:
 class PartitionAudit:
     """What was found. directory: of its files. log_start: 0 when the metadata does not tell. removable: segments before
     the log's start, which the next start removes; segments: those behind them, in order. stray_indexes: the paths of
-    whole index files that have no segment, and the offset up to which each vouches."""
+    whole index files that have no segment, and the offset up to which each vouches. proven_offset: the journal tells
+    that the log went so far. knows_end: whatever is missing was there once. restores: all of this is as it will be once
+    the next start has written what the journal holds."""
 
     topic: str
     topic_id: int
@@ -49,6 +52,9 @@ class PartitionAudit:
     removable: list[SegmentAudit] = field(default_factory=list)
     segments: list[SegmentAudit] = field(default_factory=list)
     stray_indexes: dict[str, int] = field(default_factory=dict)
+    proven_offset: int = 0
+    knows_end: bool = False
+    restores: bool = False
     verdict: Verdict | None = None
 
     @property
@@ -68,13 +74,20 @@ class PartitionAudit:
     def name(self) -> str:
         return f"{self.topic}/{self.partition}"
 
+    @property
+    def next_offset(self) -> int:
+        """Where the log ends, or where it ends before the damage."""
+        if self.verdict is not None:
+            return self.verdict.next_offset
+        return max(self.segments[-1].next_offset if self.segments else 0, self.log_start)
+
     def lost(self) -> tuple[int, int]:
         """(from, to) of the offsets that the damage takes: all from the first on that is known to have been there."""
         assert self.verdict is not None
         if self.verdict.gone_before is not None:
             return self.log_start, self.verdict.gone_before
         ends = [segment.highest_offset for segment in self.segments] + list(self.stray_indexes.values())
-        ends += [segment.index_vouches_offset for segment in self.segments]
+        ends += [segment.index_vouches_offset for segment in self.segments] + [self.proven_offset]
         highest = max(ends + [self.verdict.next_offset])
         return self.verdict.next_offset, highest
 
@@ -93,26 +106,68 @@ class PartitionAudit:
         return batches, records
 
 
-def audit_partition(audit: PartitionAudit, tell: Tell, *, was_clean: bool) -> None:
-    """Read all of its files. was_clean: the last run left everything on the disk. Raises OSError."""
-    names = sorted(os.listdir(audit.directory))
+def audit_partition(audit: PartitionAudit, tell: Tell, journal: JournalView, *, was_clean: bool) -> None:
+    """Read all of its files, as they will be once the next start has written to them what the journal holds.
+
+    was_clean: the last run left everything on the disk. Raises OSError.
+    """
+    key = (audit.topic_id, audit.partition)
+    # Of a damaged journal nobody knows how far it went: then no tail is taken for torn.
+    knows_end = was_clean or journal.damage is not None
+    if not journal.differs(key, audit.directory, audit.log_start):
+        _audit_files(audit, audit.directory, tell, journal.end(key), knows_end)
+        return
+    told: list[tuple[str, str, int | None, str]] = []
+    as_it_is = replace(audit, segments=[], removable=[], stray_indexes={})
+    _audit_files(as_it_is, audit.directory, lambda *finding: told.append(finding), journal.end(key), knows_end)
+    restored = replace(audit, segments=[], removable=[], stray_indexes={}, restores=True)
+    told_restored: list[tuple[str, str, int | None, str]] = []
+    with journal.restored(key, audit.directory, audit.log_start) as directory:
+        _audit_files(
+            restored, directory, lambda *finding: told_restored.append(finding), journal.end(key), knows_end
+        )
+    if restored.is_damaged and restored.next_offset <= as_it_is.next_offset:
+        # What it holds does not follow on what is there.
+        restored, told_restored = as_it_is, told
+    for each in fields(audit):
+        setattr(audit, each.name, getattr(restored, each.name))
+    for severity, path, position, what in told_restored:
+        tell(severity, path, position, what)
+    if audit.restores:
+        what = f"the next start writes to it what the journal holds, up to offset {audit.proven_offset}"
+        tell(NOTE, audit.directory, None, what)
+
+
+def _audit_files(audit: PartitionAudit, directory: str, tell: Tell, proven_offset: int, knows_end: bool) -> None:
+    """directory: where to read what audit.directory holds."""
+
+    def tell_path(severity: str, path: str, position: int | None, what: str) -> None:
+        tell(severity, _in(audit.directory, directory, path), position, what)
+
+    try:
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        names = []
     bases = [int(match[1]) for name in names if (match := _SEGMENT.fullmatch(name))]
-    _other_files(audit, names, bases, tell)
+    _other_files(audit, directory, names, bases, tell_path)
     for base_offset in bases:
-        path = os.path.join(audit.directory, segment_name(base_offset))
+        path = os.path.join(directory, segment_name(base_offset))
         try:
-            segment = audit_segment(path, audit.topic_id, audit.partition, base_offset, tell)
+            segment = audit_segment(path, audit.topic_id, audit.partition, base_offset, tell_path)
         except PermissionError:
             raise
         except OSError as problem:
             # Recovery takes what it can't read for damage.
             segment = SegmentAudit(base_offset, path, next_offset=base_offset, highest_offset=base_offset)
-            segment.damage = problem.strerror or str(problem)
+            segment.damage, segment.unreadable = problem.strerror or str(problem), True
         audit.segments.append(segment)
     while len(audit.segments) > 1 and audit.segments[1].base_offset <= audit.log_start:
         audit.removable.append(audit.segments.pop(0))
-        tell(NOTE, audit.removable[-1].path, None, "lies before the log's start; the next start removes it")
-    audit.verdict = _judged(audit, was_clean)
+        tell_path(NOTE, audit.removable[-1].path, None, "lies before the log's start; the next start removes it")
+    audit.proven_offset, audit.knows_end = proven_offset, knows_end
+    audit.verdict = _judged(audit, directory)
+    for segment in audit.removable + audit.segments:
+        segment.path = _in(audit.directory, directory, segment.path)
     _tell_verdict(audit, tell)
     if audit.verdict is not None:
         for segment in audit.segments[audit.verdict.keep:]:
@@ -120,61 +175,74 @@ def audit_partition(audit: PartitionAudit, tell: Tell, *, was_clean: bool) -> No
                 tell(NOTE, segment.path, segment.whole_bytes, f"behind it: {segment.damage}")
 
 
-def _judged(audit: PartitionAudit, was_clean: bool) -> Verdict | None:
+def _in(directory: str, read_from: str, path: str) -> str:
+    return os.path.join(directory, os.path.relpath(path, read_from))
+
+
+def _judged(audit: PartitionAudit, directory: str) -> Verdict | None:
     try:
-        return judge(audit, was_clean)
+        return judge(audit, directory)
     except OSError as problem:
+        if problem.errno in PASSING:
+            raise
         # Recovery gives the partition up where it can't read.
-        what = f"{problem.filename or audit.directory}: {problem.strerror}"
+        what = f"{_in(audit.directory, directory, problem.filename or directory)}: {problem.strerror}"
         return Verdict(False, 0, 0, audit.log_start, what, unreadable=True)
 
 
-def judge(audit: PartitionAudit, was_clean: bool) -> Verdict | None:
-    """What recovery will take the partition for: None when it is whole. Raises OSError.
+def judge(audit: PartitionAudit, directory: str) -> Verdict | None:
+    """What recovery will take the partition for, its files being in `directory`: None when it is whole. Raises OSError.
 
     The one place that tells a torn tail from damage; a test holds it against recovery itself.
     """
     segments = audit.segments
-    cache = FileCache(Files(), _OPEN_FILES)
+    place = _Place(FileCache(Files(), _OPEN_FILES), directory, audit.topic_id, audit.partition)
+    proven_offset = max([audit.proven_offset, *audit.stray_indexes.values()])
 
-    def later(number: int) -> list[Segment]:
-        return [
-            Segment(cache, audit.directory, audit.topic_id, audit.partition, segment.base_offset)
-            for segment in segments[number:]
-        ]
+    def is_torn(expected: int, number: int) -> bool:
+        """Whether nothing, the segments from that number on included, proves that the log went on at that offset."""
+        later = [segment.base_offset for segment in segments[number:]]
+        return not (audit.knows_end or proven_offset > expected or _any_proves(place, later, expected))
 
-    if segments and segments[0].base_offset > audit.log_start:
-        gone_before = segments[0].base_offset
-        what = f"the segment with offset {audit.log_start} is gone"
-        return Verdict(False, 0, 0, audit.log_start, what, gone_before)
-    expected = segments[0].base_offset if segments else audit.log_start
+    expected = min(segments[0].base_offset, audit.log_start) if segments else audit.log_start
     for number, segment in enumerate(segments):
-        if segment.base_offset != expected:
-            torn = not was_clean and segment.base_offset > expected and not _any_proves(later(number), expected)
-            what = f"{segment_name(segment.base_offset)} follows where offset {expected} should"
-            return Verdict(torn, number, segments[number - 1].whole_bytes, expected, what)
+        name = segment_name(segment.base_offset)
+        keep_bytes = segments[number - 1].whole_bytes if number else 0
+        if not number and segment.base_offset > audit.log_start:
+            what = f"the segment with offset {audit.log_start} is gone"
+            torn = is_torn(expected, number)
+            return Verdict(torn, 0, 0, audit.log_start, what, None if torn else segment.base_offset)
+        if number and segment.base_offset != expected:
+            what = f"{name} follows where offset {expected} should"
+            torn = segment.base_offset > expected and is_torn(expected, number)
+            return Verdict(torn, number, keep_bytes, expected, what)
         if segment.damage is not None:
-            scanned, _ = Segment.scanned(
-                cache, audit.directory, audit.topic_id, audit.partition, segment.base_offset
-            )
-            torn = not was_clean and not _was_durable(scanned, later(number + 1))
-            what = f"{segment_name(segment.base_offset)} at byte {segment.whole_bytes}: {segment.damage}"
+            what = f"{name} at byte {segment.whole_bytes}: {segment.damage}"
+            if segment.unreadable:
+                return Verdict(False, number, keep_bytes, expected, what, unreadable=True)
+            torn = _ends_unproven(place, segment) and is_torn(segment.next_offset, number + 1)
             if segment.whole_bytes:
                 return Verdict(torn, number + 1, segment.whole_bytes, segment.next_offset, what)
-            return Verdict(torn, number, segments[number - 1].whole_bytes if number else 0, expected, what)
-        if segment.index_vouches_bytes is not None and segment.index_vouches_bytes > segment.size_bytes:
-            what = (
-                f"{segment_name(segment.base_offset)} ends at byte {segment.size_bytes}, and its index vouches for "
-                f"{segment.index_vouches_bytes}"
-            )
+            return Verdict(torn, number, keep_bytes, expected if number else audit.log_start, what)
+        if (segment.index_vouches_bytes or 0) > segment.size_bytes:
+            what = f"{name} ends at byte {segment.size_bytes}, and its index vouches for {segment.index_vouches_bytes}"
             return Verdict(False, number + 1, segment.whole_bytes, segment.next_offset, what)
         expected = segment.next_offset
-    gone = [path for path, next_offset in audit.stray_indexes.items() if next_offset > max(expected, audit.log_start)]
-    if gone:
-        name = os.path.basename(gone[0])
-        what = f"{name} vouches for a segment that is gone, up to offset {audit.stray_indexes[gone[0]]}"
-        return Verdict(False, len(segments), segments[-1].whole_bytes if segments else 0, expected, what)
+    end = max(expected if segments else 0, audit.log_start)
+    if end < proven_offset:
+        what = f"the log ends at offset {end}, and once went on to {proven_offset}"
+        return Verdict(False, len(segments), segments[-1].whole_bytes if segments else 0, end, what)
     return None
+
+
+def _ends_unproven(place: _Place, segment: SegmentAudit) -> bool:
+    """Whether nothing in a damaged segment, or its index, proves that what stood at the damage was on the disk."""
+    if (segment.index_vouches_bytes or 0) > segment.whole_bytes:
+        return False
+    scanned, _ = Segment.scanned(
+        place.cache, place.directory, place.topic_id, place.partition, segment.base_offset
+    )
+    return not _was_durable(scanned)
 
 
 def _tell_verdict(audit: PartitionAudit, tell: Tell) -> None:
@@ -206,14 +274,16 @@ def _tell_verdict(audit: PartitionAudit, tell: Tell) -> None:
     tell(DAMAGE, audit.directory, None, what)
 
 
-def _other_files(audit: PartitionAudit, names: list[str], bases: list[int], tell: Tell) -> None:
+def _other_files(audit: PartitionAudit, directory: str, names: list[str], bases: list[int], tell: Tell) -> None:
     for name in names:
-        path = os.path.join(audit.directory, name)
+        path = os.path.join(directory, name)
         if _SET_ASIDE.fullmatch(name):
             tell(NOTE, path, None, f"set aside by a recovery, {count_of(os.lstat(path).st_size, 'byte')}")
         elif match := _INDEX.fullmatch(name):
             if int(match[1]) not in bases:
                 _stray_index(audit, path, int(match[1]), tell)
+        elif name.endswith(".index.new"):
+            pass  # one that was being written when the broker died
         elif not _SEGMENT.fullmatch(name):
             tell(NOTE, path, None, "no file of the log; nobody reads it")
 
@@ -226,5 +296,5 @@ def _stray_index(audit: PartitionAudit, path: str, base_offset: int, tell: Tell)
         tell(NOTE, path, None, f"{problem.strerror}; an index without its segment")
         return
     if index.summary is not None and index.summary.base_offset == base_offset:
-        audit.stray_indexes[path] = index.summary.next_offset
+        audit.stray_indexes[os.path.join(audit.directory, os.path.basename(path))] = index.summary.next_offset
     tell(NOTE, path, None, "an index without its segment")

@@ -9,6 +9,7 @@ import asyncio
 import os
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -66,7 +67,7 @@ def repair(directory: str, *, dry_run: bool, yes: bool, as_json: bool) -> int:
         findings: list[Finding] = []
         audit = Auditor(directory, findings.append).run()
         plans = plans_of(audit)
-        if not plans:
+        if not plans and audit.journal_damage is None:
             for finding in findings:
                 if finding.severity == "damage":
                     print_finding(out, finding, as_json)
@@ -77,6 +78,7 @@ def repair(directory: str, *, dry_run: bool, yes: bool, as_json: bool) -> int:
         _refuse_what_is_not_ready(audit)
         for plan in plans:
             _print_plan(out, directory, plan, as_json)
+        _print_journal(out, audit, as_json)
         if dry_run or not (yes or _agreed(out)):
             if not as_json:
                 out.line("nothing was changed")
@@ -94,10 +96,11 @@ def repair(directory: str, *, dry_run: bool, yes: bool, as_json: bool) -> int:
 def _refuse_what_is_not_ready(audit: DataAudit) -> None:
     if audit.metadata is None:
         raise CommandError(f"{audit.data_dir}: meta.db can't be read: restore it from a copy before anything else")
-    if audit.journal_entries:
+    unwritten = [each.name for each in audit.partitions if each.restores]
+    if unwritten:
         raise CommandError(
-            f"{audit.data_dir}: the journal holds {count_of(audit.journal_entries, 'commit')}: start a broker once, "
-            "which writes them to their segments, stop it, then repair"
+            f"{audit.data_dir}: the journal holds what the segments of {count_of(len(unwritten), 'partition')} "
+            f"({unwritten[0]} …) lack: start a broker once, which writes it to them, stop it, then repair"
         )
 
 
@@ -114,12 +117,11 @@ def _agreed(out: Output) -> bool:
 
 def plans_of(audit: DataAudit) -> list[Plan]:
     """One plan for each partition that can be repaired."""
-    was_clean = audit.metadata is not None and audit.metadata.was_clean
-    plans = [_plan(each, was_clean) for each in audit.partitions]
+    plans = [_plan(each) for each in audit.partitions]
     return [plan for plan in plans if plan is not None]
 
 
-def _plan(audit: PartitionAudit, was_clean: bool) -> Plan | None:
+def _plan(audit: PartitionAudit) -> Plan | None:
     verdict = audit.verdict
     if verdict is not None and verdict.unreadable:
         return None
@@ -127,7 +129,7 @@ def _plan(audit: PartitionAudit, was_clean: bool) -> Plan | None:
     if verdict is not None and verdict.gone_before is not None:
         plan.log_start = verdict.gone_before
         plan.lost.append(audit.lost())
-        verdict = judge(replace(audit, log_start=verdict.gone_before), was_clean)
+        verdict = judge(replace(audit, log_start=verdict.gone_before), audit.directory)
     kept = audit.segments
     if verdict is not None and not verdict.is_torn:
         _plan_end(plan, replace(audit, verdict=verdict), verdict)
@@ -182,6 +184,19 @@ def _print_plan(out: Output, data_dir: str, plan: Plan, as_json: bool) -> None:
         out.line(f"  set aside: {', '.join(os.path.basename(each) for each in files[:_NAMED_FILES])}{more}")
 
 
+def _print_journal(out: Output, audit: DataAudit, as_json: bool) -> None:
+    """It goes too: it would be written to segments that are cut then, or it is damaged itself."""
+    if not audit.journal_paths:
+        return
+    files = [os.path.relpath(each, audit.data_dir) for each in audit.journal_paths]
+    if as_json:
+        print_json(out, type="repair_journal", what=audit.journal_damage, set_aside=files)
+        return
+    what = audit.journal_damage or f"all that follows on its segments is in them ({audit.journal_entries} commits)"
+    out.line(f"journal: {what}")
+    out.line(f"  set aside: {', '.join(files)}")
+
+
 def _plan_fields(plan: Plan, path: str, files: list[str]) -> dict[str, Any]:
     batches, records = plan.readable
     return {
@@ -198,11 +213,12 @@ def _plan_fields(plan: Plan, path: str, files: list[str]) -> dict[str, Any]:
 
 def carry_out(audit: DataAudit, plans: list[Plan]) -> tuple[str, int]:
     """Do it. Gives the directory that has what was taken out, and the epoch. Raises OSError, CommandError."""
-    aside = _make_room(audit.data_dir, plans)
+    aside = _make_room(audit.data_dir, plans, bool(audit.journal_paths))
     try:
         for plan in plans:
             _copy_aside(audit.data_dir, aside, plan)
         _write_report(audit.data_dir, aside, plans)
+        _sync_what_the_journal_covers(audit)
         _sync_tree(aside)
         _sync(audit.data_dir, os.path.dirname(aside))
     except OSError:
@@ -216,10 +232,28 @@ def carry_out(audit: DataAudit, plans: list[Plan]) -> tuple[str, int]:
     for plan in plans:
         _move_aside(audit.data_dir, aside, plan)
         _cut(plan)
+    # Last: until then it may be all that proves what is damaged.
+    if audit.journal_paths:
+        for path in audit.journal_paths:
+            os.rename(path, os.path.join(aside, "journal", os.path.basename(path)))
+        _sync(os.path.join(aside, "journal"), os.path.dirname(audit.journal_paths[0]))
     return aside, epoch
 
 
-def _make_room(data_dir: str, plans: list[Plan]) -> str:
+def _sync_what_the_journal_covers(audit: DataAudit) -> None:
+    """What a killed broker had in the journal on the disk may be in the segments only in the cache."""
+    for partition in audit.partitions:
+        if audit.journal_paths and partition.proven_offset:
+            for segment in partition.segments:
+                fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fdatasync(fd)
+                finally:
+                    os.close(fd)
+            _sync(partition.directory, os.path.dirname(partition.directory))
+
+
+def _make_room(data_dir: str, plans: list[Plan], has_journal: bool) -> str:
     """A new directory under a new number. Raises CommandError: there is no room for the copies."""
     top = os.path.join(data_dir, SET_ASIDE)
     os.makedirs(top, mode=0o750, exist_ok=True)
@@ -230,6 +264,8 @@ def _make_room(data_dir: str, plans: list[Plan]) -> str:
     numbers = [int(name) for name in os.listdir(top) if name.isdigit()]
     aside = os.path.join(top, str(max(numbers, default=0) + 1))
     os.mkdir(aside, mode=0o750)
+    if has_journal:
+        os.mkdir(os.path.join(aside, "journal"), mode=0o750)
     return aside
 
 
@@ -314,6 +350,9 @@ def _cut(plan: Plan) -> None:
 
 
 def _index_again(cache: FileCache, audit: PartitionAudit, each: SegmentAudit) -> None:
+    # A copy of it was set aside. What a scan finds must not depend on it.
+    with suppress(FileNotFoundError):
+        os.unlink(each.index_path)
     segment, damage = Segment.scanned(cache, audit.directory, audit.topic_id, audit.partition, each.base_offset)
     if damage is not None:
         raise CommandError(f"{each.path}: {damage}; the disk gives something else than before")

@@ -24,7 +24,8 @@ class SegmentAudit:
     damage: what stands there, in words, None when the file ends there. readable_*: whole batches behind it.
     highest_offset: the next offset of the last of all batches. index_vouches_bytes: so much of the segment, up to
     index_vouches_offset, was on the disk when its index was written; None without one that can be believed.
-    index_wrong: its checksums match, but it tells something else than the segment.
+    index_wrong: its checksums match, but it tells something else than the segment. unreadable: the disk does not give
+    all of the file.
     """
 
     base_offset: int
@@ -42,6 +43,7 @@ class SegmentAudit:
     index_vouches_bytes: int | None = None
     index_vouches_offset: int = 0
     index_wrong: bool = False
+    unreadable: bool = False
 
     @property
     def index_path(self) -> str:
@@ -60,6 +62,7 @@ def audit_segment(path: str, topic_id: int, partition: int, base_offset: int, te
                 found.damage = problem
             elif problem is not None:
                 tell(NOTE, path, part.position if not isinstance(part, SegmentStart) else 0, f"behind it: {problem}")
+            found.unreadable |= isinstance(part, DamagedPart) and part.unreadable
             if isinstance(part, WholeBatch):
                 _count(found, part, index)
             elif isinstance(part, SegmentStart) and problem is None:

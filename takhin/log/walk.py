@@ -113,13 +113,15 @@ class WholeBatch:
 
 @dataclass(frozen=True, slots=True)
 class DamagedPart:
-    """Bytes in which there is no whole batch. header: what stands at their beginning, if that looks like a batch's."""
+    """Bytes in which there is no whole batch. header: what stands at their beginning, if that looks like a batch's.
+    unreadable: the disk does not give them."""
 
     position: int
     size_bytes: int
     what: str
     expected_offset: int | None
     header: BatchHeader | None = None
+    unreadable: bool = False
 
 
 Part = SegmentStart | WholeBatch | DamagedPart
@@ -184,7 +186,8 @@ class SegmentFile:
                 position = end
         except OSError as problem:
             size_bytes = self.size_bytes - position
-            yield DamagedPart(position, size_bytes, problem.strerror or str(problem), self._expected_offset)
+            what = problem.strerror or str(problem)
+            yield DamagedPart(position, size_bytes, what, self._expected_offset, unreadable=True)
 
     def _header(self) -> SegmentStart | DamagedPart:
         data = self._read(0, SEGMENT_HEADER_SIZE)

@@ -88,7 +88,7 @@ def test_a_torn_last_entry(journal: Path) -> None:
         file.write(entry(8, batch(80))[:200])
     done = dump(journal, "--json")
     assert done.status == 0, "a torn end is no damage"
-    assert done.of_type("journal_end")[0]["what"] == "an entry is cut short"
+    assert done.of_type("journal_end")[0]["what"] == "the entry is cut short"
 
 
 @pytest.mark.parametrize("durable", [5, 6])
@@ -102,7 +102,7 @@ def test_a_missing_entry(journal: Path, durable: int) -> None:
     assert done.status == (1 if durable >= 6 else 0)
     assert [(each["sequence"], each["stray"]) for each in done.of_type("journal_entry")] == [(5, False), (7, True)]
     (end,) = done.of_type("journal_end")
-    assert (end["sequence"], end["what"]) == (6, "the checksum of an entry's payload does not match")
+    assert (end["sequence"], end["what"]) == (6, "the checksum of the entry's payload does not match")
     assert ("was there once" in dump(journal).out) == (durable >= 6)
 
 
@@ -116,7 +116,7 @@ def test_every_bit_of_the_header(journal: Path) -> None:
     spoilt[256 + 20] ^= 1
     journal.write_bytes(spoilt)
     done = dump(journal, "--json")
-    assert done.status == 1 and done.of_type("journal")[0]["problem"] == "the checksum of the header does not match"
+    assert done.status == 1 and done.of_type("journal")[0]["problem"] == "the header's checksum does not match"
     assert not done.of_type("journal_entry")
     journal.write_bytes(b"")
     assert dump(journal).status == 1

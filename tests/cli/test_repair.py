@@ -335,7 +335,7 @@ def test_copies_and_the_epoch_are_on_the_disk_before_the_log_is_touched(clean: D
                  f"{clean.directory}/set-aside", str(clean.directory)):
         assert re.search(rf"sync\(\d+<{re.escape(path)}>", synced), path
     assert re.search(r"sync\(\d+<\S*/meta.db-wal>", synced)
-    moved = max(number for number, call in enumerate(calls) if "rename(" in call)
+    moved = max(number for number, call in enumerate(calls) if "rename(" in call and aside in call)
     after = "\n".join(calls[moved:])
     for path in (aside, str(clean.partition), str(clean.segments[1])):
         assert re.search(rf"sync\(\d+<{re.escape(path)}>", after), path
