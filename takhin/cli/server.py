@@ -22,6 +22,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from takhin import __version__
+from takhin.cli.terminal import complain, open_standard_streams, printable, write
 from takhin.config import Option, Settings, is_loopback, load_settings, options
 from takhin.errors import ConfigError, StartError
 
@@ -64,7 +65,7 @@ _log = logging.getLogger("takhin.server")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the server; `argv` is sys.argv[1:] when not given. Gives the exit status; --help and --version exit."""
-    _open_standard_streams()
+    open_standard_streams()
     values = vars(_parser().parse_args(argv))
     config_file = values.pop("config")
     try:
@@ -176,7 +177,7 @@ class _Signals:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.received is not None:
             # Neither logging nor sys.stderr: this may have interrupted them.
-            _write(2, f"{PROG}: {signal.Signals(number).name} again: ends at once\n")
+            write(2, f"{PROG}: {signal.Signals(number).name} again: ends at once\n")
             os._exit(128 + number)
         self.received = signal.Signals(number)
         if self._wake is not None:
@@ -248,7 +249,7 @@ def _announce(bound: str, settings: Settings) -> None:
         _log.warning("%s can be reached from other machines, without encryption or authentication", bound)
     _log.info("version %s serves on %s, data in %s", __version__, bound, os.path.abspath(settings.data_dir))
     # Not sys.stdout: what a closed pipe leaves in its buffer would turn the exit status into 120.
-    if not _write(1, f"takhin: serving on {bound}\n"):
+    if not write(1, f"takhin: serving on {bound}\n"):
         _log.warning("standard output is closed: could not announce there that it serves")
 
 
@@ -314,17 +315,6 @@ def _raise_open_files(settings: Settings) -> Settings:
     return replace(settings, limits=replace(settings.limits, open_files=most))
 
 
-def _open_standard_streams() -> None:
-    """Open what of descriptors 0 to 2 was closed: else a file of the log gets such a number, and our lines."""
-    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(opened)
-    if sys.stdout is None:
-        sys.stdout = open(1, "w", closefd=False)
-    if sys.stderr is None:
-        sys.stderr = open(2, "w", buffering=1, closefd=False)
-
-
 class _LineFormatter(logging.Formatter):
     """One line a message: time (UTC), level, logger, text. Tracebacks follow in lines of their own, indented.
 
@@ -337,7 +327,7 @@ class _LineFormatter(logging.Formatter):
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
         time = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        lines = "\n    ".join(_printable(line) for line in text.split("\n"))
+        lines = "\n    ".join(printable(line) for line in text.split("\n"))
         return f"{time}.{int(record.msecs):03}Z {record.levelname:<8} {record.name}: {lines}"
 
 
@@ -349,24 +339,8 @@ def _set_up_logging(level: str) -> None:
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
 
 
-def _printable(text: str) -> str:
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
-
-
 def _complain(message: str) -> None:
-    """One line to standard error, for the operator."""
-    _write(2, f"{PROG}: {_printable(message)}\n")
-
-
-def _write(descriptor: int, line: str) -> bool:
-    """Write a line past Python's buffers; False when nobody reads there any more."""
-    try:
-        os.write(descriptor, line.encode(errors="backslashreplace"))
-    except OSError:
-        return False
-    return True
+    complain(PROG, message)
 
 
 if __name__ == "__main__":
