@@ -24,6 +24,7 @@ MODULES = [
     "takhin.log.segment",
     "takhin.log.partition",
     "takhin.log.reader",
+    "takhin.log.timesearch",
     "takhin.log.sync",
 ]
 

@@ -82,6 +82,22 @@ cdef class OffsetIndex:
                 high = middle
         return self.entries[low - 1].position if low else 0
 
+    cdef int64_t locate_time(self, int64_t timestamp_ms) noexcept:
+        """The position of the last indexed batch before which all timestamps are earlier; 0 when there is none.
+
+        The first batch with that timestamp, or a later one, stands there or behind it, and before the next entry.
+        """
+        cdef uint32_t low = 0
+        cdef uint32_t high = self.count
+        cdef uint32_t middle
+        while low < high:
+            middle = low + (high - low) // 2
+            if self.entries[middle].max_timestamp_ms < timestamp_ms:
+                low = middle + 1
+            else:
+                high = middle
+        return self.entries[low - 1].position if low else 0
+
     def encode(self, summary not None):
         """The bytes of the index file."""
         cdef bytes entries = (<const char*>self.entries)[:self.count * sizeof(IndexEntry)] if self.count else b""

@@ -42,4 +42,5 @@ cdef class Segment:
         int32_t epoch
     ) noexcept
     cdef int64_t locate(self, int64_t offset) except -1
+    cdef int64_t locate_time(self, int64_t timestamp_ms) except -1
     cdef void _note_header(self, const BatchHeader* header) noexcept

@@ -178,7 +178,8 @@ def assert_same_consume(request: ConsumeRequest, data: bytes) -> None:
     assert request.topic.decode() == parsed.topic
     for name in ("partition", "offset", "max_bytes", "min_bytes", "max_wait_ms", "until_end", "max_records"):
         assert getattr(request, name) == getattr(parsed, name), name
-    assert request.last_epoch == (parsed.last_epoch if parsed.HasField("last_epoch") else None)
+    for name in ("start_time_ms", "last_epoch"):
+        assert getattr(request, name) == (getattr(parsed, name) if parsed.HasField(name) else None), name
 
 
 @tries(150)
@@ -209,6 +210,7 @@ def test_consume_requests_that_are_accepted_mean_the_same(data: bytes) -> None:
         min_bytes=int32s,
         max_wait_ms=int32s,
         until_end=st.booleans(),
+        start_time_ms=st.none() | int64s,
         max_records=safe_int64s,
         last_epoch=st.none() | int32s,
     )
