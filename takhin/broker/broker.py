@@ -34,8 +34,8 @@ def wall_clock_ms() -> int:
 class Broker:
     """One broker on one data directory.
 
-    start(), then use topics, producing, consuming, log_starts, groups; begin_drain() and stop() end it. All of it on one
-    event loop.
+    start(), then use topics, producing, consuming, log_starts, groups; begin_drain() and stop() end it. All of it on
+    one event loop.
     """
 
     topics: Topics

@@ -216,15 +216,14 @@ def test_negative_timestamps_take_no_more(quick_path: Path, log_in: LogIn) -> No
     assert len(log.partition.segments) > 5
 
 
-def test_what_takes_too_long_for_the_event_loop_is_left_to_a_thread(quick_path: Path, log_in: LogIn) -> None:
+def test_what_takes_too_long_for_the_event_loop_is_left_to_a_thread(log: LocalLog) -> None:
     """The log begins behind a record of the far future: the index cannot tell what comes then."""
-    log = log_in(quick_path / "data")
     append(log, [FURTHEST_MS])
     for number in range(3000):
         append(log, [NOW_MS + number], size=200)
     log.partition.set_log_start(1)
-    search = TimeSearch(log.partition, NOW_MS + 10)
-    assert search.find() in (11, WOULD_BLOCK)
+    if TimeSearch(log.partition, NOW_MS + 10).find() is WOULD_BLOCK:
+        pytest.skip("this filesystem can't tell what is cached")
     search = TimeSearch(log.partition, NOW_MS + 2990)
     assert search.find() is WOULD_BLOCK and search.read_bytes <= 256 * 1024
     assert search.find_blocking() == 2991
@@ -286,10 +285,12 @@ def test_a_damaged_batch_is_told(log: LocalLog, where: str, number: int) -> None
     place = {"header": 3, "largest timestamp": 55, "record": 120, "last byte": size - 1, "size": 38}[where]
     damage_at(path, start + place)
     assert find(log.partition, 100 + 11) == 11
-    for search in (TimeSearch(log.partition, 114).find, TimeSearch(log.partition, 114).find_blocking):
+    searches = [TimeSearch(log.partition, 114).find_blocking, TimeSearch(log.partition, 114).find]
+    if TimeSearch(log.partition, 111).find() is WOULD_BLOCK:
+        del searches[1]  # This filesystem can't tell what is cached.
+    for search in searches:
         with pytest.raises(TakhinError) as caught:
-            if search() is WOULD_BLOCK:
-                pytest.skip("this filesystem can't tell what is cached")
+            search()
         assert caught.value.reason is Reason.CORRUPT_BATCH
         assert caught.value.metadata == {"topic": "t", "partition": "0"}
         assert f"{path.name} at byte {start}" in caught.value.message
