@@ -63,8 +63,7 @@ class LogStarts:
         """Begin a new segment when all of the newest one is to go: that one stays, whatever is in it."""
         if not partition.segments or partition.failure is not None or partition.unwritten:
             return
-        newest = partition.segments[-1]
-        if not newest.base_offset < newest.next_offset <= offset:
+        if partition.segments[-1].next_offset > offset:
             return
         try:
             partition.roll(self._clock_ms())

@@ -105,6 +105,8 @@ def test_what_is_not_written_stays(tmp_path: Path) -> None:
             if partition.log_start_offset == 9:
                 assert values_of(partition, 9) == [b"late"]
             assert partition.written_offset == 10
+            # Nor is a segment begun that would not make the one before it go.
+            assert bases(partition) == ([8] if partition.log_start_offset == 9 else [10])
 
     run(scenario())
 

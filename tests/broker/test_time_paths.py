@@ -1,7 +1,9 @@
 """Offsets by time in process: a clock that steps, what is not in memory, damage, and files that can't be read."""
 
 import asyncio
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from takhin.broker.broker import Broker
 from takhin.errors import Reason
@@ -59,6 +61,37 @@ def test_what_is_not_in_memory(tmp_path: Path) -> None:
             for number in range(19, -1, -1):
                 assert await offset_for(broker, partition, 100 + number) == number
             assert await offset_for(broker, partition, 120) is None
+
+    run(scenario())
+
+
+class MovesTheStart(ThreadPoolExecutor):
+    """The partition's log start has moved by the time that the event loop hears of what was done here."""
+
+    def __init__(self, partition: Partition, offset: int):
+        super().__init__(1)
+        self._move = lambda: partition.set_log_start(offset)
+
+    def submit(self, *work: Any) -> "Future[Any]":
+        done = super().submit(*work)
+        done.result()
+        self._move()
+        return done
+
+
+def test_the_log_start_passes_the_answer_on_its_way(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as broker:
+            await topic_of(broker)
+            for number in range(20):
+                await at_time(broker, 100 + number)
+        async with running(tmp_path) as broker:
+            partition = broker.topics.partition("t", 0)
+            threads = broker._store.threads
+            with MovesTheStart(partition, 5) as broker._store.threads:
+                assert await offset_for(broker, partition, 103) == 5
+                assert partition.log_start_offset == 5
+            broker._store.threads = threads
 
     run(scenario())
 
