@@ -63,6 +63,8 @@ def test_time_0_is_a_time(stub: Stub, topic: str) -> None:
         assert offset_at(stub, topic, wanted) == expected
         assert read_from(stub, topic, wanted) == list(range(expected, 2))
     assert offset_at(stub, topic, 0) is None and read_from(stub, topic, 0) == []
+    at_times(stub, topic, 5)
+    assert offset_at(stub, topic, 0) == 2 and read_from(stub, topic, 0) == [2]
     response = stub.GetPartitionOffsets(pb.GetPartitionOffsetsRequest(topic=topic), timeout=DEADLINE_S)
     assert not response.HasField("offset_for_time")
 
