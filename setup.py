@@ -27,6 +27,7 @@ MODULES = [
     "takhin.log.partition",
     "takhin.log.journal",
     "takhin.log.reader",
+    "takhin.log.timesearch",
     "takhin.log.sync",
 ]
 

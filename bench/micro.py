@@ -254,6 +254,28 @@ def test_get_topic(benchmark: Any, handlers: Handlers) -> None:
     measure(benchmark, handlers, one_round, "GetTopic, 1 partition", goal_us=8)
 
 
+@pytest.mark.parametrize("by_time", [False, True], ids=["marks", "by time"])
+@calls_a_round(1000)
+def test_get_partition_offsets(benchmark: Any, handlers: Handlers, by_time: bool) -> None:
+    """GetPartitionOffsets of a partition with 20,000 batches, without and with a time to be found in them."""
+    produce = handlers.handler("ProduceMessage")
+
+    async def fill() -> None:
+        for number in range(20_000 // AT_ONCE):
+            record = pb.Record(value=bytes(100), timestamp=number + 1)
+            request = pb.ProduceMessageRequest(topic=TOPIC, required_acks=1, records=[record, record])
+            await all_at_once([produce(request.SerializeToString(), CALL) for _ in range(AT_ONCE)])
+
+    handlers.loop.run_until_complete(fill())
+    handlers.value_bytes, handlers.produced = 100, 20_000 // AT_ONCE * AT_ONCE * 2
+    wanted = 200 if by_time else None
+    request = pb.GetPartitionOffsetsRequest(topic=TOPIC, timestamp_ms=wanted).SerializeToString()
+    found = pb.GetPartitionOffsetsResponse.FromString(handlers.call("GetPartitionOffsets", request))
+    assert found.HasField("offset_for_time") == by_time and found.offset_for_time == (199 * AT_ONCE * 2) * by_time
+    one_round = one_at_a_time(handlers, "GetPartitionOffsets", request, 1000)
+    measure(benchmark, handlers, one_round, f"GetPartitionOffsets, {'a time' if by_time else 'marks'}")
+
+
 @pytest.mark.parametrize("value_bytes", [100, 1024, 10240])
 @calls_a_round(1024)
 def test_throughput(benchmark: Any, handlers: Handlers, value_bytes: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from takhin.broker.consume import Consuming
 from takhin.broker.groups import GroupCoordinator
+from takhin.broker.log_start import LogStarts
 from takhin.broker.metadata import MetadataStore
 from takhin.broker.produce import Producing
 from takhin.broker.reader_budget import ReaderBudget
@@ -33,12 +34,14 @@ def wall_clock_ms() -> int:
 class Broker:
     """One broker on one data directory.
 
-    start(), then use topics, producing, consuming, groups; begin_drain() and stop() end it. On one event loop.
+    start(), then use topics, producing, consuming, log_starts, groups; begin_drain() and stop() end it. All of it on
+    one event loop.
     """
 
     topics: Topics
     producing: Producing
     consuming: Consuming
+    log_starts: LogStarts
     groups: GroupCoordinator
 
     def __init__(self, settings: Settings, clock_ms: Callable[[], int] = wall_clock_ms):
@@ -79,6 +82,7 @@ class Broker:
         budget = ReaderBudget(settings.limits.reader_bytes, settings.limits.slow_reader_ms)
         self.producing = Producing(self.topics, settings.limits, self._clock_ms)
         self.consuming = Consuming(self.topics, self._store, budget, settings.grpc.max_message_bytes)
+        self.log_starts = LogStarts(self._metadata, self._store, self._clock_ms)
         self.groups = GroupCoordinator(self._metadata, self.topics, settings.limits, self._clock_ms)
         try:
             await self._recover()

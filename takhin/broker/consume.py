@@ -1,18 +1,19 @@
-"""Consume: a stream of responses that are slices of one partition's log."""
+"""Consume: a stream of responses that are slices of one partition's log, from an offset or a time on."""
 
 import asyncio
-import errno
 import logging
 from dataclasses import dataclass
 from typing import Protocol
 
+from takhin.broker.partition_state import check_damage, check_open, is_damaged, read_error
 from takhin.broker.reader_budget import Lease, ReaderBudget
 from takhin.broker.topics import Topics, partition_of
 from takhin.codec.messages import ConsumeRequest
-from takhin.errors import Reason, TakhinError, error
+from takhin.errors import Reason, error
 from takhin.log.partition import Partition
 from takhin.log.reader import WOULD_BLOCK, Reader
 from takhin.log.store import LogStore
+from takhin.log.timesearch import TimeSearch
 
 logger = logging.getLogger(__name__)
 
@@ -64,13 +65,16 @@ class Consuming:
     async def consume(self, request: bytes, call: ResponseStream) -> None:
         """Follow one partition, as a ConsumeMessagesRequest asks. Returns when all that was asked for is delivered.
 
-        Raises what the request is refused for, OFFSET_OUT_OF_RANGE (also later, when retention overtakes the reader),
-        LOG_TRUNCATED, TOPIC_NOT_FOUND (also later), CORRUPT_BATCH, DRAINING.
+        Raises what the request is refused for, OFFSET_OUT_OF_RANGE (also later, when the log's start overtakes the
+        reader), LOG_TRUNCATED, TOPIC_NOT_FOUND (also later), CORRUPT_BATCH, READ_FAILED, DRAINING.
         """
         asked = ConsumeRequest(request)
         partition = partition_of(self._topics.get_encoded(asked.topic), asked.partition)
         pace = self._pace(asked)
-        reader = _reader(partition, asked)
+        if asked.start_time_ms is None:
+            reader = _reader(partition, asked)
+        else:
+            reader = await self._reader_at_time(partition, asked)
 
         def cut() -> None:
             logger.warning(
@@ -91,6 +95,48 @@ class Consuming:
                     await self._send_empty(call, lease, reader)
         finally:
             self._budget.close(lease)
+
+    async def offset_for_time(self, partition: Partition, timestamp_ms: int) -> int | None:
+        """The first offset whose record's timestamp is timestamp_ms or later, None when there is none.
+
+        Raises CORRUPT_BATCH (also when the log ends with damage, behind which it may be), READ_FAILED, TOPIC_NOT_FOUND,
+        DRAINING.
+        """
+        return (await self._search(partition, timestamp_ms))[0]
+
+    async def _search(self, partition: Partition, timestamp_ms: int) -> tuple[int | None, int]:
+        """As offset_for_time, and what was the log's end: nothing from there on was looked at."""
+        search = TimeSearch(partition, timestamp_ms)
+        while True:
+            try:
+                offset = search.find()
+                if offset is WOULD_BLOCK:
+                    loop = asyncio.get_running_loop()
+                    offset = await loop.run_in_executor(self._store.threads, search.find_blocking)
+            except OSError as problem:
+                check_open(partition)
+                raise read_error(partition, problem) from None
+            check_open(partition)
+            if offset is None:
+                check_damage(partition)
+                return None, search.end_offset
+            assert isinstance(offset, int)
+            # Else the log's start has passed it on the way here.
+            if offset >= partition.log_start_offset:
+                return offset, search.end_offset
+
+    async def _reader_at_time(self, partition: Partition, asked: ConsumeRequest) -> Reader:
+        """A reader at the time asked for. Raises OFFSET_AND_TIME and what offset_for_time does."""
+        assert asked.start_time_ms is not None
+        if asked.offset or asked.last_epoch is not None:
+            raise error(
+                Reason.OFFSET_AND_TIME,
+                "start_time_ms stands in place of an offset: leave offset at 0, and last_epoch, which goes with an "
+                "offset, unset",
+            )
+        offset, end = await self._search(partition, asked.start_time_ms)
+        # Without such a record from the end that was searched: what came meanwhile may have it.
+        return _bounded_reader(partition, asked, end if offset is None else offset, end)
 
     def _pace(self, asked: ConsumeRequest) -> _Pace:
         for name, value in (
@@ -114,7 +160,7 @@ class Consuming:
             self._check_open(partition)
             pending = partition.data_after(reader.next_offset)
             if pending is not None:
-                _check_damage(partition)
+                check_damage(partition)
             else:
                 if pace.min_bytes == 1 or reader.end_offset >= 0 or reader.available_bytes >= pace.min_bytes:
                     return True
@@ -131,8 +177,7 @@ class Consuming:
     def _check_open(self, partition: Partition) -> None:
         if self._draining:
             raise error(Reason.DRAINING, "the broker is shutting down; go on at the next offset when it is back")
-        if partition.failure is not None and partition.failure[0] in (Reason.TOPIC_NOT_FOUND, Reason.DRAINING):
-            raise error(*partition.failure, topic=partition.topic, partition=partition.partition)
+        check_open(partition)
 
     async def _send(self, call: ResponseStream, lease: Lease, reader: Reader, max_bytes: int) -> None:
         """Send the reader's next response, if there is one."""
@@ -163,7 +208,7 @@ class Consuming:
         except OSError as problem:
             # Retention may have removed the file between the check of the log's start and its opening.
             reader.check_start()
-            raise _read_error(reader.partition, problem) from None
+            raise read_error(reader.partition, problem) from None
         assert response is None or isinstance(response, bytes)
         return response
 
@@ -196,7 +241,7 @@ def _reader(partition: Partition, asked: ConsumeRequest) -> Reader:
         if asked.last_epoch < 0:
             raise error(Reason.INVALID_EPOCH, f"last_epoch {asked.last_epoch} is negative")
         diverges_at = partition.divergence(asked.last_epoch, offset)
-        if diverges_at is not None and not _is_damaged(partition):
+        if diverges_at is not None and not is_damaged(partition):
             raise error(
                 Reason.LOG_TRUNCATED,
                 f"{partition.topic}/{partition.partition} lost records that were written but not durable: from offset "
@@ -205,7 +250,7 @@ def _reader(partition: Partition, asked: ConsumeRequest) -> Reader:
                 log_start_offset=log_start, end_offset=end,
             )
     if offset >= end:
-        _check_damage(partition)
+        check_damage(partition)
     if not log_start <= offset <= end:
         raise error(
             Reason.OFFSET_OUT_OF_RANGE,
@@ -213,30 +258,10 @@ def _reader(partition: Partition, asked: ConsumeRequest) -> Reader:
             f"to {end}",
             topic=partition.topic, partition=partition.partition, log_start_offset=log_start, end_offset=end,
         )
+    return _bounded_reader(partition, asked, offset, end)
+
+
+def _bounded_reader(partition: Partition, asked: ConsumeRequest, offset: int, end: int) -> Reader:
     # What lies beyond damage is not the end: a bounded read has to learn of it, too.
-    bounded = asked.until_end and not _is_damaged(partition)
+    bounded = asked.until_end and not is_damaged(partition)
     return Reader(partition, offset, end if bounded else -1, asked.max_records or -1)
-
-
-def _is_damaged(partition: Partition) -> bool:
-    return partition.failure is not None and partition.failure[0] is Reason.PARTITION_DAMAGED
-
-
-def _check_damage(partition: Partition) -> None:
-    """To be called where the log seems to end. Raises CORRUPT_BATCH when damage is what ends it."""
-    if _is_damaged(partition):
-        raise error(
-            Reason.CORRUPT_BATCH,
-            f"{partition.topic}/{partition.partition} can't be read from offset {partition.written_offset} on: it is "
-            "damaged there",
-            topic=partition.topic, partition=partition.partition, offset=partition.written_offset,
-        )
-
-
-def _read_error(partition: Partition, problem: OSError) -> TakhinError:
-    logger.error("%s/%d can't be read: %s", partition.topic, partition.partition, problem.strerror)
-    return error(
-        Reason.CORRUPT_BATCH if problem.errno == errno.EIO else Reason.READ_FAILED,
-        f"{partition.topic}/{partition.partition} can't be read: {problem.strerror}",
-        topic=partition.topic, partition=partition.partition,
-    )

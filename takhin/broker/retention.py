@@ -9,10 +9,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from takhin.broker.log_start import LogStarts
 from takhin.broker.metadata import MetadataStore
+from takhin.broker.partition_state import is_damaged
 from takhin.broker.topic_config import TopicConfig
 from takhin.broker.topics import Topics
-from takhin.errors import Reason, TakhinError
+from takhin.errors import TakhinError
 from takhin.log.partition import Partition
 from takhin.log.store import LogStore
 
@@ -33,8 +35,7 @@ class Retention:
         clock_ms: Callable[[], int],
     ):
         self._topics = topics
-        self._metadata = metadata
-        self._store = store
+        self._log_starts = LogStarts(metadata, store, clock_ms)
         self._check_s = check_ms / 1000
         self._clock_ms = clock_ms
 
@@ -62,8 +63,7 @@ class Retention:
 
     async def _check(self, partition: Partition, config: TopicConfig) -> None:
         # Of a damaged partition nothing is removed: somebody has to look at it first.
-        damaged = partition.failure is not None and partition.failure[0] is Reason.PARTITION_DAMAGED
-        if not partition.segments or damaged:
+        if not partition.segments or is_damaged(partition):
             return
         now_ms = self._clock_ms()
         newest = partition.segments[-1]
@@ -80,13 +80,7 @@ class Retention:
                     logger.warning("retention of %s/%d: %s", partition.topic, partition.partition, problem.message)
         start = new_log_start(partition, config, now_ms)
         if start > partition.log_start_offset:
-            await self._metadata.set_log_start(partition.topic_id, partition.partition, start)
-            removed = partition.set_log_start(start)
-            await self._store.remove_segments(removed)
-            logger.info(
-                "%s/%d begins at offset %d now; %d segments removed",
-                partition.topic, partition.partition, start, len(removed),
-            )
+            await self._log_starts.advance(partition, start)
 
 
 def new_log_start(partition: Partition, config: TopicConfig, now_ms: int) -> int:

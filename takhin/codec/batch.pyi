@@ -20,6 +20,7 @@ class Batch:
     flags: int
 
 def read_batch(data: bytes, position: int = 0) -> Batch: ...
+def offset_for_time(data: bytes, timestamp_ms: int, position: int = 0, from_offset: int = 0) -> int | None: ...
 def encode_batch(
     records: list[bytes],
     base_offset: int,

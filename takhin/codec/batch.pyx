@@ -11,10 +11,14 @@ cimport cython
 
 from takhin.codec.crc32c cimport crc32c_of, mask
 from takhin.codec.wire cimport (
+    Cursor,
+    Field,
     RecordFacts,
     SAFE_INT64,
+    WIRE_VARINT,
     check_record,
     fault_text,
+    read_field,
     varint_size,
     write_varint,
 )
@@ -223,6 +227,43 @@ cdef const uint8_t* skip_records(const uint8_t* at, const uint8_t* end, int64_t 
     return at
 
 
+cdef int64_t _stored_timestamp(const uint8_t* at, const uint8_t* end) noexcept nogil:
+    """The timestamp of the stored record that lies between at and end: the last of those that stand there counts."""
+    cdef Cursor cursor
+    cdef Field field
+    cdef int64_t timestamp_ms = 0
+    # Tag and length; whoever calls knows that they are there.
+    at += 1
+    while at < end and at[0] >= 0x80:
+        at += 1
+    cursor.at = at + 1
+    cursor.end = end
+    while cursor.at < end:
+        if read_field(&cursor, False, &field):
+            break
+        if field.number == 4 and field.wire_type == WIRE_VARINT:
+            timestamp_ms = <int64_t>field.value
+    return timestamp_ms
+
+
+cdef int64_t find_timestamp(
+    const uint8_t* at, const uint8_t* end, int64_t from_record, int64_t timestamp_ms
+) noexcept nogil:
+    """Of the stored records between at and end, counted from 0, the first one whose timestamp is timestamp_ms or later,
+    and which is not before from_record; -1 when there is none."""
+    cdef int64_t number = 0
+    cdef const uint8_t* after
+    while at < end:
+        after = skip_record(at, end)
+        if after == NULL:
+            return -1
+        if number >= from_record and _stored_timestamp(at, after) >= timestamp_ms:
+            return number
+        at = after
+        number += 1
+    return -1
+
+
 cdef void write_segment_header(
     uint8_t* to, int64_t topic_id, uint32_t partition, int64_t base_offset, int64_t created_ms
 ) noexcept nogil:
@@ -309,6 +350,19 @@ def read_batch(bytes data not None, size_t position=0):
     batch.producer_sequence = header.producer_sequence
     batch.flags = header.flags
     return batch
+
+
+def offset_for_time(bytes data not None, int64_t timestamp_ms, size_t position=0, int64_t from_offset=0):
+    """The first offset, from from_offset on, of the batch at position whose record has timestamp_ms or a later one.
+
+    None when it has none. Raises BatchError.
+    """
+    batch = read_batch(data, position)
+    cdef const uint8_t* start = <const uint8_t*>data + position + BATCH_HEADER_BYTES
+    cdef int64_t base_offset = batch.base_offset
+    cdef uint32_t payload_bytes = batch.payload_bytes
+    cdef int64_t number = find_timestamp(start, start + payload_bytes, from_offset - base_offset, timestamp_ms)
+    return base_offset + number if number >= 0 else None
 
 
 def encode_batch(

@@ -36,6 +36,7 @@ cdef class ConsumeRequest:
     cdef readonly int32_t min_bytes
     cdef readonly int32_t max_wait_ms
     cdef readonly bint until_end
+    cdef readonly object start_time_ms
     cdef readonly int64_t max_records
     cdef readonly object last_epoch
 

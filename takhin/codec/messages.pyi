@@ -19,6 +19,7 @@ class ConsumeRequest:
     min_bytes: int
     max_wait_ms: int
     until_end: bool
+    start_time_ms: int | None
     max_records: int
     last_epoch: int | None
     def __init__(self, request: bytes) -> None: ...

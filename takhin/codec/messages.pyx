@@ -232,13 +232,15 @@ cdef class ProduceRequest:
 
 @cython.final
 cdef class ConsumeRequest:
-    """A ConsumeMessagesRequest. Raises InvalidArgument MALFORMED_REQUEST."""
+    """A ConsumeMessagesRequest; start_time_ms and last_epoch are None when absent. Raises InvalidArgument
+    MALFORMED_REQUEST."""
 
     def __init__(self, bytes request not None):
         cdef Cursor cursor
         cdef Field field
         cdef int fault = FAULT_NONE
         cdef int32_t epoch
+        cdef int64_t time_ms
         self.topic = b""
         cursor.at = <const uint8_t*>PyBytes_AS_STRING(request)
         cursor.end = cursor.at + len(request)
@@ -267,6 +269,10 @@ cdef class ConsumeRequest:
                     fault = FAULT_WIRE_TYPE
                 else:
                     self.until_end = field.value != 0
+            elif field.number == 8:
+                fault = _as_int64(&field, &time_ms)
+                if not fault:
+                    self.start_time_ms = time_ms
             elif field.number == 9:
                 fault = _as_int64(&field, &self.max_records)
             elif field.number == 11:

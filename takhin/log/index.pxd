@@ -22,3 +22,4 @@ cdef class OffsetIndex:
     cdef void add(self, uint32_t offset_delta, uint32_t position, int64_t max_timestamp_ms) noexcept
     cdef int64_t locate(self, int64_t offset_delta) noexcept
     cdef int64_t last_position(self) noexcept
+    cdef int64_t locate_time(self, int64_t timestamp_ms) noexcept

@@ -86,6 +86,22 @@ cdef class OffsetIndex:
         """The position of the last entry; 0 when there is none."""
         return self.entries[self.count - 1].position if self.count else 0
 
+    cdef int64_t locate_time(self, int64_t timestamp_ms) noexcept:
+        """The position of the last indexed batch before which all timestamps are earlier; 0 when there is none.
+
+        The first batch with that timestamp, or a later one, stands there or behind it, and before the next entry.
+        """
+        cdef uint32_t low = 0
+        cdef uint32_t high = self.count
+        cdef uint32_t middle
+        while low < high:
+            middle = low + (high - low) // 2
+            if self.entries[middle].max_timestamp_ms < timestamp_ms:
+                low = middle + 1
+            else:
+                high = middle
+        return self.entries[low - 1].position if low else 0
+
     def encode(self, summary not None, int64_t count=-1):
         """The bytes of the index file, with the first `count` entries (-1: all)."""
         cdef int64_t used = self.count if count < 0 else min(count, <int64_t>self.count)

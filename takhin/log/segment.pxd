@@ -51,4 +51,5 @@ cdef class Segment:
     cdef int _check_at(
         self, int fd, int64_t position, int64_t file_size, uint8_t* buffer, BatchHeader* header
     ) except -1
+    cdef int64_t locate_time(self, int64_t timestamp_ms) except -1
     cdef void _note_header(self, const BatchHeader* header) noexcept

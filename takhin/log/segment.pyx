@@ -29,6 +29,7 @@ from takhin.codec.batch cimport (
     read_batch_header,
 )
 from takhin.codec.crc32c cimport crc32c_of, mask
+from takhin.codec.wire cimport SAFE_INT64
 from takhin.log.files cimport Files
 from takhin.log.index cimport INDEX_HEADER_BYTES, INDEX_INTERVAL_BYTES, OffsetIndex
 
@@ -105,7 +106,8 @@ cdef class Segment:
         self.base_offset = base_offset
         self.next_offset = base_offset
         self.size_bytes = 0
-        self.max_timestamp_ms = -1
+        # The smallest there is: a batch of negative timestamps raises it, too.
+        self.max_timestamp_ms = -SAFE_INT64
 
     def __dealloc__(self):
         if self._fd >= 0:
@@ -433,6 +435,14 @@ cdef class Segment:
         if self.index is None:
             self._load_index()
         position = self.index.locate(offset - self.base_offset)
+        return position if position else SEGMENT_HEADER_BYTES
+
+    cdef int64_t locate_time(self, int64_t timestamp_ms) except -1:
+        """Where to begin looking for the first batch with that timestamp or a later one. Raises OSError."""
+        cdef int64_t position
+        if self.index is None:
+            self._load_index()
+        position = self.index.locate_time(timestamp_ms)
         return position if position else SEGMENT_HEADER_BYTES
 
     def _read_index(self):

@@ -39,6 +39,7 @@ def takhin_methods(broker: Broker) -> list[Method]:
         _unary("DescribeConsumerGroup", pb.DescribeConsumerGroupRequest, handlers.describe_consumer_group),
         _unary("DeleteConsumerGroup", pb.DeleteConsumerGroupRequest, handlers.delete_consumer_group),
         _unary("GetPartitionOffsets", pb.GetPartitionOffsetsRequest, handlers.get_partition_offsets),
+        _unary("TruncatePartition", pb.TruncatePartitionRequest, handlers.truncate_partition),
         _unary("HealthCheck", pb.HealthCheckRequest, handlers.health_check),
     ]
 
@@ -105,13 +106,22 @@ class _Handlers:
 
     async def get_partition_offsets(self, request: pb.GetPartitionOffsetsRequest) -> Message:
         partition = self._broker.topics.partition(request.topic, request.partition)
+        offset_for_time = None
+        if request.HasField("timestamp_ms"):
+            offset_for_time = await self._broker.consuming.offset_for_time(partition, request.timestamp_ms)
         return pb.GetPartitionOffsetsResponse(
             topic=request.topic,
             partition=request.partition,
             beginning_offset=partition.log_start_offset,
             end_offset=partition.written_offset,
+            offset_for_time=offset_for_time,
             durable_offset=partition.durable_offset,
         )
+
+    async def truncate_partition(self, request: pb.TruncatePartitionRequest) -> Message:
+        partition = self._broker.topics.partition(request.topic, request.partition)
+        log_start_offset = await self._broker.log_starts.truncate(partition, request.before_offset)
+        return pb.TruncatePartitionResponse(success=True, log_start_offset=log_start_offset)
 
     # Groups
 

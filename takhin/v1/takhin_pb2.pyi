@@ -222,7 +222,7 @@ class ProduceMessageResponse(_message.Message):
     def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., offset: _Optional[int] = ..., timestamp: _Optional[int] = ..., error: _Optional[str] = ..., record_count: _Optional[int] = ..., code: _Optional[int] = ..., reason: _Optional[str] = ..., durability: _Optional[_Union[Durability, str]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class ConsumeMessagesRequest(_message.Message):
-    __slots__ = ("topic", "partition", "offset", "max_bytes", "min_bytes", "max_wait_ms", "until_end", "max_records", "last_epoch")
+    __slots__ = ("topic", "partition", "offset", "max_bytes", "min_bytes", "max_wait_ms", "until_end", "start_time_ms", "max_records", "last_epoch")
     TOPIC_FIELD_NUMBER: _ClassVar[int]
     PARTITION_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
@@ -230,6 +230,7 @@ class ConsumeMessagesRequest(_message.Message):
     MIN_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_WAIT_MS_FIELD_NUMBER: _ClassVar[int]
     UNTIL_END_FIELD_NUMBER: _ClassVar[int]
+    START_TIME_MS_FIELD_NUMBER: _ClassVar[int]
     MAX_RECORDS_FIELD_NUMBER: _ClassVar[int]
     LAST_EPOCH_FIELD_NUMBER: _ClassVar[int]
     topic: str
@@ -239,9 +240,10 @@ class ConsumeMessagesRequest(_message.Message):
     min_bytes: int
     max_wait_ms: int
     until_end: bool
+    start_time_ms: int
     max_records: int
     last_epoch: int
-    def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., offset: _Optional[int] = ..., max_bytes: _Optional[int] = ..., min_bytes: _Optional[int] = ..., max_wait_ms: _Optional[int] = ..., until_end: _Optional[bool] = ..., max_records: _Optional[int] = ..., last_epoch: _Optional[int] = ...) -> None: ...
+    def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., offset: _Optional[int] = ..., max_bytes: _Optional[int] = ..., min_bytes: _Optional[int] = ..., max_wait_ms: _Optional[int] = ..., until_end: _Optional[bool] = ..., start_time_ms: _Optional[int] = ..., max_records: _Optional[int] = ..., last_epoch: _Optional[int] = ...) -> None: ...
 
 class BatchHeader(_message.Message):
     __slots__ = ("magic", "crc32c", "base_offset", "next_offset", "record_count", "payload_bytes", "uncompressed_bytes", "append_time_ms", "max_timestamp_ms", "epoch", "durable_offset", "producer_id", "producer_epoch", "producer_sequence", "flags")
@@ -402,28 +404,52 @@ class DeleteConsumerGroupResponse(_message.Message):
     def __init__(self, success: _Optional[bool] = ..., error: _Optional[str] = ...) -> None: ...
 
 class GetPartitionOffsetsRequest(_message.Message):
-    __slots__ = ("topic", "partition")
+    __slots__ = ("topic", "partition", "timestamp_ms")
     TOPIC_FIELD_NUMBER: _ClassVar[int]
     PARTITION_FIELD_NUMBER: _ClassVar[int]
+    TIMESTAMP_MS_FIELD_NUMBER: _ClassVar[int]
     topic: str
     partition: int
-    def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ...) -> None: ...
+    timestamp_ms: int
+    def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., timestamp_ms: _Optional[int] = ...) -> None: ...
 
 class GetPartitionOffsetsResponse(_message.Message):
-    __slots__ = ("topic", "partition", "beginning_offset", "end_offset", "error", "durable_offset")
+    __slots__ = ("topic", "partition", "beginning_offset", "end_offset", "error", "offset_for_time", "durable_offset")
     TOPIC_FIELD_NUMBER: _ClassVar[int]
     PARTITION_FIELD_NUMBER: _ClassVar[int]
     BEGINNING_OFFSET_FIELD_NUMBER: _ClassVar[int]
     END_OFFSET_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FOR_TIME_FIELD_NUMBER: _ClassVar[int]
     DURABLE_OFFSET_FIELD_NUMBER: _ClassVar[int]
     topic: str
     partition: int
     beginning_offset: int
     end_offset: int
     error: str
+    offset_for_time: int
     durable_offset: int
-    def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., beginning_offset: _Optional[int] = ..., end_offset: _Optional[int] = ..., error: _Optional[str] = ..., durable_offset: _Optional[int] = ...) -> None: ...
+    def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., beginning_offset: _Optional[int] = ..., end_offset: _Optional[int] = ..., error: _Optional[str] = ..., offset_for_time: _Optional[int] = ..., durable_offset: _Optional[int] = ...) -> None: ...
+
+class TruncatePartitionRequest(_message.Message):
+    __slots__ = ("topic", "partition", "before_offset")
+    TOPIC_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    topic: str
+    partition: int
+    before_offset: int
+    def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., before_offset: _Optional[int] = ...) -> None: ...
+
+class TruncatePartitionResponse(_message.Message):
+    __slots__ = ("success", "error", "log_start_offset")
+    SUCCESS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    LOG_START_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    success: bool
+    error: str
+    log_start_offset: int
+    def __init__(self, success: _Optional[bool] = ..., error: _Optional[str] = ..., log_start_offset: _Optional[int] = ...) -> None: ...
 
 class HealthCheckRequest(_message.Message):
     __slots__ = ()

@@ -99,6 +99,11 @@ class TakhinServiceStub:
                 request_serializer=takhin_dot_v1_dot_takhin__pb2.GetPartitionOffsetsRequest.SerializeToString,
                 response_deserializer=takhin_dot_v1_dot_takhin__pb2.GetPartitionOffsetsResponse.FromString,
                 _registered_method=True)
+        self.TruncatePartition = channel.unary_unary(
+                '/takhin.v1.TakhinService/TruncatePartition',
+                request_serializer=takhin_dot_v1_dot_takhin__pb2.TruncatePartitionRequest.SerializeToString,
+                response_deserializer=takhin_dot_v1_dot_takhin__pb2.TruncatePartitionResponse.FromString,
+                _registered_method=True)
         self.HealthCheck = channel.unary_unary(
                 '/takhin.v1.TakhinService/HealthCheck',
                 request_serializer=takhin_dot_v1_dot_takhin__pb2.HealthCheckRequest.SerializeToString,
@@ -187,7 +192,15 @@ class TakhinServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetPartitionOffsets(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Where a partition's log begins and ends, and the offset at which a time begins.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TruncatePartition(self, request, context):
+        """Move a partition's beginning forward: what lies before it is gone, for good.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -265,6 +278,11 @@ def add_TakhinServiceServicer_to_server(servicer, server):
                     servicer.GetPartitionOffsets,
                     request_deserializer=takhin_dot_v1_dot_takhin__pb2.GetPartitionOffsetsRequest.FromString,
                     response_serializer=takhin_dot_v1_dot_takhin__pb2.GetPartitionOffsetsResponse.SerializeToString,
+            ),
+            'TruncatePartition': grpc.unary_unary_rpc_method_handler(
+                    servicer.TruncatePartition,
+                    request_deserializer=takhin_dot_v1_dot_takhin__pb2.TruncatePartitionRequest.FromString,
+                    response_serializer=takhin_dot_v1_dot_takhin__pb2.TruncatePartitionResponse.SerializeToString,
             ),
             'HealthCheck': grpc.unary_unary_rpc_method_handler(
                     servicer.HealthCheck,
@@ -623,6 +641,33 @@ class TakhinService:
             '/takhin.v1.TakhinService/GetPartitionOffsets',
             takhin_dot_v1_dot_takhin__pb2.GetPartitionOffsetsRequest.SerializeToString,
             takhin_dot_v1_dot_takhin__pb2.GetPartitionOffsetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TruncatePartition(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/takhin.v1.TakhinService/TruncatePartition',
+            takhin_dot_v1_dot_takhin__pb2.TruncatePartitionRequest.SerializeToString,
+            takhin_dot_v1_dot_takhin__pb2.TruncatePartitionResponse.FromString,
             options,
             channel_credentials,
             insecure,

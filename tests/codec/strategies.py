@@ -186,7 +186,7 @@ def consume_request_bytes(draw: st.DrawFn) -> bytes:
             st.one_of(
                 st.builds(bytes_field, st.just(1), texts.map(str.encode)),
                 st.builds(varint_field, st.sampled_from([2, 4, 5, 6, 11]), int32s),
-                st.builds(varint_field, st.sampled_from([3, 9]), int64s),
+                st.builds(varint_field, st.sampled_from([3, 8, 9]), int64s),
                 st.builds(varint_field, st.just(7), st.integers(0, 2**64 - 1)),
                 unknown_fields(12),
             )

@@ -5,7 +5,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from takhin.codec.batch import BATCH_HEADER_SIZE, encode_batch, read_batch
+from takhin.codec.batch import BATCH_HEADER_SIZE, encode_batch, offset_for_time, read_batch
 from takhin.codec.messages import ConsumeRequest, ProduceRequest, ResponsePrefix, encode_produce_failure
 from takhin.codec.wire import check_record_bytes
 from takhin.errors import Code, InvalidArgument, Reason
@@ -173,12 +173,27 @@ def test_the_last_timestamp_of_the_producer_is_kept(timestamps: list[int]) -> No
     assert stored.timestamp == timestamps[-1]
 
 
+@tries(150)
+@given(st.lists(record_bytes, min_size=1, max_size=5), st.integers(-3, 8), safe_int64s, st.sampled_from([-1, 0, 1]))
+def test_the_first_record_of_a_time(records: list[bytes], from_record: int, other_ms: int, more_ms: int) -> None:
+    """By the timestamps that protobuf reads, wherever they stand and however often."""
+    batch = b"\0" * 7 + encode_batch(records, 100, 2, 1_000, 0, 0)
+    stored = [record.timestamp for record in pb.ConsumeMessagesResponse.FromString(batch[7:]).records]
+    for each in [*stored, other_ms]:
+        expected = [
+            100 + number for number, timestamp in enumerate(stored)
+            if number >= from_record and timestamp >= each + more_ms
+        ]
+        assert offset_for_time(batch, each + more_ms, 7, 100 + from_record) == (expected[0] if expected else None)
+
+
 def assert_same_consume(request: ConsumeRequest, data: bytes) -> None:
     parsed = pb.ConsumeMessagesRequest.FromString(data)
     assert request.topic.decode() == parsed.topic
     for name in ("partition", "offset", "max_bytes", "min_bytes", "max_wait_ms", "until_end", "max_records"):
         assert getattr(request, name) == getattr(parsed, name), name
-    assert request.last_epoch == (parsed.last_epoch if parsed.HasField("last_epoch") else None)
+    for name in ("start_time_ms", "last_epoch"):
+        assert getattr(request, name) == (getattr(parsed, name) if parsed.HasField(name) else None), name
 
 
 @tries(150)
@@ -209,6 +224,7 @@ def test_consume_requests_that_are_accepted_mean_the_same(data: bytes) -> None:
         min_bytes=int32s,
         max_wait_ms=int32s,
         until_end=st.booleans(),
+        start_time_ms=st.none() | int64s,
         max_records=safe_int64s,
         last_epoch=st.none() | int32s,
     )

@@ -166,6 +166,15 @@ def test_a_record_tells_absent_from_empty() -> None:
         assert takhin_pb2.DESCRIPTOR.message_types_by_name[message].fields_by_name[name].has_presence
 
 
+def test_times_tell_absent_from_0() -> None:
+    for message, name, number in [
+        ("ConsumeMessagesRequest", "start_time_ms", 8), ("GetPartitionOffsetsRequest", "timestamp_ms", 3),
+        ("GetPartitionOffsetsResponse", "offset_for_time", 6),
+    ]:
+        field = takhin_pb2.DESCRIPTOR.message_types_by_name[message].fields_by_name[name]
+        assert (field.number, type_of(field), field.has_presence) == (number, "int64", True)
+
+
 def test_a_change_is_found() -> None:
     file = descriptor_pb2.FileDescriptorProto()
     takhin_pb2.DESCRIPTOR.CopyToProto(file)

@@ -138,7 +138,7 @@ def test_entries_are_batches_and_sparse(log_in: LogIn, tmp_path: Path) -> None:
         log.tick()
     log.close()
     (path,) = segments_of(log.directory)
-    places, highest = {}, -1
+    places, highest = {}, 1 - 2**53
     at = SEGMENT_HEADER_SIZE
     for batch in batches_in(path):
         places[at] = (batch.base_offset, highest)

@@ -254,6 +254,7 @@ class ConsumeRequest:
     min_bytes: int = 0
     max_wait_ms: int = 0
     until_end: bool = False
+    start_time_ms: int | None = None
     max_records: int = 0
     last_epoch: int | None = None
 
@@ -277,6 +278,8 @@ def read_consume_request(data: bytes) -> ConsumeRequest:
                 request.max_wait_ms = as_int32(one)
             case 7:
                 request.until_end = as_int64(one) != 0
+            case 8:
+                request.start_time_ms = as_int64(one)
             case 9:
                 request.max_records = as_int64(one)
             case 11:

@@ -37,7 +37,8 @@ SENT = [b"%d" % number for number in range(5)]
 
 HOT = ("ProduceMessage", "ConsumeMessages")
 NAMED = {  # the requests that begin with a topic's name
-    "CreateTopic", "DeleteTopic", "GetTopic", "DescribeTopics", "GetPartitionOffsets", *HOT,
+    "CreateTopic", "DeleteTopic", "GetTopic", "DescribeTopics", "GetPartitionOffsets",
+    "TruncatePartition", *HOT,
 }
 METHODS = {method.name: method.input_type.name for method in pb.DESCRIPTOR.services_by_name["TakhinService"].methods}
 
@@ -134,6 +135,7 @@ def names() -> Iterator[Case]:
             "GetTopic": pb.GetTopicRequest(name=name),
             "DescribeTopics": pb.DescribeTopicsRequest(topics=[TOPIC, name]),
             "GetPartitionOffsets": pb.GetPartitionOffsetsRequest(topic=name),
+            "TruncatePartition": pb.TruncatePartitionRequest(topic=name),
             "ProduceMessage": pb.ProduceMessageRequest(topic=name, record=record, required_acks=1),
             "ConsumeMessages": pb.ConsumeMessagesRequest(topic=name, offset=-1),
             "CommitOffset": pb.CommitOffsetRequest(group_id=GROUP, offsets=[entry]),
@@ -148,6 +150,7 @@ def names() -> Iterator[Case]:
         "GetTopic": pb.GetTopicRequest(name=missing),
         "DescribeTopics": pb.DescribeTopicsRequest(topics=[TOPIC, missing]),
         "GetPartitionOffsets": pb.GetPartitionOffsetsRequest(topic=missing),
+        "TruncatePartition": pb.TruncatePartitionRequest(topic=missing),
         "ProduceMessage": pb.ProduceMessageRequest(topic=missing, record=record, required_acks=1),
         "ConsumeMessages": pb.ConsumeMessagesRequest(topic=missing, offset=-1),
         "CommitOffset": pb.CommitOffsetRequest(group_id=GROUP, offsets=[entry]),
@@ -185,6 +188,7 @@ def partitions() -> Iterator[Case]:
             "ProduceMessage": pb.ProduceMessageRequest(topic=TOPIC, partition=number, record=pb.Record(value=b"v")),
             "ConsumeMessages": pb.ConsumeMessagesRequest(topic=TOPIC, partition=number, offset=-1),
             "GetPartitionOffsets": pb.GetPartitionOffsetsRequest(topic=TOPIC, partition=number),
+            "TruncatePartition": pb.TruncatePartitionRequest(topic=TOPIC, partition=number),
             "CommitOffset": pb.CommitOffsetRequest(group_id=GROUP, offsets=[entry]),
         }.items():
             if number != -1 or method != "ProduceMessage":
@@ -212,6 +216,23 @@ def consuming() -> Iterator[Case]:
                 f"{name} {value}", method, request(**{name: value}), INVALID, Reason.INVALID_LIMIT, f"{name} {value}",
                 "negative")
     yield case("last_epoch -1", method, request(last_epoch=-1), INVALID, Reason.INVALID_EPOCH, "last_epoch -1")
+    for beside in {"offset": 1}, {"offset": -1}, {"offset": -2}, {"last_epoch": 1}, {"last_epoch": 0}:
+        yield case(
+            f"start_time_ms and {beside}", method, request(start_time_ms=0, **beside), INVALID, Reason.OFFSET_AND_TIME,
+            "in place of an offset", "offset at 0", "last_epoch")
+
+
+def truncating() -> Iterator[Case]:
+    method = "TruncatePartition"
+    for offset in -2, -(2**63):
+        yield case(
+            f"before {offset}", method, pb.TruncatePartitionRequest(topic=TOPIC, before_offset=offset), INVALID,
+            Reason.INVALID_OFFSET, f"before_offset {offset}", "-1 is the end")
+    for offset in 6, 2**53, 2**63 - 1:
+        yield case(
+            f"before {offset}", method, pb.TruncatePartitionRequest(topic=TOPIC, before_offset=offset),
+            Code.OUT_OF_RANGE, Reason.OFFSET_OUT_OF_RANGE, f"offset {offset}", "0 to 5", topic=TOPIC, partition="0",
+            log_start_offset="0", end_offset="5")
 
 
 # Producing
@@ -344,7 +365,7 @@ def committing() -> Iterator[Case]:
         Reason.OFFSET_OUT_OF_RANGE, "partition 1", partition="1")
 
 
-TABLE = [*malformed(), *names(), *partitions(), *consuming(), *producing(), *creating(), *committing()]
+TABLE = [*malformed(), *names(), *partitions(), *consuming(), *truncating(), *producing(), *creating(), *committing()]
 
 
 @pytest.fixture(scope="module")
@@ -404,11 +425,12 @@ def test_after_the_table_all_is_as_it_was(prepared: BrokerProcess) -> None:
 def test_the_table_has_what_it_must_have() -> None:
     """Every method, and every reason that a request alone can cause on a broker with its default limits."""
     assert {each.method for each in TABLE} == set(METHODS) - {"ProduceMessageStream"}
-    assert len(METHODS) == 14
+    assert len(METHODS) == 15
     seen = {each.reason for each in TABLE}
     elsewhere = {Reason.KEYS_SPAN_PARTITIONS}  # tests/rpc/test_produce.py
     from_requests = {reason for reason in Reason if reason.startswith(("INVALID_", "MALFORMED_", "NO_", "DUPLICATE_"))}
-    from_requests |= {Reason.RECORD_AND_RECORDS, Reason.TOO_MANY_RECORDS, Reason.RECORD_TOO_LARGE, Reason.TOPIC_EXISTS}
+    from_requests |= {Reason.RECORD_AND_RECORDS, Reason.OFFSET_AND_TIME, Reason.TOO_MANY_RECORDS}
+    from_requests |= {Reason.RECORD_TOO_LARGE, Reason.TOPIC_EXISTS}
     from_requests |= {reason for reason in Reason if reason.endswith("_NOT_FOUND")} - {Reason.SERVICE_NOT_FOUND}
     from_requests |= {Reason.OFFSET_OUT_OF_RANGE, Reason.OFFSET_BEHIND_COMMITTED}
     assert seen >= from_requests - elsewhere
