@@ -22,7 +22,7 @@ def test_no_promise_is_broken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("bug", "phases", "told"), [
     ("answered_before_the_write", ["load", "durable"], "is lost"),
     ("one_batch_too_many", ["load", "commits"], "is lost"),
-    ("epoch_not_raised", ["load"], "after unclean start 1 epoch 1 was written"),
+    ("epoch_not_raised", ["load"], "epoch 1 was written; before it, 1 was"),
     ("commit_answered_before_it_is_stored", ["commits"], "the commit is lost"),
     ("refused_but_appended", ["load"], "failed (DISK_FULL), and is there"),
     ("appended_twice", ["load"], "is there 2 times"),
