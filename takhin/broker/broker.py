@@ -74,6 +74,9 @@ class Broker:
                 )
             self._metadata = MetadataStore(path, self._on_failure)
             self._metadata.open()
+        except OSError as problem:
+            LogStore.unlock(self._lock_fd)
+            raise StartError(f"data directory {settings.data_dir} can't be used: {problem.strerror}") from None
         except StartError:
             LogStore.unlock(self._lock_fd)
             raise

@@ -35,6 +35,7 @@ class Retention:
         clock_ms: Callable[[], int],
     ):
         self._topics = topics
+        self._store = store
         self._log_starts = LogStarts(metadata, store, clock_ms)
         self._check_s = check_ms / 1000
         self._clock_ms = clock_ms

@@ -113,8 +113,10 @@ class LogStore:
     @staticmethod
     def file_bytes(path: str) -> int:
         """The size of a file, 0 when there is none. Raises OSError."""
-        files = Files()
-        return files.size(path) if files.exists(path) else 0
+        try:
+            return Files().size(path)
+        except FileNotFoundError:
+            return 0
 
     @staticmethod
     def holds_topics(data_dir: str) -> bool:
