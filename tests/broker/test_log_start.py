@@ -208,7 +208,7 @@ def test_without_a_new_segment_the_older_ones_go(tmp_path: Path) -> None:
         async with running(tmp_path, SMALL) as broker:
             partition = await filled(broker)
             in_the_way = Path(partition.directory, f"{9:020d}.log")
-            in_the_way.touch()
+            in_the_way.write_bytes(b"something else" * 10)
             assert await broker.log_starts.truncate(partition, END) == 9
             assert bases(partition) == [8]
             in_the_way.unlink()
