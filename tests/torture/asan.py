@@ -50,6 +50,7 @@ def environment(reports: Path) -> dict[str, str]:
     return os.environ | {
         "LD_PRELOAD": runtime(),
         "PYTHONMALLOC": "malloc",
+        "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": str(PLACE),
         "ASAN_OPTIONS": f"detect_leaks=0:abort_on_error=0:exitcode=99:log_path={reports}/asan",
         "UBSAN_OPTIONS": f"print_stacktrace=1:halt_on_error=1:log_path={reports}/ubsan",
@@ -70,7 +71,7 @@ def main() -> int:
         env=os.environ | {"TAKHIN_SANITIZE": "1"},
     )
     run = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments.tests], cwd=PLACE,
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments.tests], cwd=PLACE,
         env=environment(reports), stdout=subprocess.PIPE, text=True,
     )
     assert run.stdout is not None
