@@ -159,12 +159,16 @@ cdef class Journal:
     def end(self, JournalCommit commit not None, int errno_):
         """The commit was written and synced, or that failed."""
         cdef JournalFile file = commit.file
+        cdef Partition partition
+        cdef int64_t target
         if errno_ == 0:
             self._sequence += 1
             file.end = commit.end
             file._unnamed = False
             for partition, target in commit.targets:
-                file.covers[partition] = target
+                # Its segments may have been synced meanwhile: then nobody would come to release it.
+                if target > partition.synced_offset:
+                    file.covers[partition] = target
         elif errno_ != ENOSPC and errno_ != EDQUOT:
             # What it holds stays; nothing is written to it any more, as with any file whose sync failed. On a full
             # disk the next entry goes to the same place: nobody relies on what stands there.
