@@ -280,8 +280,11 @@ class Committer:
             self._call_soon(self._go_on)
         if commit is None:
             return False
-        self._journal_thread.submit([commit.fd], fds, commit.fd, commit.data, commit.position)
         self._journal_commit, self._journal_fds = commit, fds
+        if commit.header:
+            self._journal_thread.submit([commit.fd], fds, commit.fd, commit.header, 0)
+        else:
+            self._journal_thread.submit([commit.fd], [], commit.fd, commit.data, commit.position)
         for partition, _ in commit.targets:
             del self._front.queue[partition]
         return True
@@ -289,9 +292,15 @@ class Committer:
     def _on_journal(self) -> None:
         for _, errno, duration_ns in self._journal_thread.finished():
             _tell_slow(duration_ns)
-            commit, self._journal_commit = self._journal_commit, None
+            commit = self._journal_commit
             assert commit is not None
+            if commit.header and not errno:
+                self._journal.begun(commit)
+                self._journal_thread.submit([commit.fd], [], commit.fd, commit.data, commit.position)
+                continue
+            self._journal_commit = None
             self._close(self._journal_fds)
+            self._journal_fds = []
             self._journal.end(commit, errno)
             if errno:
                 # Nothing is lost: the segments hold the same, and are synced themselves.
