@@ -92,7 +92,7 @@ def entries_in(path: Path, header: JournalHeader) -> list[JournalEntry]:
 
 
 class HeldThread:
-    """A sync thread that does nothing until it is told to."""
+    """A sync thread that does nothing until it is told to, but for beginning a journal file."""
 
     def __init__(self, thread: SyncThread):
         self.event_fd = thread.event_fd
@@ -107,7 +107,7 @@ class HeldThread:
     ) -> int:
         self._last_number += 1
         self.held.append((files, directories, write_fd, data, position))
-        if not self.hold:
+        if not self.hold or (data and position == 0):
             self.go()
         return self._last_number
 
@@ -328,8 +328,9 @@ def test_all_kinds_of_waiters_are_answered(log_in: LogIn, tmp_path: Path) -> Non
     given_up = log.loop.create_task(log.partitions[0].make_durable(1))
     log.tick()
     given_up.cancel()
+    log.settle(lambda: len(thread.held) == 1)
     assert all(each.done() for each in written) and not any(each.done() for each in (*durable, *late))
-    assert len(thread.held) == 1 and all(marks(partition) == (0, 0, 1) for partition in log.partitions)
+    assert all(marks(partition) == (0, 0, 1) for partition in log.partitions)
     thread.let_go()
 
     async def answers() -> list[object]:
@@ -351,7 +352,8 @@ def test_who_comes_while_an_entry_is_on_its_way_shares_the_next(log_in: LogIn, t
         log.append(b"later", to=number)
         second.append(log.partitions[number].durable())
         log.tick()
-    assert len(thread.held) == 1 and not log.store.committer._front.syncs
+    log.settle(lambda: len(thread.held) == 1)
+    assert not log.store.committer._front.syncs
     thread.go()
     log.settle(lambda: all(each.done() for each in first))
     # What the entry was made of is all that it can vouch for.
@@ -391,7 +393,7 @@ def test_a_file_whose_partitions_were_synced_meanwhile_is_used_again(log_in: Log
     append_to(log, [0, 1])
     waiting = [log.partitions[number].durable() for number in (0, 1)]
     log.settle(lambda: all(marks(log.partitions[number]) == (1, 1, 1) for number in (0, 1)))
-    assert len(thread.held) == 1
+    log.settle(lambda: len(thread.held) == 1)
     thread.let_go()
     log.settle(lambda: log.store.committer.journal_commits == 1)
     assert all(each.result() is None for each in waiting)
@@ -681,7 +683,7 @@ def test_a_partition_that_fails_while_its_entry_is_on_its_way(log_in: LogIn, tmp
     thread = hold_journal(log)
     append_to(log, range(3))
     waiting = [partition.durable() for partition in log.partitions]
-    log.tick()
+    log.settle(lambda: len(thread.held) == 1)
     fail_file(log, 1)
     failure = waiting[1].result()
     assert failure is not None and failure[0] is Reason.SYNC_FAILED
