@@ -232,8 +232,8 @@ def _magics(files: Files, fd: int, start: int) -> Iterator[int]:
 def restore_parts(files: Files, directory: str, parts: list[SavedPart], log_start_offset: int) -> str | None:
     """Write the parts of one partition to its segments in `directory`, and sync them and the names that lead to them.
 
-    Segments that lie before the log's start are not made anew. None, or what keeps the parts from following on what is there, in
-    words; then the rest of them is not written. Raises OSError.
+    Segments that lie before the log's start are not made anew. None, or what keeps the parts from following on what is
+    there, in words; then the rest of them is not written. Raises OSError.
     """
     damage: str | None = None
     open_path, fd = "", -1
