@@ -11,8 +11,8 @@ from takhin.cli.command import EXIT_FAILED, EXIT_OK, CommandError
 from takhin.cli.dump_journal import journal_parts
 from takhin.cli.show import base64_of, bytes_of, count_of, print_json, time_of
 from takhin.cli.terminal import Output
-from takhin.log.index_file import read_index_file
-from takhin.log.walk import BatchHeader, DamagedPart, SegmentFile, SegmentStart, WholeBatch
+from takhin.cli.index_view import read_index_file
+from takhin.cli.segment_walk import BatchHeader, DamagedPart, SegmentFile, SegmentStart, WholeBatch
 
 # A segment, or what recovery cut off one, which begins with a batch.
 _SEGMENT = re.compile(r"(\d{20})\.log(?:\.torn-at-(\d+)(?:\.\d+)?)?")

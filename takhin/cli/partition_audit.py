@@ -8,7 +8,7 @@ from takhin.cli.journal_view import JournalView
 from takhin.cli.segment_audit import DAMAGE, NOTE, TORN, SegmentAudit, Tell, audit_segment
 from takhin.cli.show import count_of
 from takhin.log.files import Files
-from takhin.log.index_file import read_index_file
+from takhin.cli.index_view import read_index_file
 from takhin.log.recovery import PASSING, _any_proves, _Place, _was_durable
 from takhin.log.segment import FileCache, Segment, segment_name
 

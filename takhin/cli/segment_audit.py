@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from takhin.cli.show import count_of
 from takhin.codec.batch import SEGMENT_HEADER_SIZE
-from takhin.log.index_file import IndexEntry, IndexFile, read_index_file
-from takhin.log.walk import DamagedPart, Part, SegmentFile, SegmentStart, WholeBatch
+from takhin.cli.index_view import IndexEntry, IndexFile, read_index_file
+from takhin.cli.segment_walk import DamagedPart, Part, SegmentFile, SegmentStart, WholeBatch
 
 # Something found in a file: (severity, path, where in the file or None, what).
 Tell = Callable[[str, str, int | None, str], None]

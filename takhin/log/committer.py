@@ -127,7 +127,6 @@ class Committer:
 
     def _end_tick(self) -> None:
         touched, self._touched = self._touched, []
-        unsynced = self._unsynced_since_s
         for partition in touched:
             try:
                 partition.flush()
@@ -137,12 +136,16 @@ class Committer:
                 partition.fail(
                     Reason.INTERNAL_ERROR, "the partition takes no appends until the broker is started again"
                 )
-            if partition not in unsynced:
-                unsynced[partition] = time.monotonic()
+            self._note_unsynced(partition)
         # Only now: who asked for a sync because of these writes is served here, not in a tick of its own.
         self._tick_is_open = False
         if self._front.queue:
             self._commit()
+
+    def _note_unsynced(self, partition: Partition) -> None:
+        """From now on, if it was not before; what has failed, or is closed, is never synced any more."""
+        if partition.unsynced and not partition.failure_is_final:
+            self._unsynced_since_s.setdefault(partition, time.monotonic())
 
     def _commit(self) -> None:
         """Begin what can be begun for those who wait; the others keep their places in the queue."""
@@ -182,9 +185,9 @@ class Committer:
             lane.queue[partition] = None
             return
         lane.queue.pop(partition, None)
+        self._unsynced_since_s.pop(partition, None)
         if not partition.unsynced or partition.failure_is_final:
             return
-        self._unsynced_since_s.pop(partition, None)
         try:
             target, segments, directories = partition.begin_sync()
         except OSError as problem:
@@ -231,8 +234,7 @@ class Committer:
             partition.end_sync(sync.target, sync.segments, sync.directories, errno)
             if not errno:
                 self._journal.release(partition, partition.synced_offset)
-                if partition.unsynced:
-                    self._unsynced_since_s.setdefault(partition, time.monotonic())
+                self._note_unsynced(partition)
         self._go_on()
 
     def _go_on(self) -> None:
@@ -278,8 +280,11 @@ class Committer:
             self._call_soon(self._go_on)
         if commit is None:
             return False
-        self._journal_thread.submit([commit.fd], fds, commit.fd, commit.data, commit.position)
         self._journal_commit, self._journal_fds = commit, fds
+        if commit.header:
+            self._journal_thread.submit([commit.fd], fds, commit.fd, commit.header, 0)
+        else:
+            self._journal_thread.submit([commit.fd], [], commit.fd, commit.data, commit.position)
         for partition, _ in commit.targets:
             del self._front.queue[partition]
         return True
@@ -287,9 +292,15 @@ class Committer:
     def _on_journal(self) -> None:
         for _, errno, duration_ns in self._journal_thread.finished():
             _tell_slow(duration_ns)
-            commit, self._journal_commit = self._journal_commit, None
+            commit = self._journal_commit
             assert commit is not None
+            if commit.header and not errno:
+                self._journal.begun(commit)
+                self._journal_thread.submit([commit.fd], [], commit.fd, commit.data, commit.position)
+                continue
+            self._journal_commit = None
             self._close(self._journal_fds)
+            self._journal_fds = []
             self._journal.end(commit, errno)
             if errno:
                 # Nothing is lost: the segments hold the same, and are synced themselves.
@@ -297,6 +308,7 @@ class Committer:
                 self._front.queue.update((partition, None) for partition, _ in commit.targets)
             else:
                 self.journal_commits += 1
+                self._journal_paused_until_s = 0.0
                 for partition, target in commit.targets:
                     partition.end_journal(target)
             for partition in self._forgotten:

@@ -25,6 +25,7 @@ cdef class JournalFile:
 cdef class JournalCommit:
     cdef readonly JournalFile file
     cdef readonly int fd
+    cdef readonly bytes header      # to be written first, at the file's beginning; empty when that stands there
     cdef readonly bytes data
     cdef readonly int64_t position
     cdef readonly int64_t end

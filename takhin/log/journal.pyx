@@ -5,7 +5,8 @@ has appended since it was last durable into one entry of the journal, and syncs 
 the same bytes already, are synced behind it. When the start finds entries, it writes their parts to the segments.
 
 Two files take turns. Entries go to one of them until it is full; it is begun anew, under another salt, once every
-segment that it covers has been synced. Both are removed by a clean stop.
+segment that it covers has been synced: first the header is synced, then entries follow. Both are removed by a clean
+stop.
 
 docs/format.md has the format. In short: a block of 512 bytes with the header, then entries, each beginning at a
 multiple of 512: a header, a table of parts, the bytes of the parts one behind the other, zeros.
@@ -43,6 +44,10 @@ cdef int64_t MAX_ENTRY_BYTES = 4 * 1024 * 1024
 
 class JournalError(ValueError):
     """These bytes are no header, or no entry, of a journal."""
+
+
+class JournalVersionError(JournalError):
+    """The header is whole, and of a version that this one does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,10 @@ cdef class JournalFile:
 
 @cython.final
 cdef class JournalCommit:
-    """An entry on its way: data is to be written to fd at position and synced, then the directories."""
+    """An entry on its way: data is to be written to fd at position and synced.
+
+    Where header is not empty, that is to be written to the file's beginning first, and synced, and the directories.
+    """
 
 
 @cython.final
@@ -151,20 +159,37 @@ cdef class Journal:
         commit.fd = self._current._fd
         commit.position = self._current.end
         commit.targets = [(partition, partition.written_offset) for partition in chosen]
-        before = self._header(now_ms) if commit.position == 0 else b""
-        commit.data = self._entry(before, chosen, size, payload, now_ms)
-        commit.end = commit.position + len(commit.data)
+        commit.header = b""
+        if commit.position == 0:
+            commit.header = self._header(now_ms)
+            commit.position = JOURNAL_BLOCK_BYTES
+        commit.data = self._entry(chosen, size, payload, now_ms)
+        commit.end = commit.position + size
         return commit
+
+    def begun(self, JournalCommit commit not None):
+        """The commit's header was written and synced, and the directories: its entry may be written now.
+
+        Not before: with the header of the file's earlier use, entries of that use would be found behind the new one,
+        and prove that the first of them, which it overwrites, is damaged.
+        """
+        commit.header = b""
+        commit.directories = []
+        commit.file.end = commit.position
+        commit.file._unnamed = False
 
     def end(self, JournalCommit commit not None, int errno_):
         """The commit was written and synced, or that failed."""
         cdef JournalFile file = commit.file
+        cdef Partition partition
+        cdef int64_t target
         if errno_ == 0:
             self._sequence += 1
             file.end = commit.end
-            file._unnamed = False
             for partition, target in commit.targets:
-                file.covers[partition] = target
+                # Its segments may have been synced meanwhile: then nobody would come to release it.
+                if target > partition.synced_offset:
+                    file.covers[partition] = target
         elif errno_ != ENOSPC and errno_ != EDQUOT:
             # What it holds stays; nothing is written to it any more, as with any file whose sync failed. On a full
             # disk the next entry goes to the same place: nobody relies on what stands there.
@@ -232,11 +257,11 @@ cdef class Journal:
             block[place:place + JOURNAL_HEADER_BYTES] = header
         return bytes(block)
 
-    def _entry(self, bytes before not None, list chosen not None, int64_t size, int64_t payload, int64_t now_ms):
-        """The bytes of an entry, behind `before`."""
+    def _entry(self, list chosen not None, int64_t size, int64_t payload, int64_t now_ms):
+        """The bytes of an entry."""
         cdef Partition partition
-        cdef bytes data = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>(len(before) + size))
-        cdef uint8_t* entry = <uint8_t*>PyBytes_AS_STRING(data) + len(before)
+        cdef bytes data = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
+        cdef uint8_t* entry = <uint8_t*>PyBytes_AS_STRING(data)
         cdef int64_t table_bytes = ENTRY_HEADER_BYTES + ENTRY_PART_BYTES * <int64_t>len(chosen)
         cdef uint8_t* at = entry + table_bytes
         cdef int64_t part_bytes
@@ -260,14 +285,13 @@ cdef class Journal:
         crc = mask(crc32c_of(self._current._salt, <const uint8_t*>PyBytes_AS_STRING(table), <size_t>len(table)))
         table = b"TKJE" + (<object>crc).to_bytes(4, "little") + table
         memcpy(entry, PyBytes_AS_STRING(table), <size_t>table_bytes)
-        memcpy(PyBytes_AS_STRING(data), PyBytes_AS_STRING(before), <size_t>len(before))
         return data
 
 
 # Reading
 
 def read_header(bytes data not None):
-    """The JournalHeader in the first bytes of a file. Raises JournalError."""
+    """The JournalHeader in the first bytes of a file. Raises JournalError, JournalVersionError."""
     if len(data) < JOURNAL_HEADER_BYTES or data[:4] != b"TKJ1":
         raise JournalError("it has not a journal's header")
     fields = data[8:JOURNAL_HEADER_BYTES]
@@ -277,8 +301,22 @@ def read_header(bytes data not None):
         raise JournalError("the header's checksum does not match")
     version, salt, first_sequence, created_ms = _HEADER.unpack(fields)
     if version != JOURNAL_VERSION:
-        raise JournalError(f"its version is {version}, this one knows {JOURNAL_VERSION}")
+        raise JournalVersionError(f"its version is {version}, this one knows {JOURNAL_VERSION}")
     return JournalHeader(salt, first_sequence, created_ms)
+
+
+def claimed_table_bytes(Files files not None, int fd, int64_t place, sequence):
+    """How large the table is of what may be an entry at `place`, if that may tell that `sequence` was synced; else -1.
+
+    No checksum was looked at. Raises OSError.
+    """
+    cdef bytes data = files.read(fd, ENTRY_HEADER_BYTES, place)
+    if len(data) < ENTRY_HEADER_BYTES:
+        return -1
+    _, _, _, count, own_sequence, durable_sequence, payload_bytes, _ = _ENTRY.unpack(data)
+    if durable_sequence < sequence or own_sequence != durable_sequence + 1 or payload_bytes > MAX_ENTRY_BYTES:
+        return -1
+    return min(count * ENTRY_PART_BYTES, files.size(fd) - place)
 
 
 def read_entry(Files files not None, int fd, int64_t place, uint32_t salt):

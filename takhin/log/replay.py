@@ -6,8 +6,10 @@ that was written when the missing one had been synced. Then the journal is damag
 the same, and the partitions whose logs end before what it tells of are not taken for whole.
 """
 
+import errno
 import logging
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -22,6 +24,8 @@ from takhin.log.journal import (
     JournalError,
     JournalHeader,
     JournalPart,
+    JournalVersionError,
+    claimed_table_bytes,
     read_entry,
     read_header,
 )
@@ -29,7 +33,11 @@ from takhin.log.segment import segment_name
 
 logger = logging.getLogger(__name__)
 
+# Beside journal files that a start could not do without: which partitions need them, a line each.
+KEPT_FOR = "kept-for"
+
 _MAGIC = b"TKJE"
+_KEPT_FOR_LINE = re.compile(r"([0-9]+)/([0-9]+)", re.ASCII)
 _SEARCH_BYTES = 1024 * 1024
 _COPY_BYTES = 1024 * 1024
 
@@ -48,7 +56,8 @@ class SavedJournal:
     """What was found. parts: by (topic id, partition), in the order in which they were written.
 
     ends: offset up to which the journal tells of the partition, also by entries whose bytes are damaged. damage: in
-    words, None when there is none. Hold it open while parts are used.
+    words, None when there is none. kept_for: the partitions for whose sake an earlier start kept it; None: it is of the
+    last run, and concerns all. Hold it open while parts are used.
     """
 
     files: Files
@@ -58,6 +67,7 @@ class SavedJournal:
     paths: list[str] = field(default_factory=list)
     entries: int = 0
     damage: str | None = None
+    kept_for: frozenset[tuple[int, int]] | None = None
     _fds: list[int] = field(default_factory=list)
 
     def close(self) -> None:
@@ -65,9 +75,21 @@ class SavedJournal:
         while self._fds:
             self.files.close(self._fds.pop())
 
+    def concerns(self, key: tuple[int, int]) -> bool:
+        """Whether it may still tell anything of that partition, (topic id, partition)."""
+        return self.kept_for is None or key in self.kept_for
+
+    def keep(self, keys: set[tuple[int, int]]) -> None:
+        """Leave the files where they are, for the sake of these partitions; all others are settled. Raises OSError."""
+        self.close()
+        lines = "".join(f"{topic_id}/{partition}\n" for topic_id, partition in sorted(keys))
+        self.files.replace(os.path.join(self.directory, KEPT_FOR), lines.encode())
+        self.files.sync_directory(self.directory)
+
     def remove(self) -> None:
         """Remove the files: all that they hold is on the disk elsewhere. Raises OSError."""
         self.close()
+        self._remove_kept_for()
         for path in self.paths:
             self.files.unlink(path)
         if self.paths:
@@ -81,7 +103,12 @@ class SavedJournal:
             while self.files.exists(aside := f"{path}.damaged-{number}"):
                 number += 1
             self.files.rename(path, aside)
+        self._remove_kept_for()
         self.files.sync_directory(self.directory)
+
+    def _remove_kept_for(self) -> None:
+        if self.kept_for is not None:
+            self.files.unlink(os.path.join(self.directory, KEPT_FOR))
 
     def _add(self, fd: int, entry: JournalEntry) -> None:
         self.entries += 1
@@ -108,7 +135,7 @@ class _Run:
 
 def read_journal(files: Files, directory: str) -> SavedJournal:
     """What the journal's directory holds; nothing when there is none. Raises OSError."""
-    found = SavedJournal(files, directory)
+    found = SavedJournal(files, directory, kept_for=_read_kept_for(files, directory))
     runs: list[_Run] = []
     unreadable: list[str] = []
     for name in FILE_NAMES:
@@ -118,11 +145,11 @@ def read_journal(files: Files, directory: str) -> SavedJournal:
         fd = files.open(path, os.O_RDONLY)
         found._fds.append(fd)
         found.paths.append(path)
-        header = _header(files, fd)
+        header = _header(files, fd, path)
         if header is None:
             unreadable.append(name)
-            # Where the first write was cut short, nothing was synced to it, and there is one entry at the most.
-            if any(place > BLOCK_BYTES for place in _magics(files, fd, BLOCK_BYTES)):
+            # Nothing is written behind it before it is on the disk.
+            if files.size(fd) > BLOCK_BYTES:
                 found._damaged(f"{name}: the header is damaged")
         else:
             runs.append(_read_run(files, fd, name, header))
@@ -141,10 +168,29 @@ def read_journal(files: Files, directory: str) -> SavedJournal:
     return found
 
 
-def _header(files: Files, fd: int) -> JournalHeader | None:
+def _read_kept_for(files: Files, directory: str) -> frozenset[tuple[int, int]] | None:
+    """None when there is no such file, or it can't be understood."""
+    path = os.path.join(directory, KEPT_FOR)
+    if not files.exists(path):
+        return None
+    fd = files.open(path, os.O_RDONLY)
+    try:
+        lines = files.read(fd, files.size(fd), 0).decode("ascii", "replace").splitlines()
+    finally:
+        files.close(fd)
+    matches = [_KEPT_FOR_LINE.fullmatch(line) for line in lines]
+    if not all(matches):
+        return None
+    return frozenset((int(match[1]), int(match[2])) for match in matches if match)
+
+
+def _header(files: Files, fd: int, path: str) -> JournalHeader | None:
     for place in HEADER_COPIES:
         try:
             return read_header(files.read(fd, BLOCK_BYTES - place, place))
+        except JournalVersionError as problem:
+            # It may hold what nothing else does: whoever knows the version is to read it.
+            raise OSError(errno.ENOTSUP, str(problem), path) from None
         except JournalError:
             continue
     return None
@@ -170,16 +216,36 @@ def _read_run(files: Files, fd: int, name: str, header: JournalHeader) -> _Run:
             return _Run(name, fd, header.first_sequence, sequence, entries, damage)
         damage = damage or f"{name}: entry {sequence} is damaged"
         if entry is not None:
+            # Its table, which is whole, tells where the next one begins.
             entries.append(entry)
-        place, sequence = following
+            sequence += 1
+            place += entry.size_bytes
+        else:
+            place, sequence = following
 
 
 def _proof(files: Files, fd: int, place: int, salt: int, sequence: int) -> tuple[int, int] | None:
-    """(place, sequence) of the first whole entry behind `place` that tells that entry `sequence` was synced."""
+    """(place, sequence) of the first entry behind `place`, if that or one behind it proves that `sequence` was synced.
+
+    The proof has to be whole, of the first one only the table.
+    What is not found within a few readings of the file is not found: records may be made to look like entries that
+    claim to be large, without end.
+    """
+    budget_bytes = 4 * files.size(fd)
+    first: tuple[int, int] | None = None
     for each in _magics(files, fd, place + 1):
+        claimed_bytes = claimed_table_bytes(files, fd, each, sequence)
+        if claimed_bytes < 0:
+            continue
+        budget_bytes -= claimed_bytes
+        if budget_bytes < 0:
+            return None
         entry = _entry(files, fd, each, salt)
-        if entry is not None and entry.whole and entry.durable_sequence >= sequence:
-            return each, entry.sequence
+        if entry is None or entry.sequence <= sequence:
+            continue
+        first = first or (each, entry.sequence)
+        if entry.whole:
+            return first
     return None
 
 
@@ -206,40 +272,39 @@ def _magics(files: Files, fd: int, start: int) -> Iterator[int]:
 def restore_parts(files: Files, directory: str, parts: list[SavedPart], log_start_offset: int) -> str | None:
     """Write the parts of one partition to its segments in `directory`, and sync them and the names that lead to them.
 
-    Segments that are out of the log are not made again. None, or what keeps the parts from following on what is there,
-    in words; then the rest of them is not written. Raises OSError.
+    Segments that lie before the log's start are not made anew. None, or what keeps the parts from following on what is
+    there, in words; then the rest of them is not written. Raises OSError.
     """
-    # All parts of a segment or none: with the log's start in its middle, the later ones follow on the earlier.
-    ends: dict[int, int] = {}
-    for saved in parts:
-        ends[saved.part.segment_base_offset] = saved.part.next_offset
     damage: str | None = None
     open_path, fd = "", -1
     touched: list[str] = []
+    # The others lie wholly before the log's start: where their files are gone, they stay so.
+    needed = {saved.part.segment_base_offset for saved in parts if saved.part.next_offset > log_start_offset}
     try:
         for saved in parts:
             part = saved.part
-            if ends[part.segment_base_offset] <= log_start_offset or not saved.whole:
-                continue
             path = os.path.join(directory, segment_name(part.segment_base_offset))
+            is_there = path == open_path or files.exists(path)
+            if not saved.whole or not (is_there or part.segment_base_offset in needed):
+                continue
+            begins = part.position == SEGMENT_HEADER_SIZE
+            if not begins and (not is_there or files.size(path) < part.position):
+                damage = f"{os.path.basename(path)} ends before byte {part.position}, where the journal goes on"
+                break
             if path != open_path:
                 if not touched:
                     make_directories(files, directory)
                 if fd >= 0:
                     files.sync_data(fd)
                     files.close(fd)
+                    fd = -1
                 fd = files.open(path, os.O_RDWR | os.O_CREAT)
                 open_path = path
                 touched.append(path)
-            if part.position == SEGMENT_HEADER_SIZE:
+            if begins:
                 files.write(fd, encode_segment_header(
                     part.topic_id, part.partition, part.segment_base_offset, part.segment_created_ms
                 ), 0)
-            elif files.size(fd) < part.position:
-                damage = (
-                    f"{os.path.basename(path)} has {files.size(fd)} bytes, and the journal goes on at {part.position}"
-                )
-                break
             _copy(files, saved, fd)
         if fd >= 0:
             files.sync_data(fd)

@@ -138,9 +138,10 @@ class LogStore:
         journal = await self._loop.run_in_executor(self.threads, read_journal, self._files, self._journal.directory)
 
         def recover_one(spec: PartitionSpec) -> RecoveredPartition:
+            key = (spec.topic_id, spec.partition)
             return recover_partition(
-                self._cache, self.directory(spec.topic_id, spec.partition), spec.topic_id, spec.partition,
-                spec.log_start_offset, was_clean=was_clean, journal=journal,
+                self._cache, self.directory(*key), *key, spec.log_start_offset, was_clean=was_clean,
+                journal=journal if journal.concerns(key) else None,
             )
 
         def recover_some(some: list[PartitionSpec]) -> list[RecoveredPartition]:
@@ -167,12 +168,13 @@ class LogStore:
         """All that could be restored from the journal is on the disk now."""
         if journal.damage is not None:
             logger.error("the journal is damaged: %s", journal.damage)
-        damaged = {key for key, result in found.items() if result.damage is not None}
-        if damaged and (journal.damage is not None or damaged & journal.parts.keys()):
+        damaged = {key for key, result in found.items() if result.damage is not None and journal.concerns(key)}
+        needing = damaged if journal.damage is not None else damaged & journal.parts.keys()
+        if needing:
             # It is a part of what tells that they are damaged.
-            logger.error("the journal stays as it is for %d damaged partitions; nothing is added to it", len(damaged))
+            logger.error("the journal stays as it is for %d damaged partitions; nothing is added to it", len(needing))
             self._journal.disable()
-            journal.close()
+            journal.keep(needing)
         elif journal.damage is not None:
             journal.set_aside()
         else:

@@ -11,7 +11,7 @@ from takhin.cli.journal_view import JournalView
 from takhin.cli.partition_audit import PartitionAudit, Verdict, audit_partition
 from takhin.codec.batch import SEGMENT_HEADER_SIZE, BatchError
 from takhin.log.files import Files
-from takhin.log.index_file import read_index_file
+from takhin.cli.index_view import read_index_file
 from takhin.log.recovery import recover_partition
 from takhin.log.replay import read_journal
 from takhin.log.segment import FileCache

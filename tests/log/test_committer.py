@@ -100,6 +100,7 @@ def test_one_sync_serves_many_who_wait(log: LocalLog) -> None:
 
 
 def test_who_comes_while_a_sync_runs_shares_the_next(log_in: LogIn, tmp_path: Path) -> None:
+    # Without a journal, which would serve those who come before the sync is over.
     log = log_in(tmp_path / "data", journal_bytes=0)
     partition = log.partition
     log.write(b"a")
