@@ -84,7 +84,7 @@ class Journaled(RuleBasedStateMachine):
 
     @rule(
         numbers=st.lists(st.integers(0, COUNT - 1), min_size=1, max_size=6),
-        size=st.sampled_from([0, 50, 300, 300, 2000, 70_000]),
+        size=st.sampled_from([0, 50, 300, 300, 2000, 270_000]),
         then=st.sampled_from(["nothing", "tick", "durable", "durable", "durable"]),
     )
     def append(self, numbers: list[int], size: int, then: str) -> None:
