@@ -16,7 +16,7 @@ from takhin.cli.show import count_of
 
 # What a data directory consists of; any one of these makes a directory one.
 _OURS = ("meta.db", "topics", "journal", "LOCK")
-_OURS_TOO = ("meta.db-wal", "meta.db-shm", "meta.db-journal", "set-aside")
+_OURS_TOO = ("meta.db.sum", "meta.db-wal", "meta.db-shm", "meta.db-journal", "set-aside")
 _JOURNAL_SET_ASIDE = re.compile(r"[01]\.journal\.damaged-\d+")
 
 

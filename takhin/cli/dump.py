@@ -9,10 +9,10 @@ from typing import Any
 
 from takhin.cli.command import EXIT_FAILED, EXIT_OK, CommandError
 from takhin.cli.dump_journal import journal_parts
+from takhin.cli.index_view import NO_TIMESTAMP_MS, read_index_file
+from takhin.cli.segment_walk import BatchHeader, DamagedPart, SegmentFile, SegmentStart, WholeBatch
 from takhin.cli.show import base64_of, bytes_of, count_of, print_json, time_of
 from takhin.cli.terminal import Output
-from takhin.cli.index_view import read_index_file
-from takhin.cli.segment_walk import BatchHeader, DamagedPart, SegmentFile, SegmentStart, WholeBatch
 
 # A segment, or what recovery cut off one, which begins with a batch.
 _SEGMENT = re.compile(r"(\d{20})\.log(?:\.torn-at-(\d+)(?:\.\d+)?)?")
@@ -204,7 +204,7 @@ class _Dumper:
             "index",
             f"{path}  index, {size}: offsets {sums.base_offset} to {sums.next_offset - 1} in "
             f"{count_of(sums.size_bytes, 'byte')} of segment, last append {time_of(sums.last_append_ms)}, "
-            f"max timestamp {time_of(sums.max_timestamp_ms)}, max epoch {sums.max_epoch}, "
+            f"max timestamp {_largest(sums.max_timestamp_ms)}, max epoch {sums.max_epoch}, "
             f"{count_of(len(index.entries), 'entry')}; {_state(index.problem)}",
             file=path, size_bytes=index.size_bytes, base_offset=sums.base_offset, next_offset=sums.next_offset,
             segment_bytes=sums.size_bytes, last_append_ms=sums.last_append_ms,
@@ -217,7 +217,7 @@ class _Dumper:
             self._tell(
                 "index_entry",
                 f"  offset {entry.offset} at byte {entry.position}, max timestamp before it "
-                f"{time_of(entry.max_timestamp_ms) if entry.max_timestamp_ms >= 0 else 'none'}",
+                f"{_largest(entry.max_timestamp_ms)}",
                 offset=entry.offset, position=entry.position, max_timestamp_ms=entry.max_timestamp_ms,
             )
 
@@ -241,6 +241,10 @@ def _is_begun(path: str, name: re.Match[str] | None) -> bool:
         return name[2] is None or int(name[2]) == 0
     with open(path, "rb") as file:
         return file.read(7)[3:] != b"TKB1"
+
+
+def _largest(timestamp_ms: int) -> str:
+    return time_of(timestamp_ms) if timestamp_ms != NO_TIMESTAMP_MS else "none"
 
 
 def _state(problem: str | None) -> str:

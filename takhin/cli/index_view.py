@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from takhin.log.index import INDEX_HEADER_SIZE, OffsetIndex, SegmentSummary, read_summary
 
+# The largest timestamp of nothing: the smallest there is.
+NO_TIMESTAMP_MS = -(2**53 - 1)
 _ENTRY = struct.Struct("<IIq")
 
 

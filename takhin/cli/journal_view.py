@@ -47,9 +47,12 @@ class JournalView:
 
     def differs(self, key: Key, directory: str, log_start: int) -> bool:
         """Whether the segments in the directory lack anything that it has whole. Raises OSError."""
+        parts = self._saved.parts.get(key, [])
+        # Segments that are out of the log are not made again.
+        ends = {saved.part.segment_base_offset: saved.part.next_offset for saved in parts}
         return any(
             not self._is_in_place(saved, directory)
-            for saved in self._saved.parts.get(key, ()) if saved.whole and saved.part.next_offset > log_start
+            for saved in parts if saved.whole and ends[saved.part.segment_base_offset] > log_start
         )
 
     def _is_in_place(self, saved: SavedPart, directory: str) -> bool:

@@ -7,10 +7,10 @@ import tempfile
 from dataclasses import dataclass
 
 from takhin.broker.metadata import SCHEMA, TopicRow, _load_topics
-from takhin.broker.sqlite_thread import _check_marks
+from takhin.broker.sqlite_thread import _check_files, _check_marks
 from takhin.errors import StartError
 
-_FILES = ("meta.db", "meta.db-wal")
+_FILES = ("meta.db", "meta.db-wal", "meta.db.sum")
 
 
 class MetadataError(Exception):
@@ -39,15 +39,16 @@ def read_metadata(data_dir: str) -> MetadataView | None:
             if os.path.exists(os.path.join(data_dir, name)):
                 shutil.copyfile(os.path.join(data_dir, name), os.path.join(directory, name))
         try:
+            _check_files(os.path.join(directory, "meta.db"))
             db = sqlite3.connect(os.path.join(directory, "meta.db"), isolation_level=None)
             try:
                 return _read(db, os.path.join(data_dir, "meta.db"))
             finally:
                 db.close()
-        except sqlite3.Error as problem:
+        except (sqlite3.Error, UnicodeDecodeError) as problem:
             raise MetadataError(f"meta.db is damaged: {problem}") from problem
         except StartError as problem:
-            raise MetadataError(str(problem)) from problem
+            raise MetadataError(str(problem).replace(directory, data_dir)) from problem
 
 
 def _read(db: sqlite3.Connection, path: str) -> MetadataView | None:

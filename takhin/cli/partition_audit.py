@@ -4,12 +4,12 @@ import os
 import re
 from dataclasses import dataclass, field, fields, replace
 
+from takhin.cli.index_view import read_index_file
 from takhin.cli.journal_view import JournalView
 from takhin.cli.segment_audit import DAMAGE, NOTE, TORN, SegmentAudit, Tell, audit_segment
 from takhin.cli.show import count_of
 from takhin.log.files import Files
-from takhin.cli.index_view import read_index_file
-from takhin.log.recovery import PASSING, _any_proves, _Place, _was_durable
+from takhin.log.recovery import PASSING, _any_proves, _base_offsets, _Place, _was_durable
 from takhin.log.segment import FileCache, Segment, segment_name
 
 _SEGMENT = re.compile(r"(\d{20})\.log")
@@ -148,7 +148,7 @@ def _audit_files(audit: PartitionAudit, directory: str, tell: Tell, proven_offse
         names = sorted(os.listdir(directory))
     except FileNotFoundError:
         names = []
-    bases = [int(match[1]) for name in names if (match := _SEGMENT.fullmatch(name))]
+    bases = _base_offsets(_SEGMENT, names)
     _other_files(audit, directory, names, bases, tell_path)
     for base_offset in bases:
         path = os.path.join(directory, segment_name(base_offset))
@@ -199,10 +199,10 @@ def judge(audit: PartitionAudit, directory: str) -> Verdict | None:
     place = _Place(FileCache(Files(), _OPEN_FILES), directory, audit.topic_id, audit.partition)
     proven_offset = max([audit.proven_offset, *audit.stray_indexes.values()])
 
-    def is_torn(expected: int, number: int) -> bool:
+    def is_torn(missing: int, number: int) -> bool:
         """Whether nothing, the segments from that number on included, proves that the log went on at that offset."""
         later = [segment.base_offset for segment in segments[number:]]
-        return not (audit.knows_end or proven_offset > expected or _any_proves(place, later, expected))
+        return not (audit.knows_end or proven_offset > missing or _any_proves(place, later, missing))
 
     expected = min(segments[0].base_offset, audit.log_start) if segments else audit.log_start
     for number, segment in enumerate(segments):
@@ -210,17 +210,19 @@ def judge(audit: PartitionAudit, directory: str) -> Verdict | None:
         keep_bytes = segments[number - 1].whole_bytes if number else 0
         if not number and segment.base_offset > audit.log_start:
             what = f"the segment with offset {audit.log_start} is gone"
-            torn = is_torn(expected, number)
+            torn = is_torn(audit.log_start, number)
             return Verdict(torn, 0, 0, audit.log_start, what, None if torn else segment.base_offset)
         if number and segment.base_offset != expected:
             what = f"{name} follows where offset {expected} should"
-            torn = segment.base_offset > expected and is_torn(expected, number)
+            torn = segment.base_offset > expected and is_torn(max(expected, audit.log_start), number)
             return Verdict(torn, number, keep_bytes, expected, what)
         if segment.damage is not None:
             what = f"{name} at byte {segment.whole_bytes}: {segment.damage}"
             if segment.unreadable:
                 return Verdict(False, number, keep_bytes, expected, what, unreadable=True)
-            torn = _ends_unproven(place, segment) and is_torn(segment.next_offset, number + 1)
+            # What lies below the log's start is gone anyway.
+            missing = max(segment.next_offset, audit.log_start)
+            torn = _ends_unproven(place, segment, missing) and is_torn(missing, number + 1)
             if segment.whole_bytes:
                 return Verdict(torn, number + 1, segment.whole_bytes, segment.next_offset, what)
             return Verdict(torn, number, keep_bytes, expected if number else audit.log_start, what)
@@ -235,14 +237,14 @@ def judge(audit: PartitionAudit, directory: str) -> Verdict | None:
     return None
 
 
-def _ends_unproven(place: _Place, segment: SegmentAudit) -> bool:
-    """Whether nothing in a damaged segment, or its index, proves that what stood at the damage was on the disk."""
+def _ends_unproven(place: _Place, segment: SegmentAudit, missing: int) -> bool:
+    """Whether nothing in a damaged segment, or its index, proves that the offset was on the disk."""
     if (segment.index_vouches_bytes or 0) > segment.whole_bytes:
         return False
     scanned, _ = Segment.scanned(
         place.cache, place.directory, place.topic_id, place.partition, segment.base_offset
     )
-    return not _was_durable(scanned)
+    return not _was_durable(scanned, missing)
 
 
 def _tell_verdict(audit: PartitionAudit, tell: Tell) -> None:

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from takhin.cli.index_view import NO_TIMESTAMP_MS, IndexEntry, IndexFile, read_index_file
+from takhin.cli.segment_walk import DamagedPart, Part, SegmentFile, SegmentStart, WholeBatch
 from takhin.cli.show import count_of
 from takhin.codec.batch import SEGMENT_HEADER_SIZE
-from takhin.cli.index_view import IndexEntry, IndexFile, read_index_file
-from takhin.cli.segment_walk import DamagedPart, Part, SegmentFile, SegmentStart, WholeBatch
 
 # Something found in a file: (severity, path, where in the file or None, what).
 Tell = Callable[[str, str, int | None, str], None]
@@ -111,7 +111,7 @@ class _IndexCheck:
         self.last_append_ms = 0
         self._found = found
         self._tell = tell
-        self._max_timestamp_ms = -1
+        self._max_timestamp_ms = NO_TIMESTAMP_MS
         self._max_epoch = 0
         self._entries: list[IndexEntry] = []
         self._next_entry = 0

@@ -133,7 +133,7 @@ def remove_the_first(data: Data) -> str:
 def remove_the_last(data: Data) -> str:
     path = data.segments[-1]
     path.unlink()
-    return f"{path.stem}.index vouches for a segment that is gone"
+    return f"the log ends at offset {int(path.stem)}, and once went on to {len(data.sent[0])}"
 
 
 def empty_one(data: Data) -> str:
@@ -200,6 +200,13 @@ def spoil_the_metadata(data: Data) -> str:
     return "no broker starts with it: restore it from a copy"
 
 
+def flip_a_bit_of_the_metadata(data: Data) -> str:
+    """In a row's value, where SQLite itself sees nothing."""
+    path = data.directory / "meta.db"
+    data.flip(path, path.read_bytes().index(b"events") + 1)
+    return "its checksum is not what the last clean stop left"
+
+
 def take_an_older_metadata(data: Data) -> str:
     shutil.copytree(data.directory / "topics" / "2", data.directory / "topics" / "77")
     return "meta.db never gave out this id"
@@ -208,7 +215,7 @@ def take_an_older_metadata(data: Data) -> str:
 SPOILING: list[Callable[[Data], str]] = [
     spoil_payload, spoil_header, zero_a_block, drop_a_batch, remove_one, remove_the_first, remove_the_last,
     empty_one, cut_at_a_batch, exchange_two, take_another_partitions, make_an_index_lie, make_sums_lie,
-    remove_the_metadata, spoil_the_metadata, take_an_older_metadata,
+    remove_the_metadata, spoil_the_metadata, flip_a_bit_of_the_metadata, take_an_older_metadata,
 ]
 
 
@@ -267,6 +274,7 @@ def test_a_commit_beyond_the_logs_end_is_told(clean: Data) -> None:
     db.execute("UPDATE committed_offsets SET next_offset = 1000000")
     db.commit()
     db.close()
+    (clean.directory / "meta.db.sum").unlink()
     (note,) = findings(clean, "note")
     assert "group 'group' has committed offset 1000000" in note["what"]
 
