@@ -112,6 +112,28 @@ class OffsetCommit:
     offset: int
 
 
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a group has committed for one partition: the next offset to read, and when."""
+
+    offset: int
+    committed_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class OffsetReset:
+    """Where a group is to stand in one partition. `topic` is for messages.
+
+    new_offset gives the offset for the committed one (None: there is none); it runs on the database's thread, and when
+    it raises, nothing is reset.
+    """
+
+    topic_id: int
+    topic: str
+    partition: int
+    new_offset: Callable[[int | None], int]
+
+
 class MetadataStore:
     """The database at `path`. Every coroutine returns when what it did is durable.
 
@@ -194,6 +216,17 @@ class MetadataStore:
         """
         await self._db.write(lambda db: _commit_offsets(db, group_id, rows, now_ms, max_groups))
 
+    async def reset_offsets(
+        self, group_id: str, resets: Sequence[OffsetReset], now_ms: int, max_groups: int, *, dry_run: bool = False
+    ) -> list[tuple[int | None, int]]:
+        """Commits offsets that may be lower than the committed ones, all or none. Returns (old, new) of each.
+
+        dry_run: only tells what they would be. Raises GROUP_LIMIT, TOPIC_NOT_FOUND, what new_offset raises.
+        """
+        if dry_run:
+            return await self._db.read(lambda db: _offsets_to_reset(db, group_id, resets, max_groups))
+        return await self._db.write(lambda db: _reset_offsets(db, group_id, resets, now_ms, max_groups))
+
     async def list_groups(self) -> list[str]:
         """All groups' ids, sorted by code point."""
         return await self._db.read(
@@ -203,6 +236,10 @@ class MetadataStore:
     async def group_offsets(self, group_id: str) -> dict[tuple[int, int], int]:
         """Committed offsets by (topic id, partition). Raises GROUP_NOT_FOUND."""
         return await self._db.read(lambda db: _group_offsets(db, group_id))
+
+    async def group_commits(self, group_id: str) -> dict[tuple[int, int], Committed]:
+        """The group's commits by (topic id, partition). Raises GROUP_NOT_FOUND."""
+        return await self._db.read(lambda db: _group_commits(db, group_id))
 
     async def delete_group(self, group_id: str) -> None:
         """Removes the group and its commits. Raises GROUP_NOT_FOUND."""
@@ -344,19 +381,29 @@ def _group_ref(db: sqlite3.Connection, group_id: str) -> int | None:
     return None if row is None else row[0]
 
 
+def _check_group_limit(db: sqlite3.Connection, group_id: str, max_groups: int) -> None:
+    if db.execute("SELECT COUNT(*) FROM consumer_groups").fetchone()[0] >= max_groups:
+        raise error(
+            Reason.GROUP_LIMIT,
+            f"group {group_id!r} would be one more than the {max_groups} groups allowed (limits.groups)",
+            group_id=group_id,
+            limit=max_groups,
+        )
+
+
+def _group_ref_or_new(db: sqlite3.Connection, group_id: str, max_groups: int) -> int:
+    group = _group_ref(db, group_id)
+    if group is None:
+        _check_group_limit(db, group_id, max_groups)
+        group = db.execute("INSERT INTO consumer_groups (name) VALUES (?)", (group_id,)).lastrowid
+        assert group is not None
+    return group
+
+
 def _commit_offsets(
     db: sqlite3.Connection, group_id: str, rows: Sequence[OffsetCommit], now_ms: int, max_groups: int
 ) -> None:
-    group = _group_ref(db, group_id)
-    if group is None:
-        if db.execute("SELECT COUNT(*) FROM consumer_groups").fetchone()[0] >= max_groups:
-            raise error(
-                Reason.GROUP_LIMIT,
-                f"group {group_id!r} would be one more than the {max_groups} groups allowed (limits.groups)",
-                group_id=group_id,
-                limit=max_groups,
-            )
-        group = db.execute("INSERT INTO consumer_groups (name) VALUES (?)", (group_id,)).lastrowid
+    group = _group_ref_or_new(db, group_id, max_groups)
     for row in rows:
         _commit_offset(db, group_id, (group, row.topic_id, row.partition), row, now_ms)
 
@@ -364,27 +411,61 @@ def _commit_offsets(
 def _commit_offset(
     db: sqlite3.Connection, group_id: str, key: tuple[Any, int, int], row: OffsetCommit, now_ms: int
 ) -> None:
-    found = db.execute(
-        "SELECT next_offset FROM committed_offsets WHERE group_ref = ? AND topic_id = ? AND partition = ?", key
-    ).fetchone()
-    if found is not None and row.offset < found[0]:
+    found = _committed_offset(db, key)
+    if found is not None and row.offset < found:
         raise error(
             Reason.OFFSET_BEHIND_COMMITTED,
-            f"offset {row.offset} of topic {row.topic!r} partition {row.partition} is lower than {found[0]}, which "
-            f"group {group_id!r} has committed; a commit cannot go back",
+            f"offset {row.offset} of topic {row.topic!r} partition {row.partition} is lower than {found}, which "
+            f"group {group_id!r} has committed; a commit cannot go back, ResetOffsets can",
             group_id=group_id,
             topic=row.topic,
             partition=row.partition,
             offset=row.offset,
-            committed_offset=found[0],
+            committed_offset=found,
         )
-    with _naming_missing_topic(row.topic_id, row.topic):
+    _store_offset(db, key, row.topic, row.offset, now_ms)
+
+
+def _committed_offset(db: sqlite3.Connection, key: tuple[Any, int, int]) -> int | None:
+    """key: the group's row, topic id, partition."""
+    found = db.execute(
+        "SELECT next_offset FROM committed_offsets WHERE group_ref = ? AND topic_id = ? AND partition = ?", key
+    ).fetchone()
+    return None if found is None else found[0]
+
+
+def _store_offset(db: sqlite3.Connection, key: tuple[Any, int, int], topic: str, offset: int, now_ms: int) -> None:
+    with _naming_missing_topic(key[1], topic):
         db.execute(
             """INSERT INTO committed_offsets (group_ref, topic_id, partition, next_offset, committed_ms)
             VALUES (?, ?, ?, ?, ?)
             ON CONFLICT DO UPDATE SET next_offset = excluded.next_offset, committed_ms = excluded.committed_ms""",
-            (*key, row.offset, now_ms),
+            (*key, offset, now_ms),
         )
+
+
+def _offsets_to_reset(
+    db: sqlite3.Connection, group_id: str, resets: Sequence[OffsetReset], max_groups: int
+) -> list[tuple[int | None, int]]:
+    group = _group_ref(db, group_id)
+    if group is None:
+        _check_group_limit(db, group_id, max_groups)
+    result = []
+    for reset in resets:
+        old = _committed_offset(db, (group, reset.topic_id, reset.partition))
+        result.append((old, reset.new_offset(old)))
+    return result
+
+
+def _reset_offsets(
+    db: sqlite3.Connection, group_id: str, resets: Sequence[OffsetReset], now_ms: int, max_groups: int
+) -> list[tuple[int | None, int]]:
+    offsets = _offsets_to_reset(db, group_id, resets, max_groups)
+    if resets:
+        group = _group_ref_or_new(db, group_id, max_groups)
+        for reset, (_, offset) in zip(resets, offsets, strict=True):
+            _store_offset(db, (group, reset.topic_id, reset.partition), reset.topic, offset, now_ms)
+    return offsets
 
 
 def _group_offsets(db: sqlite3.Connection, group_id: str) -> dict[tuple[int, int], int]:
@@ -393,6 +474,16 @@ def _group_offsets(db: sqlite3.Connection, group_id: str) -> dict[tuple[int, int
         raise _no_such_group(group_id)
     rows = db.execute("SELECT topic_id, partition, next_offset FROM committed_offsets WHERE group_ref = ?", (group,))
     return {(topic_id, partition): offset for topic_id, partition, offset in rows}
+
+
+def _group_commits(db: sqlite3.Connection, group_id: str) -> dict[tuple[int, int], Committed]:
+    group = _group_ref(db, group_id)
+    if group is None:
+        raise _no_such_group(group_id)
+    rows = db.execute(
+        "SELECT topic_id, partition, next_offset, committed_ms FROM committed_offsets WHERE group_ref = ?", (group,)
+    )
+    return {(topic_id, partition): Committed(offset, at_ms) for topic_id, partition, offset, at_ms in rows}
 
 
 def _delete_group(db: sqlite3.Connection, group_id: str) -> None:

@@ -56,6 +56,7 @@ class Topics:
         self._clock_ms = clock_ms
         self._by_name: dict[str, Topic] = {}
         self._by_encoded_name: dict[bytes, Topic] = {}
+        self._by_id: dict[int, Topic] = {}
         self._num_partitions = 0
         self._changing = asyncio.Lock()
         # Of records; so that whatever was accepted can be delivered.
@@ -86,6 +87,10 @@ class Topics:
         """As get(), by the name's UTF-8."""
         topic = self._by_encoded_name.get(name)
         return topic if topic is not None else self.get(name.decode())
+
+    def with_id(self, topic_id: int) -> Topic | None:
+        """The topic that has this id; None when it is gone."""
+        return self._by_id.get(topic_id)
 
     def partition(self, topic_name: str, partition: int) -> Partition:
         """Raises INVALID_TOPIC_NAME, TOPIC_NOT_FOUND, INVALID_PARTITION, PARTITION_NOT_FOUND."""
@@ -140,6 +145,7 @@ class Topics:
             await self._metadata.delete_topic(topic.id)
             del self._by_name[topic.name]
             del self._by_encoded_name[topic.name.encode()]
+            del self._by_id[topic.id]
             self._num_partitions -= len(topic.partitions)
             gone = _not_found(name)
             for partition in topic.partitions:
@@ -188,6 +194,7 @@ class Topics:
         )
         self._by_name[topic.name] = topic
         self._by_encoded_name[topic.name.encode()] = topic
+        self._by_id[topic.id] = topic
         self._num_partitions += len(topic.partitions)
         return topic
 

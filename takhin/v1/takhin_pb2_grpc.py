@@ -94,6 +94,16 @@ class TakhinServiceStub:
                 request_serializer=takhin_dot_v1_dot_takhin__pb2.DeleteConsumerGroupRequest.SerializeToString,
                 response_deserializer=takhin_dot_v1_dot_takhin__pb2.DeleteConsumerGroupResponse.FromString,
                 _registered_method=True)
+        self.FetchOffsets = channel.unary_unary(
+                '/takhin.v1.TakhinService/FetchOffsets',
+                request_serializer=takhin_dot_v1_dot_takhin__pb2.FetchOffsetsRequest.SerializeToString,
+                response_deserializer=takhin_dot_v1_dot_takhin__pb2.FetchOffsetsResponse.FromString,
+                _registered_method=True)
+        self.ResetOffsets = channel.unary_unary(
+                '/takhin.v1.TakhinService/ResetOffsets',
+                request_serializer=takhin_dot_v1_dot_takhin__pb2.ResetOffsetsRequest.SerializeToString,
+                response_deserializer=takhin_dot_v1_dot_takhin__pb2.ResetOffsetsResponse.FromString,
+                _registered_method=True)
         self.GetPartitionOffsets = channel.unary_unary(
                 '/takhin.v1.TakhinService/GetPartitionOffsets',
                 request_serializer=takhin_dot_v1_dot_takhin__pb2.GetPartitionOffsetsRequest.SerializeToString,
@@ -191,6 +201,20 @@ class TakhinServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchOffsets(self, request, context):
+        """Where a group stands, and how far behind the logs' ends that is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetOffsets(self, request, context):
+        """Set a group that has no members to other offsets, back or forth: the only way back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetPartitionOffsets(self, request, context):
         """Where a partition's log begins and ends, and the offset at which a time begins.
         """
@@ -273,6 +297,16 @@ def add_TakhinServiceServicer_to_server(servicer, server):
                     servicer.DeleteConsumerGroup,
                     request_deserializer=takhin_dot_v1_dot_takhin__pb2.DeleteConsumerGroupRequest.FromString,
                     response_serializer=takhin_dot_v1_dot_takhin__pb2.DeleteConsumerGroupResponse.SerializeToString,
+            ),
+            'FetchOffsets': grpc.unary_unary_rpc_method_handler(
+                    servicer.FetchOffsets,
+                    request_deserializer=takhin_dot_v1_dot_takhin__pb2.FetchOffsetsRequest.FromString,
+                    response_serializer=takhin_dot_v1_dot_takhin__pb2.FetchOffsetsResponse.SerializeToString,
+            ),
+            'ResetOffsets': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetOffsets,
+                    request_deserializer=takhin_dot_v1_dot_takhin__pb2.ResetOffsetsRequest.FromString,
+                    response_serializer=takhin_dot_v1_dot_takhin__pb2.ResetOffsetsResponse.SerializeToString,
             ),
             'GetPartitionOffsets': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPartitionOffsets,
@@ -614,6 +648,60 @@ class TakhinService:
             '/takhin.v1.TakhinService/DeleteConsumerGroup',
             takhin_dot_v1_dot_takhin__pb2.DeleteConsumerGroupRequest.SerializeToString,
             takhin_dot_v1_dot_takhin__pb2.DeleteConsumerGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchOffsets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/takhin.v1.TakhinService/FetchOffsets',
+            takhin_dot_v1_dot_takhin__pb2.FetchOffsetsRequest.SerializeToString,
+            takhin_dot_v1_dot_takhin__pb2.FetchOffsetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetOffsets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/takhin.v1.TakhinService/ResetOffsets',
+            takhin_dot_v1_dot_takhin__pb2.ResetOffsetsRequest.SerializeToString,
+            takhin_dot_v1_dot_takhin__pb2.ResetOffsetsResponse.FromString,
             options,
             channel_credentials,
             insecure,
