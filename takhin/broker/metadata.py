@@ -174,6 +174,13 @@ class MetadataStore:
         """Raises TOPIC_EXISTS. Name, count and configs are the caller's to check."""
         return await self._db.write(lambda db: _create_topic(db, name, num_partitions, configs, created_ms))
 
+    async def update_topic(self, topic_id: int, num_partitions: int, configs: dict[str, str]) -> None:
+        """Replaces the topic's number of partitions and all of its configs. Raises TOPIC_NOT_FOUND.
+
+        Both are the caller's to check; the number must not be lower than before.
+        """
+        await self._db.write(lambda db: _update_topic(db, topic_id, num_partitions, configs))
+
     async def delete_topic(self, topic_id: int) -> None:
         """Removes the topic with all that is kept for it, and groups that had no other commits.
 
@@ -293,11 +300,26 @@ def _create_topic(
         "INSERT INTO topics (name, num_partitions, created_ms) VALUES (?, ?, ?)", (name, num_partitions, created_ms)
     ).lastrowid
     assert topic_id is not None
+    _add_configs(db, topic_id, configs)
+    return TopicRow(topic_id, name, num_partitions, created_ms, dict(configs))
+
+
+def _add_configs(db: sqlite3.Connection, topic_id: int, configs: dict[str, str]) -> None:
     db.executemany(
         "INSERT INTO topic_configs (topic_id, name, value) VALUES (?, ?, ?)",
         [(topic_id, config, value) for config, value in configs.items()],
     )
-    return TopicRow(topic_id, name, num_partitions, created_ms, dict(configs))
+
+
+def _update_topic(db: sqlite3.Connection, topic_id: int, num_partitions: int, configs: dict[str, str]) -> None:
+    row = db.execute("SELECT num_partitions FROM topics WHERE id = ?", (topic_id,)).fetchone()
+    if row is None:
+        raise _no_such_topic_id(topic_id)
+    if num_partitions < row[0]:
+        raise ValueError(f"topic id {topic_id} has {row[0]} partitions: there cannot be {num_partitions}")
+    db.execute("UPDATE topics SET num_partitions = ? WHERE id = ?", (num_partitions, topic_id))
+    db.execute("DELETE FROM topic_configs WHERE topic_id = ?", (topic_id,))
+    _add_configs(db, topic_id, configs)
 
 
 def _delete_topic(db: sqlite3.Connection, topic_id: int) -> None:

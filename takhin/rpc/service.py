@@ -35,6 +35,7 @@ def takhin_methods(broker: Broker) -> list[Method]:
         _unary("ListTopics", pb.ListTopicsRequest, handlers.list_topics),
         _unary("GetTopic", pb.GetTopicRequest, handlers.get_topic),
         _unary("DescribeTopics", pb.DescribeTopicsRequest, handlers.describe_topics),
+        _unary("UpdateTopic", pb.UpdateTopicRequest, handlers.update_topic),
         _unary("CommitOffset", pb.CommitOffsetRequest, handlers.commit_offset),
         _unary("ListConsumerGroups", pb.ListConsumerGroupsRequest, handlers.list_consumer_groups),
         _unary("DescribeConsumerGroup", pb.DescribeConsumerGroupRequest, handlers.describe_consumer_group),
@@ -105,6 +106,14 @@ class _Handlers:
         response = pb.DescribeTopicsResponse()
         for name in request.topics or topics.names():
             _describe_topic(topics.get(name), response.topics.add())
+        return response
+
+    async def update_topic(self, request: pb.UpdateTopicRequest) -> Message:
+        topic = await self._broker.topics.update(
+            request.name, request.num_partitions, dict(request.configs), list(request.reset_configs)
+        )
+        response = pb.UpdateTopicResponse(success=True)
+        _describe_topic(topic, response.topic)
         return response
 
     async def get_partition_offsets(self, request: pb.GetPartitionOffsetsRequest) -> Message:

@@ -189,6 +189,35 @@ class DescribeTopicsResponse(_message.Message):
     topics: _containers.RepeatedCompositeFieldContainer[TopicInfo]
     def __init__(self, topics: _Optional[_Iterable[_Union[TopicInfo, _Mapping]]] = ...) -> None: ...
 
+class UpdateTopicRequest(_message.Message):
+    __slots__ = ("name", "num_partitions", "configs", "reset_configs")
+    class ConfigsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NUM_PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    CONFIGS_FIELD_NUMBER: _ClassVar[int]
+    RESET_CONFIGS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    num_partitions: int
+    configs: _containers.ScalarMap[str, str]
+    reset_configs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., num_partitions: _Optional[int] = ..., configs: _Optional[_Mapping[str, str]] = ..., reset_configs: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class UpdateTopicResponse(_message.Message):
+    __slots__ = ("success", "error", "topic")
+    SUCCESS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    TOPIC_FIELD_NUMBER: _ClassVar[int]
+    success: bool
+    error: str
+    topic: TopicInfo
+    def __init__(self, success: _Optional[bool] = ..., error: _Optional[str] = ..., topic: _Optional[_Union[TopicInfo, _Mapping]] = ...) -> None: ...
+
 class ProduceMessageRequest(_message.Message):
     __slots__ = ("topic", "partition", "record", "required_acks", "timeout_ms", "records")
     TOPIC_FIELD_NUMBER: _ClassVar[int]

@@ -59,6 +59,11 @@ class TakhinServiceStub:
                 request_serializer=takhin_dot_v1_dot_takhin__pb2.DescribeTopicsRequest.SerializeToString,
                 response_deserializer=takhin_dot_v1_dot_takhin__pb2.DescribeTopicsResponse.FromString,
                 _registered_method=True)
+        self.UpdateTopic = channel.unary_unary(
+                '/takhin.v1.TakhinService/UpdateTopic',
+                request_serializer=takhin_dot_v1_dot_takhin__pb2.UpdateTopicRequest.SerializeToString,
+                response_deserializer=takhin_dot_v1_dot_takhin__pb2.UpdateTopicResponse.FromString,
+                _registered_method=True)
         self.ProduceMessage = channel.unary_unary(
                 '/takhin.v1.TakhinService/ProduceMessage',
                 request_serializer=takhin_dot_v1_dot_takhin__pb2.ProduceMessageRequest.SerializeToString,
@@ -151,6 +156,13 @@ class TakhinServiceServicer:
 
     def DescribeTopics(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateTopic(self, request, context):
+        """Change a topic's configs, give it more partitions.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -262,6 +274,11 @@ def add_TakhinServiceServicer_to_server(servicer, server):
                     servicer.DescribeTopics,
                     request_deserializer=takhin_dot_v1_dot_takhin__pb2.DescribeTopicsRequest.FromString,
                     response_serializer=takhin_dot_v1_dot_takhin__pb2.DescribeTopicsResponse.SerializeToString,
+            ),
+            'UpdateTopic': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateTopic,
+                    request_deserializer=takhin_dot_v1_dot_takhin__pb2.UpdateTopicRequest.FromString,
+                    response_serializer=takhin_dot_v1_dot_takhin__pb2.UpdateTopicResponse.SerializeToString,
             ),
             'ProduceMessage': grpc.unary_unary_rpc_method_handler(
                     servicer.ProduceMessage,
@@ -459,6 +476,33 @@ class TakhinService:
             '/takhin.v1.TakhinService/DescribeTopics',
             takhin_dot_v1_dot_takhin__pb2.DescribeTopicsRequest.SerializeToString,
             takhin_dot_v1_dot_takhin__pb2.DescribeTopicsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateTopic(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/takhin.v1.TakhinService/UpdateTopic',
+            takhin_dot_v1_dot_takhin__pb2.UpdateTopicRequest.SerializeToString,
+            takhin_dot_v1_dot_takhin__pb2.UpdateTopicResponse.FromString,
             options,
             channel_credentials,
             insecure,
