@@ -112,6 +112,17 @@ class TopicDefaults:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupSettings:
+    """[groups]: consumer groups."""
+
+    offsets_retention_ms: int = _number(
+        604_800_000, "forget what a group has committed when it had no members and committed nothing for so long",
+        _DURATION, 1, SAFE_INT_MAX, minus_one="never")
+    offsets_check_ms: int = _number(
+        600_000, "time between two looks for groups to forget", _DURATION, 10, INT32_MAX)
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """[limits]: what one broker takes on; beyond them requests are refused."""
 
@@ -150,6 +161,7 @@ class Settings:
     log_level: str = _text("info", "least severe log lines to write", "LEVEL", LOG_LEVELS)
     grpc: GrpcSettings = field(default_factory=GrpcSettings)
     topics: TopicDefaults = field(default_factory=TopicDefaults)
+    groups: GroupSettings = field(default_factory=GroupSettings)
     limits: Limits = field(default_factory=Limits)
 
 

@@ -11,6 +11,7 @@ from takhin.broker.group_offsets import GroupOffsets
 from takhin.broker.groups import GroupCoordinator
 from takhin.broker.log_start import LogStarts
 from takhin.broker.metadata import MetadataStore
+from takhin.broker.offset_expiry import OffsetExpiry
 from takhin.broker.offset_reset import OffsetResets
 from takhin.broker.produce import Producing
 from takhin.broker.reader_budget import ReaderBudget
@@ -106,6 +107,7 @@ class Broker:
             self.topics, self._metadata, self._store, settings.topics.retention_check_ms, self._clock_ms
         )
         self._keep(retention.run())
+        self._keep(OffsetExpiry(self._metadata, self.groups, settings.groups, self._clock_ms).run())
 
     async def _recover(self) -> None:
         begun_s = time.monotonic()

@@ -97,6 +97,10 @@ class GroupCoordinator:
         """Whether the group has members now."""
         return False
 
+    def with_members(self) -> list[str]:
+        """The ids of the groups that have members now."""
+        return []
+
     def assigned(self, group_id: str) -> list[tuple[str, int]]:
         """The partitions (topic, partition) that are assigned to members of the group now."""
         return []

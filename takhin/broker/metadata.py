@@ -6,7 +6,7 @@ deleted topic left behind can't become another topic's.
 """
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +17,13 @@ from takhin.errors import Reason, TakhinError, error
 # Epochs are sfixed32 in batch headers.
 MAX_EPOCH = (1 << 31) - 1
 
+# used_ms: when the group was last seen with members; 0: never.
+_GROUP_USE = ("ALTER TABLE consumer_groups ADD COLUMN used_ms INTEGER NOT NULL DEFAULT 0",)
+
 SCHEMA = Schema(
     application_id=int.from_bytes(b"TKMD", "big"),
-    version=1,
+    version=2,
+    migrations={1: _GROUP_USE},
     statements=(
         # One row. clean: the last run ended by end_run(). A database that was never run counts as clean.
         f"""CREATE TABLE run (
@@ -69,6 +73,7 @@ SCHEMA = Schema(
         ) STRICT, WITHOUT ROWID""",
         # For the deletion of a topic.
         "CREATE INDEX committed_offsets_by_topic ON committed_offsets (topic_id)",
+        *_GROUP_USE,
     ),
 )
 
@@ -247,6 +252,13 @@ class MetadataStore:
     async def group_commits(self, group_id: str) -> dict[tuple[int, int], Committed]:
         """The group's commits by (topic id, partition). Raises GROUP_NOT_FOUND."""
         return await self._db.read(lambda db: _group_commits(db, group_id))
+
+    async def expire_groups(self, in_use: Collection[str], now_ms: int, before_ms: int) -> list[str]:
+        """Notes that the groups in_use have members now; removes others without any sign of use since before_ms.
+
+        Signs of use are commits, resets and members that were noted. Returns the ids of the removed ones, sorted.
+        """
+        return await self._db.write(lambda db: _expire_groups(db, in_use, now_ms, before_ms))
 
     async def delete_group(self, group_id: str) -> None:
         """Removes the group and its commits. Raises GROUP_NOT_FOUND."""
@@ -506,6 +518,20 @@ def _group_commits(db: sqlite3.Connection, group_id: str) -> dict[tuple[int, int
         "SELECT topic_id, partition, next_offset, committed_ms FROM committed_offsets WHERE group_ref = ?", (group,)
     )
     return {(topic_id, partition): Committed(offset, at_ms) for topic_id, partition, offset, at_ms in rows}
+
+
+def _expire_groups(db: sqlite3.Connection, in_use: Collection[str], now_ms: int, before_ms: int) -> list[str]:
+    db.executemany("UPDATE consumer_groups SET used_ms = ? WHERE name = ?", [(now_ms, name) for name in in_use])
+    idle = db.execute(
+        """SELECT id, name FROM consumer_groups WHERE used_ms < :before
+        AND NOT EXISTS (SELECT 1 FROM committed_offsets WHERE group_ref = id AND committed_ms >= :before)
+        ORDER BY name""",
+        {"before": before_ms},
+    ).fetchall()
+    # in_use once more: the clock may have been set back.
+    expired = [(group, name) for group, name in idle if name not in in_use]
+    db.executemany("DELETE FROM consumer_groups WHERE id = ?", [(group,) for group, _ in expired])
+    return [name for _, name in expired]
 
 
 def _delete_group(db: sqlite3.Connection, group_id: str) -> None:

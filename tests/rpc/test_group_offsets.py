@@ -1,4 +1,4 @@
-"""FetchOffsets: where a group stands, and how far behind."""
+"""FetchOffsets: where a group stands, and how far behind; and groups that expire."""
 
 import time
 
@@ -19,6 +19,7 @@ from tests.broker_process import (
     produce,
     refused,
 )
+from tests.conftest import StartBroker
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
@@ -153,3 +154,24 @@ def test_offsets_and_times_survive(broker: BrokerProcess, kill: bool) -> None:
     before = fetch_offsets(stub, "g")
     broker.restart(kill=kill)
     assert fetch_offsets(broker.stub(), "g") == before
+
+
+# Expiry
+
+
+def test_a_group_that_nobody_uses_is_forgotten(start_broker: StartBroker) -> None:
+    flags = "--groups-offsets-retention-ms", "300", "--groups-offsets-check-ms", "20", "--limits-groups", "1"
+    broker = start_broker(*flags)
+    stub = broker.stub()
+    topic = new_topic(stub)
+    commit(stub, "g", (topic, 0, 0))
+    broker.wait_for_log("group 'g' was not used for 300 ms")
+    with refused(NOT_FOUND, Reason.GROUP_NOT_FOUND):
+        fetch_offsets(stub, "g")
+    assert commit(stub, "another", (topic, 0, 0)).success, "it no longer counts"
+    broker.wait_for_log("group 'another' was not used for 300 ms")
+    broker.restart(kill=True)
+    stub = broker.stub()
+    for group in "g", "another":
+        with refused(NOT_FOUND, Reason.GROUP_NOT_FOUND):
+            fetch_offsets(stub, group)
