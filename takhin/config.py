@@ -123,6 +123,11 @@ class GroupSettings:
         INT32_MAX)
     auto_commit_ms: int = _number(
         1_000, "least time between two commits of a member with commit mode AUTO", _DURATION, 0, INT32_MAX)
+    offsets_retention_ms: int = _number(
+        604_800_000, "forget what a group has committed when it had no members and committed nothing for so long",
+        _DURATION, 1, SAFE_INT_MAX, minus_one="never")
+    offsets_check_ms: int = _number(
+        600_000, "time between two looks for groups to forget", _DURATION, 10, INT32_MAX)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable
 
 from takhin.broker.consume import Consuming
+from takhin.broker.group_offsets import GroupOffsets
 from takhin.broker.groups import GroupCoordinator
 from takhin.broker.log_start import LogStarts
 from takhin.broker.metadata import MetadataStore
+from takhin.broker.offset_expiry import OffsetExpiry
+from takhin.broker.offset_reset import OffsetResets
 from takhin.broker.produce import Producing
 from takhin.broker.reader_budget import ReaderBudget
 from takhin.broker.retention import Retention
@@ -34,8 +37,8 @@ def wall_clock_ms() -> int:
 class Broker:
     """One broker on one data directory.
 
-    start(), then use topics, producing, consuming, log_starts, groups; begin_drain() and stop() end it. All of it on
-    one event loop.
+    start(), then use topics, producing, consuming, log_starts, groups, group_offsets, offset_resets;
+    begin_drain() and stop() end it. All of it on one event loop.
     """
 
     topics: Topics
@@ -43,6 +46,8 @@ class Broker:
     consuming: Consuming
     log_starts: LogStarts
     groups: GroupCoordinator
+    group_offsets: GroupOffsets
+    offset_resets: OffsetResets
 
     def __init__(self, settings: Settings, clock_ms: Callable[[], int] = wall_clock_ms):
         self.settings = settings
@@ -87,6 +92,10 @@ class Broker:
         self.consuming = Consuming(self.topics, self._store, budget, settings.grpc.max_message_bytes)
         self.log_starts = LogStarts(self._metadata, self._store, self._clock_ms)
         self.groups = GroupCoordinator(self._metadata, self.topics, settings.limits, self._clock_ms)
+        self.group_offsets = GroupOffsets(self._metadata, self.topics, self.groups)
+        self.offset_resets = OffsetResets(
+            self._metadata, self.topics, self.consuming, self.groups, settings.limits, self._clock_ms
+        )
         try:
             await self._recover()
         except (OSError, TakhinError) as problem:
@@ -98,6 +107,7 @@ class Broker:
             self.topics, self._metadata, self._store, settings.topics.retention_check_ms, self._clock_ms
         )
         self._keep(retention.run())
+        self._keep(OffsetExpiry(self._metadata, self.groups, settings.groups, self._clock_ms).run())
 
     async def _recover(self) -> None:
         begun_s = time.monotonic()
@@ -147,6 +157,7 @@ class Broker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.topics.settle()
         well = await self._store.close(self.topics.partitions())
         try:
             if well:

@@ -102,9 +102,9 @@ class Consuming:
         Raises CORRUPT_BATCH (also when the log ends with damage, behind which it may be), READ_FAILED, TOPIC_NOT_FOUND,
         DRAINING.
         """
-        return (await self._search(partition, timestamp_ms))[0]
+        return (await self.search_time(partition, timestamp_ms))[0]
 
-    async def _search(self, partition: Partition, timestamp_ms: int) -> tuple[int | None, int]:
+    async def search_time(self, partition: Partition, timestamp_ms: int) -> tuple[int | None, int]:
         """As offset_for_time, and what was the log's end: nothing from there on was looked at."""
         search = TimeSearch(partition, timestamp_ms)
         while True:
@@ -134,7 +134,7 @@ class Consuming:
                 "start_time_ms stands in place of an offset: leave offset at 0, and last_epoch, which goes with an "
                 "offset, unset",
             )
-        offset, end = await self._search(partition, asked.start_time_ms)
+        offset, end = await self.search_time(partition, asked.start_time_ms)
         # Without such a record from the end that was searched: what came meanwhile may have it.
         return _bounded_reader(partition, asked, end if offset is None else offset, end)
 

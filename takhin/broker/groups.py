@@ -78,7 +78,7 @@ class GroupCoordinator:
         Raises INVALID_GROUP_ID, MALFORMED_REQUEST (no offsets), DUPLICATE_PARTITION, OFFSET_OUT_OF_RANGE,
         OFFSET_BEHIND_COMMITTED, GROUP_LIMIT, what Topics.partition and make_durable raise, and what the store raises.
         """
-        _check_group_id(group_id)
+        check_group_id(group_id)
         if not offsets:
             # Not a success without effect: a client whose offsets went to a wrong field would never learn of it.
             raise error(Reason.MALFORMED_REQUEST, "the commit has no offsets; at least one is needed")
@@ -93,17 +93,29 @@ class GroupCoordinator:
         rows = [OffsetCommit(target.topic_id, topic, target.partition, offset) for target, topic, offset in targets]
         await self._metadata.commit_offsets(group_id, rows, self._clock_ms(), self._limits.groups)
 
+    def has_members(self, group_id: str) -> bool:
+        """Whether the group has members now."""
+        return False
+
+    def with_members(self) -> list[str]:
+        """The ids of the groups that have members now."""
+        return []
+
+    def assigned(self, group_id: str) -> list[tuple[str, int]]:
+        """The partitions (topic, partition) that are assigned to members of the group now."""
+        return []
+
     async def list_groups(self) -> list[GroupSummary]:
         return [GroupSummary(group_id) for group_id in await self._metadata.list_groups()]
 
     async def describe(self, group_id: str) -> GroupDescription:
         """Raises INVALID_GROUP_ID, GROUP_NOT_FOUND."""
-        _check_group_id(group_id)
+        check_group_id(group_id)
         return GroupDescription(group_id, await self._metadata.group_offsets(group_id))
 
     async def delete(self, group_id: str) -> None:
         """Removes the group and its commits. Raises INVALID_GROUP_ID, GROUP_NOT_FOUND."""
-        _check_group_id(group_id)
+        check_group_id(group_id)
         await self._metadata.delete_group(group_id)
 
     def _targets(self, offsets: Sequence[tuple[str, int, int]]) -> list[tuple[CommitPartition, str, int]]:
@@ -141,7 +153,8 @@ def _check_offset(topic: str, target: CommitPartition, offset: int) -> None:
         )
 
 
-def _check_group_id(group_id: str) -> None:
+def check_group_id(group_id: str) -> None:
+    """Raises INVALID_GROUP_ID."""
     if 1 <= len(group_id) <= MAX_GROUP_ID_CHARACTERS and group_id.isprintable():
         return
     cut = group_id if len(group_id) <= _SHOWN_CHARACTERS else group_id[: _SHOWN_CHARACTERS - 3] + "..."
