@@ -268,7 +268,7 @@ class Group:
             since = member.owned.get(each)
             if since is None:
                 raise self._fenced(
-                    f"topic {each.topic!r} partition {each.partition} is not assigned to member {member_id!r} (any more)"
+                    f"topic {each.topic!r} partition {each.partition} is not assigned to member {member_id!r} (now)"
                 )
             if generation is not None and not since <= generation <= self.generation:
                 raise self._fenced(

@@ -1,4 +1,4 @@
-"""Assignors by their rules: everything is assigned once, to who subscribes to it; balanced; as little moved as can be."""
+"""Assignors by their rules: everything is assigned once, to who subscribes to it; balanced; as little moved as can."""
 
 import itertools
 from collections import Counter
