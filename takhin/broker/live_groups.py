@@ -1,8 +1,8 @@
 """Groups with members, alive: their state machines with time, storage, and the streams that members have.
 
 Whatever happens to a group marks it as changed. One task a group then settles it: works out what follows, stores it,
-and tells the members only when it is durable. So a broker that dies never finds, at its next start, that somebody was told
-of an assignment it does not know; and all that happens while it stores is worked out together, once.
+and tells the members only when it is durable. So a broker that dies never finds, at its next start, that somebody was
+told of an assignment it does not know; and all that happens while it stores is worked out together, once.
 """
 
 import asyncio
