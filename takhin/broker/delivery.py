@@ -11,6 +11,9 @@ from takhin.log.reader import Reader
 
 # Responses of which it is kept what they held, until credit for them comes back.
 MAX_RESPONSES_OUT = 100_000
+# While a response is under way the broker holds two copies of it, ours and the transport's, and perhaps the one before
+# it: with so many to a window, all of that is less than the window.
+RESPONSES_IN_WINDOW = 4
 
 
 class Delivery:
@@ -113,6 +116,7 @@ class Flow:
         self.is_counted = window_bytes > 0
         self.left_bytes = window_bytes
         self.sent_bytes = 0
+        self._share_bytes = max(window_bytes // RESPONSES_IN_WINDOW, 1)
         self._is_followed = is_followed
         # What was sent and not given back: up to which offset, and how large it was.
         self._sent: deque[tuple[Delivery, int, int]] = deque()
@@ -128,7 +132,7 @@ class Flow:
 
     def bound(self, max_bytes: int) -> int:
         """How large the next response should be at most."""
-        return min(max_bytes, self.left_bytes) if self.is_counted else max_bytes
+        return min(max_bytes, self.left_bytes, self._share_bytes) if self.is_counted else max_bytes
 
     def send(self, delivery: Delivery, next_offset: int, size_bytes: int) -> None:
         if self.is_counted:

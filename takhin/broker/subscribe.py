@@ -406,7 +406,10 @@ class _MemberStream:
         if self._processing_since_s is None:
             self._processing_since_s = asyncio.get_running_loop().time()
         size = _varint(len(response))
-        await self._write(lease, b"".join((_CREDIT_TAG, size, _RECORDS_TAG, size, response)))
+        message = b"".join((_CREDIT_TAG, size, _RECORDS_TAG, size, response))
+        # Not to hold it twice for as long as the member takes nothing.
+        del response
+        await self._write(lease, message)
         return True
 
     async def _unreadable(self, delivery: Delivery, problem: TakhinError) -> None:
