@@ -72,7 +72,7 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
-    """added: what it has got; partitions: all it has."""
+    """added: what it has got; partitions: all it has, but for what is asked back already."""
 
     member_id: str
     added: tuple[GroupPartition, ...]
@@ -348,7 +348,9 @@ class Group:
                 effects.append(self._assigned(member, given[member.member_id]))
 
     def _assigned(self, member: Member, added: Iterable[GroupPartition]) -> Assigned:
-        return Assigned(member.member_id, tuple(sorted(added)), self.generation, tuple(sorted(member.owned)))
+        # Who has released something, and is told this before that has arrived here, is not to think it has it again.
+        kept = [each for each in member.owned if member.is_new or each not in member.revoking]
+        return Assigned(member.member_id, tuple(sorted(added)), self.generation, tuple(sorted(kept)))
 
     def _ask_back(self, now_ms: int, effects: list[Effect]) -> None:
         for member in self.members.values():

@@ -20,6 +20,10 @@ from takhin.errors import Reason, TakhinError, error
 
 logger = logging.getLogger(__name__)
 
+# Members that are started together join one after the other: a group waits for the next one for so long, so often,
+# before it works out who is to have what. Else most of it would move several times.
+_NEXT_JOIN_S = 0.02
+_MOST_WAITS = 10
 # How long the store is given before it is asked again, when the disk is full.
 _STORE_AGAIN_S = 1.0
 
@@ -52,6 +56,8 @@ class LiveGroup:
         self.streams: dict[str, MemberStream] = {}
         self.settling: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
+        # Whether somebody joined since it was last looked at.
+        self.has_joined = False
         # What the database knows of each member.
         self.stored: dict[str, str] = {}
 
@@ -148,6 +154,7 @@ class LiveGroups:
             self._take_over(live, member, member_id, description)
         self._groups[group_id] = live
         live.streams[member.member_id] = stream
+        live.has_joined = True
         self._shape(live)
         self._changed(live)
         return member.member_id, member.greeting
@@ -245,6 +252,11 @@ class LiveGroups:
         machine = live.machine
         try:
             while True:
+                for _ in range(_MOST_WAITS):
+                    if not live.has_joined:
+                        break
+                    live.has_joined = False
+                    await asyncio.sleep(_NEXT_JOIN_S)
                 effects = self._settled(live)
                 if not effects and not machine.touched:
                     break

@@ -1,4 +1,4 @@
-"""Members that read nothing: what they hold of the broker's memory is at most their credit, and nobody waits for them."""
+"""Members that read nothing: what they hold of the broker's memory is at most their credit; nobody waits for them."""
 
 import time
 
