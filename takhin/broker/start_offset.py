@@ -29,8 +29,8 @@ class StartOffsets:
     async def find(self, partition: Partition, committed: int | None) -> int:
         """committed: the next offset to read, None when nothing is committed.
 
-        Raises NO_COMMITTED_OFFSET, OFFSET_OUT_OF_RANGE (only with START_FROM_NONE), CORRUPT_BATCH (the log ends with
-        damage before what is committed), READ_FAILED, DRAINING.
+        Raises NO_COMMITTED_OFFSET, OFFSET_OUT_OF_RANGE (beyond the end; before the start with START_FROM_NONE),
+        CORRUPT_BATCH (the log ends with damage before what is committed), READ_FAILED, DRAINING.
         """
         if committed is None:
             if self._start.start_from == pb.START_FROM_NONE:
@@ -43,16 +43,19 @@ class StartOffsets:
             return await self._by_policy(partition)
         if partition.log_start_offset <= committed <= partition.written_offset:
             return committed
-        if committed > partition.written_offset:
-            check_damage(partition)
-        return await self.find_again(partition, error(
+        problem = error(
             Reason.OFFSET_OUT_OF_RANGE,
             f"group {self._start.group_id!r} has committed offset {committed} of {partition.topic}/"
             f"{partition.partition}, which is not there: the log goes from {partition.log_start_offset} to "
             f"{partition.written_offset}",
             group_id=self._start.group_id, topic=partition.topic, partition=partition.partition, offset=committed,
             log_start_offset=partition.log_start_offset, end_offset=partition.written_offset,
-        ))
+        )
+        if committed > partition.written_offset:
+            # A log that was repaired, say. Where to go on is not for start_from to say: it would be all of it again.
+            check_damage(partition)
+            raise problem
+        return await self.find_again(partition, problem)
 
     async def find_again(self, partition: Partition, problem: TakhinError) -> int:
         """Where to go on when the log does not have the next offset any more. Raises problem with START_FROM_NONE."""
