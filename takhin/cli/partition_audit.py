@@ -113,7 +113,7 @@ def audit_partition(audit: PartitionAudit, tell: Tell, journal: JournalView, *, 
     """
     key = (audit.topic_id, audit.partition)
     # Of a damaged journal nobody knows how far it went: then no tail is taken for torn.
-    knows_end = was_clean or journal.damage is not None
+    knows_end = was_clean or journal.is_damaged(key)
     if not journal.differs(key, audit.directory, audit.log_start):
         _audit_files(audit, audit.directory, tell, journal.end(key), knows_end)
         return
