@@ -114,19 +114,24 @@ def audit_partition(audit: PartitionAudit, tell: Tell, journal: JournalView, *, 
     key = (audit.topic_id, audit.partition)
     # Of a damaged journal nobody knows how far it went: then no tail is taken for torn.
     knows_end = was_clean or journal.is_damaged(key)
-    if not journal.differs(key, audit.directory, audit.log_start):
-        _audit_files(audit, audit.directory, tell, journal.end(key), knows_end)
-        return
     told: list[tuple[str, str, int | None, str]] = []
     as_it_is = replace(audit, segments=[], removable=[], stray_indexes={})
     _audit_files(as_it_is, audit.directory, lambda *finding: told.append(finding), journal.end(key), knows_end)
     restored = replace(audit, segments=[], removable=[], stray_indexes={}, restores=True)
     told_restored: list[tuple[str, str, int | None, str]] = []
-    with journal.restored(key, audit.directory, audit.log_start) as directory:
-        _audit_files(
-            restored, directory, lambda *finding: told_restored.append(finding), journal.end(key), knows_end
-        )
-    if restored.is_damaged and restored.next_offset <= as_it_is.next_offset:
+    try:
+        differs = journal.differs(key, audit.directory, audit.log_start)
+        if differs:
+            with journal.restored(key, audit.directory, audit.log_start) as directory:
+                _audit_files(
+                    restored, directory, lambda *finding: told_restored.append(finding), journal.end(key), knows_end
+                )
+    except OSError as problem:
+        # What can't be read or written is told as it is.
+        if isinstance(problem, PermissionError) or problem.errno in PASSING:
+            raise
+        differs = False
+    if not differs or (restored.is_damaged and restored.next_offset <= as_it_is.next_offset):
         # What it holds does not follow on what is there.
         restored, told_restored = as_it_is, told
     for each in fields(audit):

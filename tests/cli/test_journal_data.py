@@ -165,3 +165,31 @@ def test_a_damaged_journal(left: Data) -> None:
     for partition in range(PARTITIONS):
         assert values(read(broker.stub(), TOPIC, partition=partition)) == sent(left, partition)
     broker.terminate()
+
+
+def test_repair_leaves_the_journal_to_whom_it_can_not_repair(left: Data) -> None:
+    """One partition can't be read at all: what the journal has of it is still the only proof of where it ended."""
+    damaged, unreadable = segment(left, 1), segment(left, 0)
+    left.flip(damaged, edges(damaged)[2] + BATCH_HEADER_SIZE)
+    kept_elsewhere = unreadable.rename(left.directory.with_name("elsewhere"))
+    # Neither a broker nor we can read from it.
+    unreadable.mkdir()
+    kept = {path.name: path.read_bytes() for path in journals(left)}
+    done = verify(left)
+    assert done.status == 1 and "can't be judged" in done.out
+    done = repair(left, "--yes", "--json")
+    assert done.status == 1 and done.of_type("done")
+    assert {path.name: path.read_bytes() for path in journals(left)} == kept
+    broker = broker_on(left)
+    assert values(read(broker.stub(), TOPIC, partition=1)) == sent(left, 1, 2)
+    assert produce(broker.stub(), TOPIC, b"new", partition=1, acks=-1).offset == 2
+    broker.terminate()
+    # The disk gives it again, but for what a power cut took.
+    unreadable.rmdir()
+    kept_elsewhere.rename(unreadable)
+    os.truncate(unreadable, tail(left, 0))
+    broker = broker_on(left)
+    assert values(read(broker.stub(), TOPIC)) == sent(left, 0)
+    assert values(read(broker.stub(), TOPIC, partition=1)) == [*sent(left, 1, 2), b"new"]
+    broker.terminate()
+    assert verify(left).status == 0 and not journals(left)
