@@ -136,10 +136,20 @@ class _Run:
 def read_journal(files: Files, directory: str) -> SavedJournal:
     """What the journal's directory holds; nothing when there is none. Raises OSError."""
     found = SavedJournal(files, directory, kept_for=_read_kept_for(files, directory))
+    try:
+        _read_files(found)
+    except BaseException:
+        found.close()
+        raise
+    return found
+
+
+def _read_files(found: SavedJournal) -> None:
+    files = found.files
     runs: list[_Run] = []
     unreadable: list[str] = []
     for name in FILE_NAMES:
-        path = os.path.join(directory, name)
+        path = os.path.join(found.directory, name)
         if not files.exists(path):
             continue
         fd = files.open(path, os.O_RDONLY)
@@ -165,7 +175,6 @@ def read_journal(files: Files, directory: str) -> SavedJournal:
             found._add(run.fd, entry)
     if runs and unreadable and runs[0].first_sequence > 1:
         found._damaged(f"{unreadable[0]}: the header is damaged")
-    return found
 
 
 def keep_for(files: Files, directory: str, keys: set[tuple[int, int]]) -> None:

@@ -38,6 +38,7 @@ from tests.log.test_partition import (
     LocalLog,
     LogIn,
     batches_in,
+    descriptors_of,
     log_in,
     no_descriptor_left,
     quick_path,
@@ -538,6 +539,7 @@ def test_a_journal_of_a_later_version_refuses_the_start(log_in: LogIn, three: Pa
     with pytest.raises(OSError, match="version is 2, this one knows 1"):
         log_in(three, partitions=3)
     assert file.path.read_bytes() == bytes(data)
+    assert not descriptors_of(file.path)
 
 
 # What has changed since
