@@ -144,7 +144,7 @@ class MetadataStore:
 
     async def load_topics(self) -> list[TopicRow]:
         """All topics, by name."""
-        return await self._db.read(_load_topics)
+        return await self._db.read(read_topics)
 
     async def create_topic(
         self, name: str, num_partitions: int, configs: dict[str, str], created_ms: int
@@ -231,7 +231,8 @@ def _raise_epoch(db: sqlite3.Connection, at_least: int) -> int:
     return highest + 1
 
 
-def _load_topics(db: sqlite3.Connection) -> list[TopicRow]:
+def read_topics(db: sqlite3.Connection) -> list[TopicRow]:
+    """All topics, by name; a function of the connection, also for tools that read a copy."""
     topics = {
         row[0]: TopicRow(*row)
         for row in db.execute("SELECT id, name, num_partitions, created_ms FROM topics ORDER BY name")
