@@ -9,7 +9,6 @@ import os
 import resource
 import shutil
 import tempfile
-import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -789,32 +788,3 @@ def test_close_ends_all_that_wait(log: LocalLog) -> None:
     log.tick()  # the tick that was to write finds nothing
     assert log.store.rings.used_bytes == 0
     assert partition.written_offset == 1
-
-
-def test_refused_first_appends_leave_nothing_in_memory(log: LocalLog) -> None:
-    """However often clients try again while no segment can be made."""
-    with file_size_limit(10):
-        for _ in range(10):
-            log.refused(Reason.WRITE_FAILED)
-        tracemalloc.start()
-        try:
-            before, _ = tracemalloc.get_traced_memory()
-            for _ in range(300):
-                log.refused(Reason.WRITE_FAILED)
-            gc.collect()
-            assert tracemalloc.get_traced_memory()[0] - before < 20_000
-        finally:
-            tracemalloc.stop()
-    log.write(b"after")
-    log.sync()
-    assert log.partition.durable_offset == 1
-
-
-def test_segments_that_are_gone_already_are_no_trouble(log: LocalLog, caplog: pytest.LogCaptureFixture) -> None:
-    """Of a topic that is deleted while retention removes them."""
-    log.write(b"a")
-    assert log.partition.roll(NOW_MS)
-    removed = log.partition.set_log_start(1)
-    os.unlink(removed[0].path)
-    log.run(log.store.remove_segments(removed))
-    assert not caplog.records
