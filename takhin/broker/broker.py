@@ -149,6 +149,7 @@ class Broker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._metadata.settle()
         well = await self._store.close(self.topics.partitions())
         try:
             if well:
