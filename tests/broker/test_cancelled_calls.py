@@ -1,4 +1,4 @@
-"""Calls whose client leaves, or whose deadline passes, at any point: what the metadata holds and what is served agree."""
+"""Calls that are cancelled at any point, as their clients leave: what the metadata holds and what is served agree."""
 
 import asyncio
 from collections.abc import Coroutine
