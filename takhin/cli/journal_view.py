@@ -101,3 +101,11 @@ class JournalView:
             # What keeps it from following on what is there, the audit of the result will show.
             restore_parts(self._files, restored, parts, log_start)
             yield restored
+
+    def write_again(self, key: Key, directory: str, log_start: int) -> None:
+        """Write what it holds of the partition to its segments, which have the same bytes, once more, and sync them.
+
+        After a sync that failed, the cache may have pages that count as written and never reached the disk.
+        Raises OSError.
+        """
+        restore_parts(self._files, directory, self._saved.parts.get(key, []), log_start)

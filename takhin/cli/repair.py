@@ -16,6 +16,7 @@ from typing import Any
 from takhin.broker.metadata import MetadataStore
 from takhin.cli.command import EXIT_FAILED, EXIT_OK, CommandError
 from takhin.cli.data_audit import Auditor, DataAudit, Finding, locked
+from takhin.cli.journal_view import JournalView
 from takhin.cli.partition_audit import PartitionAudit, Verdict, judge
 from takhin.cli.segment_audit import SegmentAudit
 from takhin.cli.show import count_of, print_json
@@ -258,15 +259,27 @@ def needing_the_journal(audit: DataAudit, plans: list[Plan]) -> set[tuple[int, i
 
 def _sync_what_the_journal_covers(audit: DataAudit) -> None:
     """What a killed broker had in the journal on the disk may be in the segments only in the cache."""
-    for partition in audit.partitions:
-        if audit.journal_paths and partition.proven_offset:
+    with JournalView(audit.data_dir) as journal:
+        for partition in audit.partitions:
+            key = (partition.topic_id, partition.partition)
+            if not journal.end(key):
+                continue
+            if not partition.is_damaged:
+                journal.write_again(key, partition.directory, partition.log_start)
+                continue
+            # Who may lack some of it. What is cut is written again with its index.
             for segment in partition.segments:
-                fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    os.fdatasync(fd)
-                finally:
-                    os.close(fd)
+                if not segment.unreadable:
+                    _sync_file(segment.path)
             _sync(partition.directory, os.path.dirname(partition.directory))
+
+
+def _sync_file(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
 
 
 def _make_room(data_dir: str, plans: list[Plan], moves_journal: bool) -> str:
@@ -372,6 +385,8 @@ def _index_again(cache: FileCache, audit: PartitionAudit, each: SegmentAudit) ->
     segment, damage = Segment.scanned(cache, audit.directory, audit.topic_id, audit.partition, each.base_offset)
     if damage is not None:
         raise CommandError(f"{each.path}: {damage}; the disk gives something else than before")
+    # It vouches for what a killed broker may have left in the cache only.
+    segment.rewrite(each.base_offset)
     segment.sync()
     segment.write_index()
     segment.close()
