@@ -128,12 +128,17 @@ cdef class Files:
             result = self.write_all(fd, &part, 1, position)
         _check(result, None)
 
-    def replace(self, str path not None, bytes data not None):
-        """The file holds data, or, when this fails or is cut short, what it held before. Nothing is synced."""
+    def replace(self, str path not None, bytes data not None, *, bint synced=False):
+        """The file holds data, or, when this fails or is cut short, what it held before.
+
+        synced: so after a power cut, too; whether it is the one or the other, a sync of the directory decides.
+        """
         beside = path + ".new"
         fd = self.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             self.write(fd, data, 0)
+            if synced:
+                self.sync_data(fd)
         except OSError:
             self.close(fd)
             self.unlink(beside)

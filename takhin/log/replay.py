@@ -83,7 +83,8 @@ class SavedJournal:
         """Leave the files where they are, for the sake of these partitions; all others are settled. Raises OSError."""
         self.close()
         lines = "".join(f"{topic_id}/{partition}\n" for topic_id, partition in sorted(keys))
-        self.files.replace(os.path.join(self.directory, KEPT_FOR), lines.encode())
+        # Half of it, or nothing, would say that the others need it no more.
+        self.files.replace(os.path.join(self.directory, KEPT_FOR), lines.encode(), synced=True)
         self.files.sync_directory(self.directory)
 
     def remove(self) -> None:
@@ -179,7 +180,7 @@ def _read_kept_for(files: Files, directory: str) -> frozenset[tuple[int, int]] |
     finally:
         files.close(fd)
     matches = [_KEPT_FOR_LINE.fullmatch(line) for line in lines]
-    if not all(matches):
+    if not matches or not all(matches):
         return None
     return frozenset((int(match[1]), int(match[2])) for match in matches if match)
 

@@ -17,7 +17,7 @@ from takhin.codec.crc32c import crc32c
 from takhin.errors import Reason, TakhinError
 from takhin.log.files import Files
 from takhin.log.journal import BLOCK_BYTES, FILE_NAMES, HEADER_COPIES
-from takhin.log.replay import SavedJournal, read_journal
+from takhin.log.replay import KEPT_FOR, SavedJournal, read_journal
 from tests.log.test_journal import (
     SMALL_JOURNAL,
     HeldThread,
@@ -637,6 +637,18 @@ def test_a_damaged_journal_that_is_needed_is_kept(log_in: LogIn, three: Path) ->
     # With the journal as it was, everything is there.
     damage_first_entry(three, 1)
     assert_holds(log_in(three, partitions=3, epoch=5), [[value(0, turn) for turn in range(3)]] * 3)
+
+
+@pytest.mark.parametrize("told", [b"", b"\0" * 12, b"%d/1" % TOPIC_ID + b"\n\n", b"all of them\n"])
+def test_a_kept_journal_that_does_not_say_for_whom(log_in: LogIn, three: Path, told: bytes) -> None:
+    """Then for all of them."""
+    damage_first_entry(three, 1)
+    log_in(three, partitions=3, epoch=2).close()
+    kept_for = three / "journal" / KEPT_FOR
+    assert kept_for.read_bytes() == b"".join(b"%d/%d\n" % (TOPIC_ID, number) for number in range(3))
+    kept_for.write_bytes(told)
+    assert quarantined(log_in(three, partitions=3, epoch=3)) == [0, 1, 2]
+    assert len(journal_paths(three)) == 1
 
 
 def test_a_hole_between_segment_and_journal_is_damage(log_in: LogIn, quick_path: Path) -> None:

@@ -7,9 +7,9 @@ A site is one of these; the rules look at tokens, so they serve Python and Cytho
              Taken out: the call is not made, the list is empty, the setting is OFF.
   directory  the same of directories and of the names in them.
   checksum   a comparison for (in)equality that names a crc, a checksum, a sum, or memcmp. Taken out: it matches.
-  bound      a comparison of sizes, ends, offsets, counts, limits: in the test of an `if` whose block ends with a refusal
-             (raise, or return of a code, None, False, a negative number), or before `and` in a condition that goes on to
-             read ([…]). Taken out: it is within bounds.
+  bound      a comparison of sizes, ends, offsets, counts, limits: in the test of an `if` whose block ends with a
+             refusal (raise, or return of a code, None, False, a negative number), or before `and` in a condition that
+             goes on to read ([…]). Taken out: it is within bounds.
 
 Each switch is a number; a source with switches does what the original does unless its number is chosen.
 """
@@ -42,7 +42,9 @@ _REFUSAL = re.compile(
     r"raise\b|return (-\w|NULL\b|None\b|False\b|[A-Z][A-Z0-9_]+\b|_damage\(|f?\")|self\._damaged\(|[\w.]*damage ="
 )
 # Behind one of these a `<` begins a cast.
-_BEFORE_OPERAND = _KEYWORDS | _DELIMITERS | _ORDER | _EQUALITY | {"(", "[", "+", "-", "*", "/", "%", "&", "|", "in", "is"}
+_BEFORE_OPERAND = _KEYWORDS | _DELIMITERS | _ORDER | _EQUALITY | {
+    "(", "[", "+", "-", "*", "/", "%", "&", "|", "in", "is",
+}
 
 _IGNORED = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING,

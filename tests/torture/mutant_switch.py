@@ -1,7 +1,7 @@
 """What is put into the copy's sources: the switch of each site, for Cython and for Python.
 
-TAKHIN_MUTANT is the number of the site that is taken out. TAKHIN_MUTANT_REACHED names a file that every process of a run
-maps: its byte of that number tells that a site was reached.
+TAKHIN_MUTANT is the number of the site that is taken out. TAKHIN_MUTANT_REACHED names a file that every process of a
+run maps: its byte of that number tells that a site was reached.
 """
 
 import mmap
