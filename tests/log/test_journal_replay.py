@@ -16,7 +16,7 @@ from takhin.codec.batch import BATCH_HEADER_SIZE, SEGMENT_HEADER_SIZE
 from takhin.codec.crc32c import crc32c
 from takhin.errors import Reason, TakhinError
 from takhin.log.files import Files
-from takhin.log.journal import BLOCK_BYTES, FILE_NAMES, HEADER_COPIES
+from takhin.log.journal import BLOCK_BYTES, FILE_NAMES, HEADER_COPIES, JournalError, read_entry, read_header
 from takhin.log.replay import KEPT_FOR, SavedJournal, read_journal
 from tests.log.test_journal import (
     SMALL_JOURNAL,
@@ -637,6 +637,45 @@ def test_a_damaged_journal_that_is_needed_is_kept(log_in: LogIn, three: Path) ->
     # With the journal as it was, everything is there.
     damage_first_entry(three, 1)
     assert_holds(log_in(three, partitions=3, epoch=5), [[value(0, turn) for turn in range(3)]] * 3)
+
+
+def test_a_header_that_is_cut_short_with_a_checksum_that_matches() -> None:
+    for length in range(24):
+        fields = bytes(range(1, length + 1))
+        with pytest.raises(JournalError):
+            read_header(b"TKJ1" + masked(fields, 0).to_bytes(4, "little") + fields)
+
+
+def test_an_entry_that_is_cut_short_anywhere(three: Path) -> None:
+    (path,) = journal_paths(three)
+    whole = path.read_bytes()
+    salt = read_header(whole).salt
+    with path.open("rb") as file:
+        size_bytes = read_entry(Files(), file.fileno(), BLOCK_BYTES, salt).size_bytes
+        end = max(part.place + part.size_bytes for part in read_entry(
+            Files(), file.fileno(), BLOCK_BYTES, salt
+        ).parts)
+    assert end <= BLOCK_BYTES + size_bytes
+    for length in range(BLOCK_BYTES, end):
+        path.write_bytes(whole[:length])
+        with path.open("rb") as file, pytest.raises(JournalError):
+            read_entry(Files(), file.fileno(), BLOCK_BYTES, salt)
+    # As many parts as can be said: they are not read before it is known that they are there.
+    path.write_bytes(whole[:BLOCK_BYTES + 12] + b"\xff" * 4 + whole[BLOCK_BYTES + 16:])
+    with path.open("rb") as file, pytest.raises(JournalError):
+        read_entry(Files(), file.fileno(), BLOCK_BYTES, salt)
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 4, 12, 30, 55])
+def test_what_proves_ends_in_the_middle(three: Path, kept_bytes: int) -> None:
+    """The first entry is gone; of the last one the beginning is there, and proves nothing."""
+    (path,) = journal_paths(three)
+    whole = path.read_bytes()
+    with path.open("rb") as file:
+        second = BLOCK_BYTES + read_entry(Files(), file.fileno(), BLOCK_BYTES, read_header(whole).salt).size_bytes
+    path.write_bytes(flipped(path, BLOCK_BYTES + 20)[:second + kept_bytes])
+    found = saved(three)
+    assert (found.damage, found.entries) == (None, 0)
 
 
 @pytest.mark.parametrize("told", [b"", b"\0" * 12, b"%d/1" % TOPIC_ID + b"\n\n", b"all of them\n"])

@@ -118,6 +118,26 @@ def test_a_start_that_needs_the_journal(cut: Path) -> None:
     assert sum(operation.kind is Kind.WRITE and operation.path.endswith(".log") for operation in step.operations) > 5
 
 
+def test_a_start_that_makes_vouched_segments_again(log_in: LogIn, quick_path: Path) -> None:
+    """With files that are gone, but for their indexes, what the journal gives is whole at once, and nothing is scanned."""
+    log = log_in(quick_path / "made", Config(segment_bytes=600), partitions=PARTITIONS)
+    for _ in range(8):
+        commit(log, range(PARTITIONS), b"v" * 100)
+    for partition in log.partitions:
+        log.store.committer._behind.queue[partition] = None
+    log.store.committer._go_on()
+    log.settle(lambda: not any(partition.unsynced for partition in log.partitions))
+    killed = log.killed(quick_path / "killed")
+    gone = [index.with_suffix(".log") for index in killed.glob("topics/*/*/*.index")]
+    assert len(gone) >= 2 * PARTITIONS
+    for path in gone:
+        path.unlink()
+    step = Step("start", killed)
+    for _ in step.before_each(Kind.UNLINK, ".journal"):
+        assert [name for name in step.unsynced() if "journal" not in name] == []
+    assert all(path.exists() for path in gone)
+
+
 def test_a_start_that_cuts_a_torn_tail(torn: Path) -> None:
     step = Step("start", torn)
     cuts = 0
