@@ -666,6 +666,26 @@ def test_an_entry_that_is_cut_short_anywhere(three: Path) -> None:
         read_entry(Files(), file.fileno(), BLOCK_BYTES, salt)
 
 
+@pytest.mark.parametrize(("sequence", "durable_sequence", "payload_bytes"), [
+    (1, 0, 100),        # of before the missing one
+    (9, 8, 1 << 40),    # larger than any
+    (9, 7, 100),        # each is written when the one before it has been synced
+])
+def test_a_proof_is_found_behind_what_can_be_no_entry(
+    three: Path, sequence: int, durable_sequence: int, payload_bytes: int
+) -> None:
+    """However much of it there is, and however large it claims to be."""
+    (path,) = journal_paths(three)
+    whole = path.read_bytes()
+    with path.open("rb") as file:
+        second = BLOCK_BYTES + read_entry(Files(), file.fileno(), BLOCK_BYTES, read_header(whole).salt).size_bytes
+    like_one = struct.pack("<4sIIIQQQq", b"TKJE", 1, 2, 1 << 31, sequence, durable_sequence, payload_bytes, 0)
+    rotten = flipped(path, BLOCK_BYTES + 20)
+    path.write_bytes(rotten[:second] + like_one.ljust(BLOCK_BYTES, b"\0") * 20 + whole[second:])
+    found = saved(three)
+    assert found.damage is not None and found.entries == 2
+
+
 @pytest.mark.parametrize("kept_bytes", [0, 4, 12, 30, 55])
 def test_what_proves_ends_in_the_middle(three: Path, kept_bytes: int) -> None:
     """The first entry is gone; of the last one the beginning is there, and proves nothing."""
