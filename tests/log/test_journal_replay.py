@@ -19,8 +19,8 @@ from takhin.codec.batch import BATCH_HEADER_SIZE, SEGMENT_HEADER_SIZE
 from takhin.codec.crc32c import crc32c
 from takhin.errors import Reason, TakhinError
 from takhin.log.files import Files
-from takhin.log.journal import BLOCK_BYTES, FILE_NAMES, HEADER_COPIES
-from takhin.log.replay import SavedJournal, read_journal
+from takhin.log.journal import BLOCK_BYTES, FILE_NAMES, HEADER_COPIES, JournalError, read_entry, read_header
+from takhin.log.replay import KEPT_FOR, SavedJournal, read_journal
 from tests.log.test_journal import (
     SMALL_JOURNAL,
     HeldThread,
@@ -643,6 +643,65 @@ def test_a_damaged_journal_that_is_needed_is_kept(log_in: LogIn, three: Path) ->
     # With the journal as it was, everything is there.
     damage_first_entry(three, 1)
     assert_holds(log_in(three, partitions=3, epoch=5), [[value(0, turn) for turn in range(3)]] * 3)
+
+
+def test_a_header_that_is_cut_short_with_a_checksum_that_matches() -> None:
+    for length in range(24):
+        fields = bytes(range(1, length + 1))
+        with pytest.raises(JournalError):
+            read_header(b"TKJ1" + masked(fields, 0).to_bytes(4, "little") + fields)
+
+
+def test_an_entry_that_is_cut_short_anywhere(three: Path) -> None:
+    (path,) = journal_paths(three)
+    whole = path.read_bytes()
+    salt = read_header(whole).salt
+    with path.open("rb") as file:
+        size_bytes = read_entry(Files(), file.fileno(), BLOCK_BYTES, salt).size_bytes
+        end = max(part.place + part.size_bytes for part in read_entry(
+            Files(), file.fileno(), BLOCK_BYTES, salt
+        ).parts)
+    assert end <= BLOCK_BYTES + size_bytes
+    for length in range(BLOCK_BYTES, end):
+        path.write_bytes(whole[:length])
+        with path.open("rb") as file, pytest.raises(JournalError):
+            read_entry(Files(), file.fileno(), BLOCK_BYTES, salt)
+    # As many parts as can be said: they are not read before it is known that they are there.
+    path.write_bytes(whole[:BLOCK_BYTES + 12] + b"\xff" * 4 + whole[BLOCK_BYTES + 16:])
+    with path.open("rb") as file, pytest.raises(JournalError):
+        read_entry(Files(), file.fileno(), BLOCK_BYTES, salt)
+
+
+@pytest.mark.parametrize(("sequence", "durable_sequence", "payload_bytes"), [
+    (1, 0, 100),        # of before the missing one
+    (9, 8, 1 << 40),    # larger than any
+    (9, 7, 100),        # each is written when the one before it has been synced
+])
+def test_a_proof_is_found_behind_what_can_be_no_entry(
+    three: Path, sequence: int, durable_sequence: int, payload_bytes: int
+) -> None:
+    """However much of it there is, and however large it claims to be."""
+    (path,) = journal_paths(three)
+    whole = path.read_bytes()
+    with path.open("rb") as file:
+        second = BLOCK_BYTES + read_entry(Files(), file.fileno(), BLOCK_BYTES, read_header(whole).salt).size_bytes
+    like_one = struct.pack("<4sIIIQQQq", b"TKJE", 1, 2, 1 << 31, sequence, durable_sequence, payload_bytes, 0)
+    rotten = flipped(path, BLOCK_BYTES + 20)
+    path.write_bytes(rotten[:second] + like_one.ljust(BLOCK_BYTES, b"\0") * 20 + whole[second:])
+    found = saved(three)
+    assert found.damage is not None and found.entries == 2
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 4, 12, 30, 55])
+def test_what_proves_ends_in_the_middle(three: Path, kept_bytes: int) -> None:
+    """The first entry is gone; of the last one the beginning is there, and proves nothing."""
+    (path,) = journal_paths(three)
+    whole = path.read_bytes()
+    with path.open("rb") as file:
+        second = BLOCK_BYTES + read_entry(Files(), file.fileno(), BLOCK_BYTES, read_header(whole).salt).size_bytes
+    path.write_bytes(flipped(path, BLOCK_BYTES + 20)[:second + kept_bytes])
+    found = saved(three)
+    assert (found.damage, found.entries) == (None, 0)
 
 
 def test_a_hole_between_segment_and_journal_is_damage(log_in: LogIn, quick_path: Path) -> None:
