@@ -57,6 +57,7 @@ class Topics:
         self._by_name: dict[str, Topic] = {}
         self._by_encoded_name: dict[bytes, Topic] = {}
         self._num_partitions = 0
+        # Taken by who asks for a change, and given back by the change itself, which may outlast him.
         self._changing = asyncio.Lock()
         # Of records; so that whatever was accepted can be delivered.
         self.max_record_bytes = settings.grpc.max_message_bytes - 64 * 1024
@@ -115,7 +116,12 @@ class Topics:
             )
         num_partitions = num_partitions or self._settings.topics.partitions
         config = parse_topic_config(configs, self._settings.topics, self.max_record_bytes)
-        async with self._changing:
+        await self._changing.acquire()
+        return await self._metadata.through(self._create(name, num_partitions, configs, config))
+
+    async def _create(self, name: str, num_partitions: int, configs: dict[str, str], config: TopicConfig) -> Topic:
+        limits = self._settings.limits
+        try:
             if name in self._by_name:
                 raise error(Reason.TOPIC_EXISTS, f"topic {name!r} exists already", topic=name)
             if len(self._by_name) >= limits.topics:
@@ -132,10 +138,16 @@ class Topics:
                 )
             row = await self._metadata.create_topic(name, num_partitions, configs, self._clock_ms())
             return self._add(row, config, [RecoveredPartition()] * num_partitions)
+        finally:
+            self._changing.release()
 
     async def delete(self, name: str) -> None:
         """Delete the topic, its records and the commits for it. Raises INVALID_TOPIC_NAME, TOPIC_NOT_FOUND."""
-        async with self._changing:
+        await self._changing.acquire()
+        await self._metadata.through(self._delete(name))
+
+    async def _delete(self, name: str) -> None:
+        try:
             topic = self.get(name)
             await self._metadata.delete_topic(topic.id)
             del self._by_name[topic.name]
@@ -144,6 +156,8 @@ class Topics:
             gone = _not_found(name)
             for partition in topic.partitions:
                 self._store.close_partition(partition, gone.reason, gone.message)
+        finally:
+            self._changing.release()
         await self.remove_files(topic.id)
 
     async def remove_files(self, topic_id: int) -> None:

@@ -5,8 +5,11 @@ Everything above what was synced is lost here in some way: names, ends of files,
 
 import os
 import random
+import re
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,12 +38,14 @@ from tests.log.test_partition import (
     LocalLog,
     LogIn,
     batches_in,
+    descriptors_of,
     log_in,
     no_descriptor_left,
     quick_path,
     segments_of,
     values_of,
 )
+from tests.trace import joined
 
 __all__ = ["log_in", "quick_path"]
 
@@ -534,6 +539,7 @@ def test_a_journal_of_a_later_version_refuses_the_start(log_in: LogIn, three: Pa
     with pytest.raises(OSError, match="version is 2, this one knows 1"):
         log_in(three, partitions=3)
     assert file.path.read_bytes() == bytes(data)
+    assert not descriptors_of(file.path)
 
 
 # What has changed since
@@ -698,18 +704,6 @@ def test_what_proves_ends_in_the_middle(three: Path, kept_bytes: int) -> None:
     assert (found.damage, found.entries) == (None, 0)
 
 
-@pytest.mark.parametrize("told", [b"", b"\0" * 12, b"%d/1" % TOPIC_ID + b"\n\n", b"all of them\n"])
-def test_a_kept_journal_that_does_not_say_for_whom(log_in: LogIn, three: Path, told: bytes) -> None:
-    """Then for all of them."""
-    damage_first_entry(three, 1)
-    log_in(three, partitions=3, epoch=2).close()
-    kept_for = three / "journal" / KEPT_FOR
-    assert kept_for.read_bytes() == b"".join(b"%d/%d\n" % (TOPIC_ID, number) for number in range(3))
-    kept_for.write_bytes(told)
-    assert quarantined(log_in(three, partitions=3, epoch=3)) == [0, 1, 2]
-    assert len(journal_paths(three)) == 1
-
-
 def test_a_hole_between_segment_and_journal_is_damage(log_in: LogIn, quick_path: Path) -> None:
     """A segment that was on the disk is shorter, or gone: of one partition alone."""
     log = log_in(quick_path / "data", partitions=3)
@@ -742,3 +736,57 @@ def test_a_hole_between_segment_and_journal_is_damage(log_in: LogIn, quick_path:
             assert again.store.committer.journal_commits == 0
             assert journal_paths(copy)[0].read_bytes() == kept
             again.close()
+
+
+# Whom a journal is kept for
+
+
+def kept_for_one(log_in: LogIn, quick_path: Path) -> Path:
+    """A journal that a start has kept, for partition 1 of three alone; the power may be cut now."""
+    log = log_in(quick_path / "data", partitions=3)
+    for number in range(3):
+        commit(log, [number], b"first")
+    commit(log, range(3), b"second")
+    cut = power_cut(log, quick_path / "cut", "short")
+    os.truncate(segments_of(cut, 1)[0], SEGMENT_HEADER_SIZE)
+    again = log_in(cut, partitions=3, epoch=2)
+    assert quarantined(again) == [1]
+    return again.killed(quick_path / "kept")
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "empty"])
+def test_whom_it_is_kept_for_is_believed_when_it_is_whole(log_in: LogIn, quick_path: Path, how: str) -> None:
+    """Else the log of a partition that needs it would be taken for whole, and go on under offsets that were durable."""
+    kept = kept_for_one(log_in, quick_path)
+    path = kept / "journal" / "kept-for"
+    size = path.stat().st_size
+    for at in range(size if how != "empty" else 1):
+        copy = copied(kept, quick_path / "copy")
+        if how == "flip":
+            for bit in range(8):
+                data = bytearray(path.read_bytes())
+                data[at] ^= 1 << bit
+                (copy / "journal" / "kept-for").write_bytes(data)
+                assert saved(copy).concerns((TOPIC_ID, 1))
+        else:
+            os.truncate(copy / "journal" / "kept-for", at)
+            assert saved(copy).concerns((TOPIC_ID, 1))
+    assert quarantined(log_in(copy, partitions=3, epoch=3)) == [1]
+
+
+def test_whom_it_is_kept_for_is_on_the_disk_before_its_name(strace: list[str], tmp_path: Path) -> None:
+    """A name that outlives a power cut without its content would tell that it is kept for nobody."""
+    script = (
+        "from takhin.log.files import Files; from takhin.log.replay import SavedJournal; "
+        f"SavedJournal(Files(), {str(tmp_path)!r}).keep({{(7, 3)}})"
+    )
+    trace = tmp_path / "trace"
+    subprocess.run(
+        [*strace, "-y", "-e", "trace=pwritev,fdatasync,rename,fsync", "-o", str(trace), sys.executable, "-c", script],
+        timeout=60, check=True,
+    )
+    calls = [line for line in joined(trace.read_text().splitlines()) if "kept-for" in line or "fsync" in line]
+    names = [match[0] for line in calls if (match := re.search(r"pwritev|fdatasync|rename|fsync", line))]
+    assert names == ["pwritev", "fdatasync", "rename", "fsync"], calls
+    kept = read_journal(Files(), str(tmp_path))
+    assert kept.concerns((7, 3)) and not kept.concerns((7, 2))

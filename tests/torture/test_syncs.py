@@ -119,7 +119,7 @@ def test_a_start_that_needs_the_journal(cut: Path) -> None:
 
 
 def test_a_start_that_makes_vouched_segments_again(log_in: LogIn, quick_path: Path) -> None:
-    """With files that are gone, but for their indexes, what the journal gives is whole at once, and nothing is scanned."""
+    """Files are gone, but for their indexes: what the journal gives is whole at once, and nothing is scanned."""
     log = log_in(quick_path / "made", Config(segment_bytes=600), partitions=PARTITIONS)
     for _ in range(8):
         commit(log, range(PARTITIONS), b"v" * 100)
