@@ -55,6 +55,10 @@ _QUICK_S = 1.0
 EQUIVALENT: dict[tuple[str, str, str, int], str] = {
     ("takhin/codec/batch.pyx", "_stored_timestamp", "at < end", 1):
         "its caller, find_timestamp, has had the record skipped: the length ends before `end`",
+    ("takhin/log/reader.pyx", "_take_records", "at < end", 1):
+        "at the end skip_record() finds no record, and the loop ends just there",
+    ("takhin/log/segment.pyx", "_check_at", "left > file_size - position", 1):
+        "what is not there is found missing when it is read, with the same answer; only more is read for it",
 }
 
 
