@@ -513,6 +513,20 @@ def test_a_later_segment_proves_the_ones_before_it(tmp_path: Path) -> None:
             assert logs_in(copy) == before
 
 
+def test_an_index_alone_proves_a_segment_that_is_gone(tmp_path: Path) -> None:
+    """What follows it stays where it is, though nothing in there tells of more."""
+    made = make(tmp_path, 30, config=SMALL_SEGMENTS, clean=True)
+    paths = segments_of(made)
+    assert len(paths) >= 4
+    for path in (paths[0], *paths[2:]):
+        path.with_suffix(".index").unlink()
+    paths[1].unlink()
+    before = contents(made)
+    found = recovered(made)
+    assert found.damage is not None and end_of(found) == int(paths[1].stem)
+    assert contents(made) == before
+
+
 def test_a_missing_first_segment_is_corruption(log_in: LogIn, tmp_path: Path) -> None:
     killed = make(tmp_path, count=15, synced=15, config=SMALL_SEGMENTS)
     segments_of(killed)[0].unlink()
