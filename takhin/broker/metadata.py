@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from takhin.broker.group_store import GROUP_MEMBERS, StoredGroup, ensure_group, load_members, store_members
 from takhin.broker.sqlite_thread import Schema, SqliteThread
 from takhin.errors import Reason, TakhinError, error
 
@@ -25,8 +26,8 @@ _GROUP_USE = ("ALTER TABLE consumer_groups ADD COLUMN used_ms INTEGER NOT NULL D
 
 SCHEMA = Schema(
     application_id=int.from_bytes(b"TKMD", "big"),
-    version=2,
-    migrations={1: _GROUP_USE},
+    version=3,
+    migrations={1: _GROUP_USE, 2: GROUP_MEMBERS},
     statements=(
         # One row. clean: the last run ended by end_run(). A database that was never run counts as clean.
         f"""CREATE TABLE run (
@@ -77,6 +78,7 @@ SCHEMA = Schema(
         # For the deletion of a topic.
         "CREATE INDEX committed_offsets_by_topic ON committed_offsets (topic_id)",
         *_GROUP_USE,
+        *GROUP_MEMBERS,
     ),
 )
 
@@ -280,6 +282,24 @@ class MetadataStore:
         """
         return await self._db.write(lambda db: _expire_groups(db, in_use, now_ms, before_ms))
 
+    async def ensure_group(self, group_id: str, max_groups: int) -> int:
+        """Makes the group when it is not there. Returns its generation. Raises GROUP_LIMIT."""
+        return await self._db.write(lambda db: _ensure_group(db, group_id, max_groups))
+
+    async def store_members(
+        self, group_id: str, generation: int, members: Sequence[tuple[str, str]], gone: Sequence[str], now_ms: int
+    ) -> dict[tuple[int, int], int]:
+        """Stores members (id and what encode_member gives) in place of what was stored of them, and removes others.
+
+        Makes the group when it is not there, and removes it when that leaves it without members and commits. Returns
+        its committed offsets, by (topic id, partition).
+        """
+        return await self._db.write(lambda db: store_members(db, group_id, generation, members, gone, now_ms))
+
+    async def load_members(self) -> list[StoredGroup]:
+        """All groups with members."""
+        return await self._db.read(load_members)
+
     async def delete_group(self, group_id: str) -> None:
         """Removes the group and its commits. Raises GROUP_NOT_FOUND."""
         await self._db.write(lambda db: _delete_group(db, group_id))
@@ -363,7 +383,8 @@ def _delete_topic(db: sqlite3.Connection, topic_id: int) -> None:
     # A group is its commits: without any it would only count against the limit.
     db.executemany(
         """DELETE FROM consumer_groups WHERE id = :id
-        AND NOT EXISTS (SELECT 1 FROM committed_offsets WHERE group_ref = :id)""",
+        AND NOT EXISTS (SELECT 1 FROM committed_offsets WHERE group_ref = :id)
+        AND NOT EXISTS (SELECT 1 FROM group_members WHERE group_ref = :id)""",
         [{"id": group} for (group,) in groups],
     )
 
@@ -453,6 +474,13 @@ def _group_ref_or_new(db: sqlite3.Connection, group_id: str, max_groups: int) ->
         group = db.execute("INSERT INTO consumer_groups (name) VALUES (?)", (group_id,)).lastrowid
         assert group is not None
     return group
+
+
+def _ensure_group(db: sqlite3.Connection, group_id: str, max_groups: int) -> int:
+    if _group_ref(db, group_id) is None:
+        _check_group_limit(db, group_id, max_groups)
+        ensure_group(db, group_id)
+    return db.execute("SELECT generation FROM consumer_groups WHERE name = ?", (group_id,)).fetchone()[0]
 
 
 def _commit_offsets(

@@ -79,6 +79,11 @@ class TakhinServiceStub:
                 request_serializer=takhin_dot_v1_dot_takhin__pb2.ConsumeMessagesRequest.SerializeToString,
                 response_deserializer=takhin_dot_v1_dot_takhin__pb2.ConsumeMessagesResponse.FromString,
                 _registered_method=True)
+        self.Subscribe = channel.stream_stream(
+                '/takhin.v1.TakhinService/Subscribe',
+                request_serializer=takhin_dot_v1_dot_takhin__pb2.SubscribeRequest.SerializeToString,
+                response_deserializer=takhin_dot_v1_dot_takhin__pb2.SubscribeResponse.FromString,
+                _registered_method=True)
         self.CommitOffset = channel.unary_unary(
                 '/takhin.v1.TakhinService/CommitOffset',
                 request_serializer=takhin_dot_v1_dot_takhin__pb2.CommitOffsetRequest.SerializeToString,
@@ -188,9 +193,15 @@ class TakhinServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def CommitOffset(self, request, context):
-        """Consumer groups.
+    def Subscribe(self, request_iterator, context):
+        """Consumer groups. One stream is one member, for as long as it lives: docs/groups.md tells how to write one.
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CommitOffset(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -294,6 +305,11 @@ def add_TakhinServiceServicer_to_server(servicer, server):
                     servicer.ConsumeMessages,
                     request_deserializer=takhin_dot_v1_dot_takhin__pb2.ConsumeMessagesRequest.FromString,
                     response_serializer=takhin_dot_v1_dot_takhin__pb2.ConsumeMessagesResponse.SerializeToString,
+            ),
+            'Subscribe': grpc.stream_stream_rpc_method_handler(
+                    servicer.Subscribe,
+                    request_deserializer=takhin_dot_v1_dot_takhin__pb2.SubscribeRequest.FromString,
+                    response_serializer=takhin_dot_v1_dot_takhin__pb2.SubscribeResponse.SerializeToString,
             ),
             'CommitOffset': grpc.unary_unary_rpc_method_handler(
                     servicer.CommitOffset,
@@ -584,6 +600,33 @@ class TakhinService:
             '/takhin.v1.TakhinService/ConsumeMessages',
             takhin_dot_v1_dot_takhin__pb2.ConsumeMessagesRequest.SerializeToString,
             takhin_dot_v1_dot_takhin__pb2.ConsumeMessagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Subscribe(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/takhin.v1.TakhinService/Subscribe',
+            takhin_dot_v1_dot_takhin__pb2.SubscribeRequest.SerializeToString,
+            takhin_dot_v1_dot_takhin__pb2.SubscribeResponse.FromString,
             options,
             channel_credentials,
             insecure,
