@@ -1,11 +1,11 @@
-"""How long a start takes after kill -9, and how much memory: a log filled under load, the broker killed in the midst of it.
+"""How long a start takes after kill -9, and how much memory: a log is filled, and the broker killed in the midst of it.
 
     python -m bench.recovery [--gib 10] [--partitions 4] [--rounds 3] [--directory DIR]
 
-Batches of 100 records of 10 KiB over gRPC, acks 1, on every partition at once. When so much is on the disk, the broker is
-killed, and started again; then every record that was answered is looked for by the logs' ends. Each round adds a little,
-kills, starts. Prints for each round what the broker says of its recovery, the time until it serves, the bytes it read
-from files, and the peak of its memory at that time. Where the page cache can be dropped (root), it is: the disk is cold.
+Batches of 100 records of 10 KiB over gRPC, acks 1, on every partition at once. When so much was answered, the broker
+is killed, and started again; then the logs' ends are compared with what was answered. Each further round adds a little,
+kills and starts. Prints for each what the broker says of its recovery, the time until it serves, the bytes it read from
+files, and the peak of its memory at that time. Where the page cache can be dropped (by root), it is: the disk is cold.
 """
 
 import argparse
@@ -121,8 +121,9 @@ def run(directory: Path, gib: float, partitions: int, rounds: int) -> None:
             asyncio.run(check(server.address, ends))
             said = next(line for line in server.log_tail().splitlines() if "bytes scanned" in line)
             print(
-                f"{size_bytes / (1 << 30):.1f} GiB in {partitions} partitions, disk {'cold' if cold else 'cached'}: serving "
-                f"after {took_s:.2f} s, {read / 1e6:.0f} MB read, peak {peak_kib / 1024:.0f} MiB; {said.split(': ', 1)[-1]}",
+                f"{size_bytes / (1 << 30):.1f} GiB in {partitions} partitions, disk {'cold' if cold else 'cached'}: "
+                f"serving after {took_s:.2f} s, {read / 1e6:.0f} MB read, peak {peak_kib / 1024:.0f} MiB; "
+                f"{said.split(': ', 1)[-1]}",
                 flush=True,
             )
 

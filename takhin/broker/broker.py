@@ -131,12 +131,14 @@ class Broker:
         for row, partitions in topics:
             for number, found in enumerate(partitions):
                 end = max(found.segments[-1].next_offset if found.segments else 0, row.log_starts.get(number, 0))
-                if found.damage is None:
+                # After a clean stop, those for which no epoch begins yet: the start before could not read them, say.
+                newest = max((epoch for epoch, _ in row.epochs.get(number, ())), default=found.max_epoch)
+                if found.damage is None and (not run.was_clean or 0 < max(newest, found.max_epoch) < self._epoch):
                     epochs.append((row.id, number, self._epoch, end))
                 scanned_bytes += found.scanned_bytes
                 cut_bytes += found.cut_bytes
                 count += 1
-        if not run.was_clean and epochs:
+        if epochs:
             # From here on the log may differ from what a reader saw before: what was not durable may be gone.
             await self._metadata.add_epochs(epochs)
             topics = [(row, found) for row, (_, found) in zip(await self._metadata.load_topics(), topics, strict=True)]
@@ -165,7 +167,7 @@ class Broker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.topics.settle()
+        await self._metadata.settle()
         await self.subscribing.stop()
         await self.groups.live.stop()
         well = await self._store.close(self.topics.partitions())

@@ -76,6 +76,9 @@ class LogStarts:
 
         What can't be removed is logged. Raises what the metadata store does.
         """
+        await self._metadata.through(self._advance(partition, offset))
+
+    async def _advance(self, partition: Partition, offset: int) -> None:
         await self._metadata.set_log_start(partition.topic_id, partition.partition, offset)
         removed = partition.set_log_start(offset)
         await self._store.remove_segments(removed)

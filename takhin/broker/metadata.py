@@ -5,15 +5,18 @@ Partitions' logs are found by the topic's id, never by its name, and an id is ne
 deleted topic left behind can't become another topic's.
 """
 
+import asyncio
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from takhin.broker.group_store import GROUP_MEMBERS, StoredGroup, ensure_group, load_members, store_members
 from takhin.broker.sqlite_thread import Schema, SqliteThread
 from takhin.errors import Reason, TakhinError, error
+
+T = TypeVar("T")
 
 # Epochs are sfixed32 in batch headers.
 MAX_EPOCH = (1 << 31) - 1
@@ -150,6 +153,23 @@ class MetadataStore:
 
     def __init__(self, path: str, on_failure: Callable[[str], None]):
         self._db = SqliteThread(path, SCHEMA, on_failure)
+        self._under_way: set[asyncio.Task[Any]] = set()
+
+    async def through(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, which goes on to its end when who waits for it is cancelled.
+
+        For a change that is to show in memory, or on the disk, as well: it can't be called back once it is queued here,
+        and a call is cancelled whenever its client leaves.
+        """
+        task = asyncio.ensure_future(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return await asyncio.shield(task)
+
+    async def settle(self) -> None:
+        """Return when nothing is under way any more of what was given to through()."""
+        while self._under_way:
+            await asyncio.wait(self._under_way)
 
     def open(self) -> None:
         """Opens or makes the database, and checks it. Blocks. Raises StartError."""
@@ -173,7 +193,7 @@ class MetadataStore:
 
     async def load_topics(self) -> list[TopicRow]:
         """All topics, by name."""
-        return await self._db.read(_load_topics)
+        return await self._db.read(read_topics)
 
     async def create_topic(
         self, name: str, num_partitions: int, configs: dict[str, str], created_ms: int
@@ -307,7 +327,8 @@ def _raise_epoch(db: sqlite3.Connection, at_least: int) -> int:
     return highest + 1
 
 
-def _load_topics(db: sqlite3.Connection) -> list[TopicRow]:
+def read_topics(db: sqlite3.Connection) -> list[TopicRow]:
+    """All topics, by name; a function of the connection, also for tools that read a copy."""
     topics = {
         row[0]: TopicRow(*row)
         for row in db.execute("SELECT id, name, num_partitions, created_ms FROM topics ORDER BY name")

@@ -3,9 +3,8 @@
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 from takhin.broker.metadata import MetadataStore, TopicRow
 from takhin.broker.topic_config import TopicConfig, check_config_name, parse_topic_config
@@ -16,8 +15,6 @@ from takhin.log.recovery import RecoveredPartition
 from takhin.log.store import LogStore, PartitionSpec
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}", re.ASCII)
 _SHOWN_CHARACTERS = 80
@@ -70,8 +67,8 @@ class Topics:
         self._by_encoded_name: dict[bytes, Topic] = {}
         self._by_id: dict[int, Topic] = {}
         self._num_partitions = 0
+        # Taken by who asks for a change, and given back by the change itself, which may outlast him.
         self._changing = asyncio.Lock()
-        self._changes: set[asyncio.Task[Any]] = set()
         self._listeners: list[Callable[[TopicChange], None]] = []
         # Of records; so that whatever was accepted can be delivered.
         self.max_record_bytes = settings.grpc.max_message_bytes - 64 * 1024
@@ -129,18 +126,6 @@ class Topics:
                 # Its bug: the change stands.
                 logger.exception("a listener failed at a change of topic %r", topic.name)
 
-    async def _carry_through(self, change: Coroutine[Any, Any, T]) -> T:
-        """The change's result. It is completed also when whoever asked for it goes away: the metadata knows it as soon
-        as it is stored, so what is served has to follow."""
-        task = asyncio.ensure_future(change)
-        self._changes.add(task)
-        task.add_done_callback(self._changes.discard)
-        return await asyncio.shield(task)
-
-    async def settle(self) -> None:
-        """Wait for changes under way."""
-        await asyncio.gather(*self._changes, return_exceptions=True)
-
     async def create(
         self, name: str, num_partitions: int, replication_factor: int, configs: dict[str, str]
     ) -> Topic:
@@ -156,11 +141,12 @@ class Topics:
         self._check_partition_count(num_partitions, f"the default, {self._settings.topics.partitions}")
         num_partitions = num_partitions or self._settings.topics.partitions
         config = parse_topic_config(configs, self._settings.topics, self.max_record_bytes)
-        return await self._carry_through(self._create(name, num_partitions, configs, config))
+        await self._changing.acquire()
+        return await self._metadata.through(self._create(name, num_partitions, configs, config))
 
     async def _create(self, name: str, num_partitions: int, configs: dict[str, str], config: TopicConfig) -> Topic:
         limits = self._settings.limits
-        async with self._changing:
+        try:
             if name in self._by_name:
                 raise error(Reason.TOPIC_EXISTS, f"topic {name!r} exists already", topic=name)
             if len(self._by_name) >= limits.topics:
@@ -173,6 +159,8 @@ class Topics:
             topic = self._add(row, config, [RecoveredPartition()] * num_partitions)
             self._tell(topic, num_partitions)
             return topic
+        finally:
+            self._changing.release()
 
     async def update(
         self, name: str, num_partitions: int, configs: dict[str, str], reset_configs: Sequence[str]
@@ -197,12 +185,13 @@ class Topics:
             raise error(
                 Reason.NOTHING_TO_UPDATE, "the request has no num_partitions, no configs and no reset_configs"
             )
-        return await self._carry_through(self._update(name, num_partitions, configs, reset_configs))
+        await self._changing.acquire()
+        return await self._metadata.through(self._update(name, num_partitions, configs, reset_configs))
 
     async def _update(
         self, name: str, num_partitions: int, configs: dict[str, str], reset_configs: Sequence[str]
     ) -> Topic:
-        async with self._changing:
+        try:
             topic = self.get(name)
             before = len(topic.partitions)
             num_partitions = num_partitions or before
@@ -230,13 +219,16 @@ class Topics:
             if num_partitions > before:
                 self._tell(topic, num_partitions)
             return topic
+        finally:
+            self._changing.release()
 
     async def delete(self, name: str) -> None:
         """Delete the topic, its records and the commits for it. Raises INVALID_TOPIC_NAME, TOPIC_NOT_FOUND."""
-        await self._carry_through(self._delete(name))
+        await self._changing.acquire()
+        await self._metadata.through(self._delete(name))
 
     async def _delete(self, name: str) -> None:
-        async with self._changing:
+        try:
             topic = self.get(name)
             await self._metadata.delete_topic(topic.id)
             del self._by_name[topic.name]
@@ -247,6 +239,8 @@ class Topics:
             for partition in topic.partitions:
                 self._store.close_partition(partition, gone.reason, gone.message)
             self._tell(topic, 0)
+        finally:
+            self._changing.release()
         await self.remove_files(topic.id)
 
     def _check_partition_count(self, num_partitions: int, zero: str) -> None:

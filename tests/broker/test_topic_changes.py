@@ -47,7 +47,7 @@ def test_whoever_gives_up_waiting(
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            await broker.topics.settle()
+            await broker._metadata.settle()
             assert await served(broker) == await stored(broker) == after
         async with running(tmp_path) as broker:
             assert await served(broker) == after
