@@ -295,7 +295,7 @@ class Requests:
     """Each RPC through the method table: TakhinError at most, and a refused request changes nothing.
 
     An input is the method's name, a line's end, and the request. For the stream of produce it is sent between two
-    that are right.
+    that are right, for that of a member as its first request or after one that is right.
     """
 
     def __init__(self, directory: Path):
@@ -342,6 +342,8 @@ class Requests:
             if method.kind is Kind.UNARY:
                 answer = await method.handler(request, _Stream([], 1))
                 hold(isinstance(answer, bytes), "an answer that is not bytes")
+            elif method.path.endswith("/Subscribe"):
+                await self._subscribe(method, request)
             elif method.kind is Kind.BIDI:
                 await self._produce_stream(method, request)
             else:
@@ -364,6 +366,17 @@ class Requests:
         for number in (0, 2):
             answer = pb.ProduceMessageResponse.FromString(stream.answers[number])
             hold(answer.code == 0, f"a right request was refused: {answer.error}")
+
+    async def _subscribe(self, method: Method, request: bytes) -> None:
+        start, leave = REQUESTS["Subscribe"][0], REQUESTS["Subscribe"][-1]
+        for requests in [start, request, leave], [request, leave]:
+            stream = _Stream(requests, 100)
+            try:
+                await method.handler(stream)
+            finally:
+                for answer in stream.answers:
+                    pb.SubscribeResponse.FromString(answer)
+                hold(self._broker.groups.with_members() == [], "a member that is gone is a member")
 
     async def _consume(self, method: Method, request: bytes) -> None:
         stream = _Stream([], 3)
