@@ -1,4 +1,4 @@
-"""Members that come, leave, are cut and die while the broker is killed: all that was acknowledged reaches every group."""
+"""Members come, leave, are cut and die while the broker is killed: all that was acknowledged reaches every group."""
 
 import random
 import threading
