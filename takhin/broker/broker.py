@@ -7,12 +7,16 @@ import time
 from collections.abc import Callable
 
 from takhin.broker.consume import Consuming
+from takhin.broker.group_offsets import GroupOffsets
 from takhin.broker.groups import GroupCoordinator
 from takhin.broker.log_start import LogStarts
 from takhin.broker.metadata import MetadataStore
+from takhin.broker.offset_expiry import OffsetExpiry
+from takhin.broker.offset_reset import OffsetResets
 from takhin.broker.produce import Producing
 from takhin.broker.reader_budget import ReaderBudget
 from takhin.broker.retention import Retention
+from takhin.broker.subscribe import Subscribing
 from takhin.broker.topics import Topics
 from takhin.config import Settings
 from takhin.errors import Reason, StartError, TakhinError
@@ -34,8 +38,8 @@ def wall_clock_ms() -> int:
 class Broker:
     """One broker on one data directory.
 
-    start(), then use topics, producing, consuming, log_starts, groups; begin_drain() and stop() end it. All of it on
-    one event loop.
+    start(), then use topics, producing, consuming, subscribing, log_starts, groups, group_offsets,
+    offset_resets; begin_drain() and stop() end it. All of it on one event loop.
     """
 
     topics: Topics
@@ -43,6 +47,9 @@ class Broker:
     consuming: Consuming
     log_starts: LogStarts
     groups: GroupCoordinator
+    subscribing: Subscribing
+    group_offsets: GroupOffsets
+    offset_resets: OffsetResets
 
     def __init__(self, settings: Settings, clock_ms: Callable[[], int] = wall_clock_ms):
         self.settings = settings
@@ -86,7 +93,15 @@ class Broker:
         self.producing = Producing(self.topics, settings.limits, self._clock_ms)
         self.consuming = Consuming(self.topics, self._store, budget, settings.grpc.max_message_bytes)
         self.log_starts = LogStarts(self._metadata, self._store, self._clock_ms)
-        self.groups = GroupCoordinator(self._metadata, self.topics, settings.limits, self._clock_ms)
+        self.groups = GroupCoordinator(
+            self._metadata, self.topics, settings.limits, self._clock_ms, settings.groups
+        )
+        self.topics.on_change(lambda change: self.groups.live.topic_changed(change.name))
+        self.subscribing = Subscribing(self.topics, self.consuming, budget, self.groups, settings.groups)
+        self.group_offsets = GroupOffsets(self._metadata, self.topics, self.groups)
+        self.offset_resets = OffsetResets(
+            self._metadata, self.topics, self.consuming, self.groups, settings.limits, self._clock_ms
+        )
         try:
             await self._recover()
         except (OSError, TakhinError) as problem:
@@ -98,6 +113,7 @@ class Broker:
             self.topics, self._metadata, self._store, settings.topics.retention_check_ms, self._clock_ms
         )
         self._keep(retention.run())
+        self._keep(OffsetExpiry(self._metadata, self.groups, settings.groups, self._clock_ms).run())
 
     async def _recover(self) -> None:
         begun_s = time.monotonic()
@@ -128,6 +144,7 @@ class Broker:
             topics = [(row, found) for row, (_, found) in zip(await self._metadata.load_topics(), topics, strict=True)]
         for row, partitions in topics:
             self.topics.open(row, partitions)
+        await self.groups.live.load()
         logger.info(
             "epoch %d; %d topics, %d partitions; %s; %d bytes scanned, %d cut; %.0f ms",
             self._epoch, len(topics), count, "clean" if run.was_clean else "not stopped cleanly", scanned_bytes,
@@ -143,6 +160,7 @@ class Broker:
         """Refuse new work; streams end, with what they have under way answered."""
         self.producing.begin_drain()
         self.consuming.begin_drain()
+        self.subscribing.begin_drain()
 
     async def stop(self) -> None:
         """Write and sync everything, leave the mark of a clean stop, unlock the data directory."""
@@ -150,6 +168,8 @@ class Broker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._metadata.settle()
+        await self.subscribing.stop()
+        await self.groups.live.stop()
         well = await self._store.close(self.topics.partitions())
         try:
             if well:

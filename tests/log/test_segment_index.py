@@ -86,7 +86,7 @@ def test_unlink_leaves_nothing(log: LocalLog) -> None:
     (removed,) = log.partition.set_log_start(1)
     removed.unlink()
     assert not os.path.exists(removed.path) and not os.path.exists(removed.index_path)
-    # What is gone already is no error.
+    # A topic's deletion may be quicker.
     removed.unlink()
 
 
