@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from takhin.codec.batch import BATCH_HEADER_SIZE, SEGMENT_HEADER_SIZE, read_batch
+from takhin.codec.crc32c import crc32c
 from takhin.errors import Code, Reason, TakhinError
 from takhin.log.files import Files
 from takhin.log.index import INDEX_HEADER_SIZE, OffsetIndex, SegmentSummary, read_summary
@@ -29,6 +30,7 @@ from tests.log.test_partition import (
     segments_of,
     values_of,
 )
+from tests.model.codec_model import masked
 
 __all__ = ["log", "log_in"]
 
@@ -540,6 +542,16 @@ def test_a_batch_that_is_damaged_after_it_was_begun(log: LocalLog, length: bytes
         with pytest.raises(TakhinError) as caught:
             read(200)
         assert (caught.value.reason, reader.next_offset) == (Reason.CORRUPT_BATCH, 1)
+
+
+@pytest.mark.parametrize("entries", [1, 3, 1 << 20])
+def test_an_index_that_counts_more_entries_than_it_has(entries: int) -> None:
+    """Both of its checksums match: as if it had been written so."""
+    whole = OffsetIndex().encode(SegmentSummary(0, 5, 500, 1, 1, 1))
+    assert OffsetIndex.decode(whole) is not None
+    sums = struct.pack("<I", entries) + whole[16:60]
+    rest = sums + struct.pack("<I", masked(crc32c(sums)))
+    assert OffsetIndex.decode(whole[:8] + struct.pack("<I", masked(crc32c(rest))) + rest) is None
 
 
 # Readers and retention
