@@ -77,7 +77,7 @@ class TestProducers:
 
 
 class TestMigration:
-    """A database of version 1, as brokers without producers made it, is opened, and keeps all it holds."""
+    """A database of version 3, as brokers without producers made it, is opened, and keeps all it holds."""
 
     def old(self, path: Path) -> None:
         db = sqlite3.connect(path)
@@ -85,13 +85,13 @@ class TestMigration:
             if "producer" not in statement:
                 db.execute(statement)
         db.execute(f"PRAGMA application_id={SCHEMA.application_id}")
-        db.execute("PRAGMA user_version=1")
+        db.execute("PRAGMA user_version=3")
         db.execute("INSERT INTO topics (name, num_partitions, created_ms) VALUES ('kept', 3, 1)")
         db.execute("UPDATE run SET epoch = 7")
         db.commit()
         db.close()
 
-    def test_from_version_1(self, path: Path) -> None:
+    def test_from_version_3(self, path: Path) -> None:
         self.old(path)
 
         async def scenario(store: MetadataStore) -> None:

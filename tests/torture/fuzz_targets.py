@@ -420,9 +420,10 @@ class Requests:
         if not task.cancelled():
             task.result()
 
-    def _state(self) -> list[tuple[str, list[int]]]:
+    def _state(self) -> list[tuple[str, dict[str, str], list[int]]]:
         return [
-            (topic.name, [partition.next_offset for partition in topic.partitions]) for topic in self._broker.topics
+            (topic.name, topic.configs, [partition.next_offset for partition in topic.partitions])
+            for topic in self._broker.topics
         ]
 
 

@@ -168,6 +168,10 @@ _MESSAGES: dict[str, list[Message]] = {
     "ListTopics": [pb.ListTopicsRequest()],
     "GetTopic": [pb.GetTopicRequest(name="t")],
     "DescribeTopics": [pb.DescribeTopicsRequest(topics=["t", "other"]), pb.DescribeTopicsRequest()],
+    "UpdateTopic": [
+        pb.UpdateTopicRequest(name="t", configs={"segment.ms": "1000"}, reset_configs=["flush.ms"]),
+        pb.UpdateTopicRequest(name="other", num_partitions=3),
+    ],
     "CommitOffset": [
         pb.CommitOffsetRequest(group_id="g", offsets=[pb.TopicPartitionOffset(topic="t", partition=0, offset=1)]),
         pb.CommitOffsetRequest(
@@ -177,7 +181,19 @@ _MESSAGES: dict[str, list[Message]] = {
     "ListConsumerGroups": [pb.ListConsumerGroupsRequest()],
     "DescribeConsumerGroup": [pb.DescribeConsumerGroupRequest(group_id="g")],
     "DeleteConsumerGroup": [pb.DeleteConsumerGroupRequest(group_id="h")],
+    "FetchOffsets": [
+        pb.FetchOffsetsRequest(group_id="g"),
+        pb.FetchOffsetsRequest(group_id="h", partitions=[pb.TopicPartition(topic="t", partition=1)]),
+    ],
+    "ResetOffsets": [
+        pb.ResetOffsetsRequest(group_id="g", earliest=True, dry_run=True),
+        pb.ResetOffsetsRequest(group_id="h", topics=["t"], latest=True),
+        pb.ResetOffsetsRequest(group_id="g", partitions=[pb.TopicPartition(topic="t")], offset=1),
+        pb.ResetOffsetsRequest(group_id="g", partitions=[pb.TopicPartition(topic="t")], time_ms=1_700_000_000_000),
+        pb.ResetOffsetsRequest(group_id="g", shift_by=-1),
+    ],
     "GetPartitionOffsets": [pb.GetPartitionOffsetsRequest(topic="t", partition=1)],
+    "TruncatePartition": [pb.TruncatePartitionRequest(topic="t", partition=1, before_offset=1)],
     "HealthCheck": [pb.HealthCheckRequest()],
 }
 REQUESTS = {name: [message.SerializeToString() for message in messages] for name, messages in _MESSAGES.items()}
