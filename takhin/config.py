@@ -140,11 +140,11 @@ class Limits:
     partitions_per_topic: int = _number(10_000, "partitions of one topic", "", 1, 1_000_000)
     partitions: int = _number(100_000, "partitions of all topics together", "", 1, 1_000_000)
     groups: int = _number(10_000, "consumer groups", "", 1, 1_000_000)
-    members_per_group: int = _number(1_000, "members of one consumer group", "", 1, 100_000)
-    members: int = _number(10_000, "members of all consumer groups together", "", 1, 1_000_000)
     producers: int = _number(
         100_000, "names of idempotent producers; and producers that partitions know, each once a partition", "", 1,
         10_000_000)
+    members_per_group: int = _number(1_000, "members of one consumer group", "", 1, 100_000)
+    members: int = _number(10_000, "members of all consumer groups together", "", 1, 1_000_000)
     records_per_request: int = _number(100_000, "records in one produce request", "", 1, 1_000_000)
     ring_bytes: int = _number(
         64 * MIB, "memory for the newest records of all partitions together", _SIZE, 64 * KIB, TIB)

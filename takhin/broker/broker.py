@@ -118,8 +118,8 @@ class Broker:
             self.topics, self._metadata, self._store, settings.topics.retention_check_ms, self._clock_ms
         )
         self._keep(retention.run())
-        self._keep(OffsetExpiry(self._metadata, self.groups, settings.groups, self._clock_ms).run())
         self._keep(self.producers.run(self.topics.partitions))
+        self._keep(OffsetExpiry(self._metadata, self.groups, settings.groups, self._clock_ms).run())
 
     async def _recover(self) -> None:
         begun_s = time.monotonic()

@@ -140,6 +140,16 @@ class OffsetCommit:
 
 
 @dataclass(frozen=True, slots=True)
+class ProducerName:
+    """A producer's name with its id and its epoch. last_used_ms: by the broker's clock."""
+
+    name: str
+    id: int
+    epoch: int
+    last_used_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Committed:
     """What a group has committed for one partition: the next offset to read, and when."""
 
@@ -159,16 +169,6 @@ class OffsetReset:
     topic: str
     partition: int
     new_offset: Callable[[int | None], int]
-
-
-@dataclass(frozen=True, slots=True)
-class ProducerName:
-    """A producer's name with its id and its epoch. last_used_ms: by the broker's clock."""
-
-    name: str
-    id: int
-    epoch: int
-    last_used_ms: int
 
 
 class MetadataStore:

@@ -108,9 +108,6 @@ def recover_partition(
         found.damage = f"{problem.filename or directory}: {problem.strerror}"
         return found
     found.damage = damage or found.damage
-    end = max(found.segments[-1].next_offset if found.segments else 0, log_start_offset)
-    if found.damage is None and end < proven_offset:
-        found.damage = f"{directory}: the log ends at offset {end}, and once went on to {proven_offset}"
     return found
 
 
@@ -185,6 +182,9 @@ def _recover(
             found.max_epoch = max(found.max_epoch, segment.max_epoch)
         if torn:
             break
+    end = max(found.segments[-1].next_offset if found.segments else 0, log_start_offset)
+    if found.damage is None and end < proven_offset:
+        found.damage = f"{place.directory}: the log ends at offset {end}, and once went on to {proven_offset}"
     if found.damage is None and (scanned or was_set_aside):
         _make_durable(place, scanned, max(proven_offset, found.proven_offset), found)
     if found.damage is None and found.segments:

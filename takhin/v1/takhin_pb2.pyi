@@ -207,6 +207,16 @@ class DescribeTopicsResponse(_message.Message):
     topics: _containers.RepeatedCompositeFieldContainer[TopicInfo]
     def __init__(self, topics: _Optional[_Iterable[_Union[TopicInfo, _Mapping]]] = ...) -> None: ...
 
+class ProducerState(_message.Message):
+    __slots__ = ("id", "epoch", "sequence")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    epoch: int
+    sequence: int
+    def __init__(self, id: _Optional[int] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
 class UpdateTopicRequest(_message.Message):
     __slots__ = ("name", "num_partitions", "configs", "reset_configs")
     class ConfigsEntry(_message.Message):
@@ -235,16 +245,6 @@ class UpdateTopicResponse(_message.Message):
     error: str
     topic: TopicInfo
     def __init__(self, success: _Optional[bool] = ..., error: _Optional[str] = ..., topic: _Optional[_Union[TopicInfo, _Mapping]] = ...) -> None: ...
-
-class ProducerState(_message.Message):
-    __slots__ = ("id", "epoch", "sequence")
-    ID_FIELD_NUMBER: _ClassVar[int]
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
-    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
-    id: int
-    epoch: int
-    sequence: int
-    def __init__(self, id: _Optional[int] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
 
 class ProduceMessageRequest(_message.Message):
     __slots__ = ("topic", "partition", "record", "required_acks", "timeout_ms", "records", "producer", "expected_offset")

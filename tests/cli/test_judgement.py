@@ -234,6 +234,23 @@ def audit_all(directory: Path) -> list[PartitionAudit]:
     return audits
 
 
+def test_a_log_that_ends_before_its_snapshot_of_producers(quick_path: Path) -> None:
+    """Nothing else of it tells that there was more."""
+    made = make(quick_path, count=5, clean=True)
+    (path,) = segments_of(made)
+    path.with_suffix(".index").unlink()
+    os.truncate(path, edges(path)[3])
+    for was_clean in (True, False):
+        verdict, told = audited(made, was_clean)
+        assert verdict is not None and not verdict.is_torn and verdict.next_offset == 3
+        assert any(severity == "damage" and "once went on to 5" in what for severity, what in told)
+        found = recovered(made, was_clean)
+        assert found.damage is not None and end_of(found) == 3
+    (path.parent / SNAPSHOT_NAME).unlink()
+    verdict, _ = audited(made, False)
+    assert verdict is None and recovered(made, False).damage is None
+
+
 def test_a_damaged_journal_that_is_kept_for_others(quick_path: Path) -> None:
     """Of the partitions that it is not kept for it tells nothing any more: their tails are torn, if they are."""
     made = journaled(quick_path)
@@ -259,20 +276,3 @@ def test_a_damaged_journal_that_is_kept_for_others(quick_path: Path) -> None:
     assert [found.damage is not None for found in last.found] == [False, True, False]
     assert [found.cut_bytes > 0 for found in last.found] == [True, False, False]
     last.close()
-
-
-def test_a_log_that_ends_before_its_snapshot_of_producers(quick_path: Path) -> None:
-    """Nothing else of it tells that there was more."""
-    made = make(quick_path, count=5, clean=True)
-    (path,) = segments_of(made)
-    path.with_suffix(".index").unlink()
-    os.truncate(path, edges(path)[3])
-    for was_clean in (True, False):
-        verdict, told = audited(made, was_clean)
-        assert verdict is not None and not verdict.is_torn and verdict.next_offset == 3
-        assert any(severity == "damage" and "once went on to 5" in what for severity, what in told)
-        found = recovered(made, was_clean)
-        assert found.damage is not None and end_of(found) == 3
-    (path.parent / SNAPSHOT_NAME).unlink()
-    verdict, _ = audited(made, False)
-    assert verdict is None and recovered(made, False).damage is None
