@@ -108,6 +108,8 @@ class TopicDefaults:
     flush_ms: int = _number(
         1_000, "sync to disk what was written so long ago, asked for or not (flush.ms)", _DURATION, 1, SAFE_INT_MAX,
         minus_one="only when asked for")
+    producer_expiration_ms: int = _number(
+        604_800_000, "forget an idempotent producer that appended nothing for so long", _DURATION, 1, SAFE_INT_MAX)
     retention_check_ms: int = _number(
         300_000, "time between two looks for segments to remove", _DURATION, 10, INT32_MAX)
 
@@ -140,6 +142,9 @@ class Limits:
     groups: int = _number(10_000, "consumer groups", "", 1, 1_000_000)
     members_per_group: int = _number(1_000, "members of one consumer group", "", 1, 100_000)
     members: int = _number(10_000, "members of all consumer groups together", "", 1, 1_000_000)
+    producers: int = _number(
+        100_000, "names of idempotent producers; and producers that partitions know, each once a partition", "", 1,
+        10_000_000)
     records_per_request: int = _number(100_000, "records in one produce request", "", 1, 1_000_000)
     ring_bytes: int = _number(
         64 * MIB, "memory for the newest records of all partitions together", _SIZE, 64 * KIB, TIB)

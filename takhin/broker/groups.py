@@ -112,7 +112,7 @@ class GroupCoordinator:
             raise error(Reason.MALFORMED_REQUEST, "the commit has no offsets; at least one is needed")
         targets = self._targets(offsets)
         rows = [OffsetCommit(target.topic_id, topic, target.partition, offset) for target, topic, offset in targets]
-        self._check_member(group_id, rows, member_id, generation)
+        self.check_committer(group_id, rows, member_id, generation)
         # What is written stays: the check of the offsets still holds after the wait. The topic may be gone by then;
         # the store finds that out.
         waits = (target.make_durable(offset) for target, _, offset in targets)
@@ -122,12 +122,17 @@ class GroupCoordinator:
                 raise failure
         # Once more: who lost a partition meanwhile may not move its offset under the feet of who has it now. From here
         # on the database's queue keeps the order: the next owner is told where to begin after this is stored.
-        self._check_member(group_id, rows, member_id, generation)
+        self.check_committer(group_id, rows, member_id, generation)
         await self._metadata.commit_offsets(group_id, rows, self._clock_ms(), self._limits.groups)
 
-    def _check_member(
+    def check_committer(
         self, group_id: str, rows: Sequence[OffsetCommit], member_id: str, generation: int | None
     ) -> None:
+        """Whether a commit may be made by this member, or by nobody in particular; see commit().
+
+        To be asked right before the commit is queued for the database too, with nothing awaited between. Raises
+        GROUP_HAS_MEMBERS, FENCED_GENERATION.
+        """
         group = self.live.get(group_id)
         if not member_id and generation is None:
             if group is not None:

@@ -79,6 +79,13 @@ class LogStarts:
         await self._metadata.through(self._advance(partition, offset))
 
     async def _advance(self, partition: Partition, offset: int) -> None:
+        try:
+            await self._store.keep_producers(partition, offset)
+        except (OSError, TakhinError) as problem:
+            # They are known as long as this broker runs; retention must not wait for it, on a full disk say.
+            logger.warning(
+                "what is known of producers of %s/%d is not saved: %s", partition.topic, partition.partition, problem
+            )
         await self._metadata.set_log_start(partition.topic_id, partition.partition, offset)
         removed = partition.set_log_start(offset)
         await self._store.remove_segments(removed)

@@ -59,11 +59,6 @@ class MemberCommits:
             await asyncio.wait([self._task])
         self._hurry.clear()
 
-    async def one(self) -> None:
-        """Return when there may be room for another."""
-        if self._task is not None:
-            await asyncio.wait([self._task], timeout=0.01)
-
     def _start(self) -> None:
         if self._task is None:
             self._task = asyncio.ensure_future(self._run())

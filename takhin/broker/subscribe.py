@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 MAX_OUTBOX = 1_000
 # How long to wait, at the end of the requests, for the news that the call was cut off rather than ended.
 _TORN_DOWN_S = 0.05
+# How long to wait until there may be room for another request's answer.
+_FULL_PAUSE_S = 0.005
 _RECORDS_TAG = b"\x22"
 _CREDIT_TAG = b"\x50"
 
@@ -456,11 +458,11 @@ class _MemberStream:
                 await self._leave()
                 return
             await self._handle(kind, request)
-            while self._commits.is_full or len(self._outbox) > MAX_OUTBOX // 2:
-                await self._commits.one()
-                await asyncio.sleep(0)
-                if self._is_ending:
-                    return
+            # A member that does not take its answers is read no further.
+            while (self._commits.is_full or len(self._outbox) > MAX_OUTBOX // 2) and not self._is_ending:
+                await asyncio.sleep(_FULL_PAUSE_S)
+            if self._is_ending:
+                return
         # The end of the requests is as leave; unless the call is torn down, which is told in a moment.
         await asyncio.sleep(_TORN_DOWN_S)
         if not self._call.cancelled():
@@ -468,6 +470,8 @@ class _MemberStream:
 
     def _reader_done(self, reader: "asyncio.Task[None]") -> None:
         if reader.cancelled():
+            # The call is over; the handler learns it, too.
+            self.end(None)
             return
         problem = reader.exception()
         if isinstance(problem, TakhinError):

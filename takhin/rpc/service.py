@@ -31,6 +31,7 @@ def takhin_methods(broker: Broker) -> list[Method]:
         Method(f"/{SERVICE}/ProduceMessageStream", Kind.BIDI, handlers.produce_message_stream),
         Method(f"/{SERVICE}/ConsumeMessages", Kind.SERVER_STREAM, handlers.consume_messages),
         Method(f"/{SERVICE}/Subscribe", Kind.BIDI, handlers.subscribe),
+        _unary("InitProducer", pb.InitProducerRequest, handlers.init_producer),
         _unary("CreateTopic", pb.CreateTopicRequest, handlers.create_topic),
         _unary("DeleteTopic", pb.DeleteTopicRequest, handlers.delete_topic),
         _unary("ListTopics", pb.ListTopicsRequest, handlers.list_topics),
@@ -84,6 +85,10 @@ class _Handlers:
 
     async def subscribe(self, call: StreamCall) -> None:
         await self._broker.subscribing.subscribe(call)
+
+    async def init_producer(self, request: pb.InitProducerRequest) -> Message:
+        producer_id, epoch = await self._broker.producers.init(request.name, self._broker.topics.partitions())
+        return pb.InitProducerResponse(id=producer_id, epoch=epoch)
 
     # Topics
 

@@ -314,6 +314,23 @@ def test_a_second_member_gets_half_where_the_first_one_committed(stub: Stub) -> 
     second.leave()
 
 
+def test_a_release_waits_for_the_commits_before_it(stub: Stub) -> None:
+    topic = new_topic(stub, 2, flush_ms=-1)
+    first = join(stub, topic, releases=False)
+    second = join(stub, topic)
+    moving = first.wait_for("revoking").partitions[0].partition
+    produce(stub, topic, *[b"v"] * 50, partition=moving)
+    for offset in range(1, 51):
+        first.send(commit=pb.CommitOffsets(id=offset, offsets=places((topic, moving, offset))))
+    first.release((topic, moving))
+    second.wait(lambda: second.partitions)
+    assert second.began == {(topic, moving): 50}
+    first.wait(lambda: len(first.of("committed")) == 50)
+    assert not any(answer.code for answer in first.of("committed"))
+    first.leave()
+    second.leave()
+
+
 def test_what_stays_keeps_coming_while_other_partitions_move(stub: Stub) -> None:
     topic = new_topic(stub, 2)
     first = join(stub, topic, releases=False)
