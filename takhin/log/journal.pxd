@@ -41,4 +41,6 @@ cdef class Journal:
     cdef JournalFile _current
     cdef readonly bint enabled
     cdef uint64_t _sequence         # of the next entry
+    # Why nothing can be written until the next start, both files being full or of no use: empty as long as it can.
+    cdef readonly str blocked
     cdef readonly int64_t turns     # how often it went on in the other file

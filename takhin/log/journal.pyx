@@ -125,6 +125,7 @@ cdef class Journal:
         self._current = self._pair[0]
         self.enabled = self._file_limit > JOURNAL_BLOCK_BYTES
         self._sequence = 1
+        self.blocked = ""
 
     def disable(self):
         """Write no entries from now on."""
@@ -233,11 +234,26 @@ cdef class Journal:
         """Go on in the other file, if that is free. Returns whether."""
         cdef JournalFile file = self._pair[1] if self._current is self._pair[0] else self._pair[0]
         if file.retired or file.covers:
+            self.blocked = self.blocked or self._why_blocked(file)
             return False
+        self.blocked = ""
         file.end = 0
         self._current = file
         self.turns += 1
         return True
+
+    def _why_blocked(self, JournalFile file not None):
+        """Why the file is not free again before the next start; empty when a few syncs will make it so."""
+        cdef Partition partition
+        if file.retired:
+            return f"{file.path} could not be written"
+        failed = [
+            f"{partition.topic}/{partition.partition}" for partition in file.covers if partition.failure_is_final
+        ]
+        if not failed:
+            return ""
+        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        return f"{file.path} may hold all that is on the disk of {failed[0]}{more}, which failed"
 
     def _open(self, JournalFile file not None):
         """The directories to sync, so that the file is found after a power cut. Raises OSError."""

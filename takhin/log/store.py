@@ -248,9 +248,9 @@ class LogStore:
         def remove() -> bool:
             path = self.directory(topic_id)
             try:
-                if not self._files.exists(path):
-                    return True
-                self._remove_tree(path)
+                if self._files.exists(path):
+                    self._remove_tree(path)
+                # Also when it was gone: an earlier run may have removed it and died before this.
                 self._files.sync_directory(os.path.dirname(path))
                 return True
             except OSError as problem:

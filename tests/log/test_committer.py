@@ -22,6 +22,7 @@ from takhin.log.files import Files
 from takhin.log.index import INDEX_HEADER_SIZE, read_summary
 from takhin.log.partition import Partition
 from takhin.log.sync import SyncThread
+from tests.log.test_journal import SMALL_JOURNAL, commit, fail_file, times_off
 from tests.log.test_partition import (
     NOW_MS,
     Config,
@@ -643,3 +644,18 @@ def test_no_index_is_written_to_a_deleted_topic(log_in: LogIn, quick_path: Path,
     # The directory is looked through, and then removed.
     partition.end_sync(*sync, 0)
     assert not list(Path(partition.directory).glob("*.index"))
+
+
+def test_the_journal_is_on_again_without_the_failed_partition(
+    log_in: LogIn, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = log_in(tmp_path / "data", partitions=4, journal_bytes=SMALL_JOURNAL)
+    commit(log, range(4), b"kept")
+    fail_file(log, 0)
+    for _ in range(30):
+        commit(log, range(1, 4), b"x" * 200)
+    log.store.close_partition(log.partitions.pop(0), Reason.TOPIC_NOT_FOUND, "gone")
+    for _ in range(30):
+        commit(log, range(3), b"x" * 200)
+    assert log.store._journal.turns > 1
+    assert times_off(caplog) == 1 and caplog.text.count("the journal is used again") == 1

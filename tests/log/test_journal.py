@@ -591,7 +591,7 @@ def test_a_file_that_failed_is_written_to_no_more(log_in: LogIn, tmp_path: Path,
     assert log.close() and journal_paths(log.directory) == []
 
 
-def test_both_files_failed(log_in: LogIn, tmp_path: Path) -> None:
+def test_both_files_failed(log_in: LogIn, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = log_in(tmp_path / "data", partitions=3)
     commit(log, range(3))
     for _ in FILE_NAMES:
@@ -607,6 +607,7 @@ def test_both_files_failed(log_in: LogIn, tmp_path: Path) -> None:
     assert log.close() and journal_paths(log.directory) == []
 
 
+    assert times_off(caplog) == 1 and "0.journal could not be written" in caplog.text
 def test_out_of_descriptors_the_journal_is_begun_later(log_in: LogIn, tmp_path: Path) -> None:
     log = log_in(tmp_path / "data", partitions=3)
     append_to(log, range(3))
@@ -663,7 +664,14 @@ def fail_file(log: LocalLog, number: int) -> None:
     os.close(writing)
 
 
-def test_a_failed_partition_keeps_its_file(log_in: LogIn, tmp_path: Path) -> None:
+def times_off(caplog: pytest.LogCaptureFixture) -> int:
+    """How often it was told that the journal is off until the next start."""
+    return sum("the journal is off" in record.message for record in caplog.records)
+
+
+def test_a_failed_partition_keeps_its_file(
+    log_in: LogIn, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """What only the journal has of it stays there; the others go on, at last without the journal."""
     log = log_in(tmp_path / "data", partitions=4, journal_bytes=SMALL_JOURNAL)
     commit(log, range(4), b"kept")
@@ -677,7 +685,10 @@ def test_a_failed_partition_keeps_its_file(log_in: LogIn, tmp_path: Path) -> Non
     assert log.store._journal.turns == 1 and log.store.committer.syncs > 3
     assert journal_in(log.directory)[0].entries[0].parts[0].partition == 0
     assert not log.close()
+        if log.store._journal.turns == 0:
+            assert times_off(caplog) == 0
     # The other file is of no use any more.
+    assert times_off(caplog) == 1 and "0.journal may hold all that is on the disk of t/0, which failed" in caplog.text
     (file,) = journal_in(log.directory)
     assert file.header.first_sequence == 1
     os.truncate(segments_of(log.directory)[0], 60)

@@ -209,6 +209,15 @@ def test_a_topic_that_is_removed(log_in: LogIn, quick_path: Path) -> None:
     assert list(step.disk.tree()) == ["topics"]
 
 
+def test_a_topic_whose_directory_is_gone_already(quick_path: Path) -> None:
+    """Whoever removed it may have died before that was on the disk."""
+    (quick_path / "data" / "topics").mkdir(parents=True)
+    step = Step("remove_topic", quick_path / "data")
+    assert [operation.path for operation in step.operations if operation.kind is Kind.SYNC] == [
+        str(quick_path / "data" / "topics")
+    ]
+
+
 def test_orphans(log_in: LogIn, quick_path: Path) -> None:
     log = log_in(quick_path / "data", partitions=PARTITIONS)
     for number in range(PARTITIONS):
