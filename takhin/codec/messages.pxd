@@ -17,7 +17,7 @@ cdef class ProduceRequest:
     cdef readonly uint32_t largest_record_bytes
     # Whether it came as `records`: then it keeps a batch of its own.
     cdef readonly bint is_batch
-    cdef size_t records_bytes
+    cdef readonly size_t records_bytes
     cdef const uint8_t* data
     cdef RecordSpan* spans
     cdef uint32_t _capacity

@@ -35,6 +35,12 @@ cdef int64_t RELEASE_ABOVE_BYTES = 64 * 1024
 # An active segment's index file is written whenever it has grown by so much, and by an eighth.
 cdef int64_t CHECKPOINT_BYTES = 16 * 1024 * 1024
 
+# What is appended behind a transaction that is not yet decided stays in memory: so much of it.
+cdef int64_t HELD_BYTES = 16 * 1024 * 1024
+
+# Protobuf's limit for a message, which a segment is.
+cdef int64_t MAX_SEGMENT_BYTES = 0x7FFFFFFF
+
 cdef enum:
     WRITE_PARTS = 64
 
@@ -135,10 +141,9 @@ cdef class Partition:
         if self.active is None:
             self._prepare_append(now_ms)
         pending = self.ring.appended_bytes - self._written_position
-        if (
-            self.active.size_bytes + pending + <int64_t>needed + BATCH_HEADER_BYTES > self.segment_bytes
-            or now_ms - self.active.created_ms >= self.segment_ms
-        ):
+        if self.held:
+            self._check_held(pending + <int64_t>needed + BATCH_HEADER_BYTES)
+        elif self._is_full(pending, <int64_t>needed, now_ms):
             self.roll(now_ms)
         # Requests of a tick share a batch as far as the ring's chunk has room for them: a batch lies in one chunk.
         if request.is_batch or not self._batch_open or self.ring.room() < needed:
@@ -174,6 +179,13 @@ cdef class Partition:
             self.unwritten = True
             self._committer.touch(self)
         return self.prefix.produced(base_offset, first_timestamp_ms, request.record_count, durability, self.epoch)
+
+    cdef bint _is_full(self, int64_t pending, int64_t needed, int64_t now_ms) noexcept:
+        """Whether a new segment is to be begun for so much more than what is pending."""
+        return (
+            self.active.size_bytes + pending + needed + BATCH_HEADER_BYTES > self.segment_bytes
+            or now_ms - self.active.created_ms >= self.segment_ms
+        )
 
     cdef int _open_batch(self, size_t needed, int64_t now_ms) except -1:
         cdef RingBatch* batch
@@ -247,7 +259,12 @@ cdef class Partition:
         self._checkpoint_bytes = 0
 
     def roll(self, int64_t now_ms):
-        """Begin a new segment, if the active one holds anything. Returns whether. Raises as append does."""
+        """Begin a new segment, if the active one holds anything and no transaction goes to it. Returns whether.
+
+        Raises as append does.
+        """
+        if self.held:
+            return False
         if self.active is None:
             if not self.segments or self.failure is not None:
                 return False
@@ -279,14 +296,19 @@ cdef class Partition:
     # Write: W
 
     def flush(self):
-        """Write what was appended to the file, in one write; answer those who wait for it, wake readers."""
+        """Write what was appended to the file, in one write; answer those who wait for it, wake readers.
+
+        Behind what a transaction holds nothing is written: release() does it.
+        """
         cdef int result
+        if self.held:
+            return
         self.unwritten = False
         if self.ring.unwritten == self.ring.next:
             return
         self._close_batch()
         try:
-            result = self._write()
+            result = self._write(self.ring.next)
         except OSError as problem:
             # The file could not even be opened: there is nothing to take back.
             self._fail_write(problem.errno or EIO, False)
@@ -294,10 +316,14 @@ cdef class Partition:
         if result < 0:
             self._fail_write(-result, True)
         else:
-            self._note_written()
+            self._note_written(self.ring.next)
+            self._answer_written()
 
-    cdef int _write(self) except? -1:
-        """All unwritten batches to the end of the active segment. 0, or a negative errno. Raises OSError."""
+    cdef int _write(self, uint64_t end) except? -1:
+        """The unwritten batches before that number to the end of the active segment. 0, or a negative errno.
+
+        Raises OSError.
+        """
         cdef iovec parts[WRITE_PARTS]
         cdef int count = 0
         cdef int result = 0
@@ -308,7 +334,7 @@ cdef class Partition:
         cdef int64_t position = self.active.size_bytes
         cdef int64_t size = 0
         fd = self.active.acquire()
-        for number in range(self.ring.unwritten, self.ring.next):
+        for number in range(self.ring.unwritten, end):
             batch = self.ring.batch(number)
             if count and run_end == batch.data:
                 parts[count - 1].iov_len += batch.size
@@ -334,21 +360,29 @@ cdef class Partition:
         self.active.release()
         return result
 
-    cdef int _note_written(self) except -1:
+    cdef int _note_written(self, uint64_t end) except -1:
+        """The batches before that number are in the file: W moves."""
         cdef uint64_t number
         cdef RingBatch* batch
-        for number in range(self.ring.unwritten, self.ring.next):
+        for number in range(self.ring.unwritten, end):
             batch = self.ring.batch(number)
             self.active.note(
                 batch.base_offset, batch.next_offset, batch.size, batch.max_timestamp_ms, batch.append_time_ms,
                 self.epoch
             )
-        self.ring.unwritten = self.ring.next
-        self._written_position = self.ring.appended_bytes
-        self.written_offset = self.next_offset
+        batch = self.ring.batch(end - 1)
+        self.ring.unwritten = end
+        self._written_position = batch.position + batch.size
+        self.written_offset = batch.next_offset
         if not self.active.dirty:
             self.active.dirty = True
             self._unsynced.append(self.active)
+        if self._data_future is not None:
+            self.wake_readers()
+        return 0
+
+    def _answer_written(self):
+        """All that was appended is written."""
         if self._written_waiters:
             waiters, self._written_waiters = self._written_waiters, []
             resolve(waiters, None)
@@ -356,9 +390,6 @@ cdef class Partition:
             self._sync_waiters.append((self.written_offset, self._durable_waiters))
             self._durable_waiters = []
             self._committer.want_sync(self)
-        if self._data_future is not None:
-            self.wake_readers()
-        return 0
 
     cdef int _fail_write(self, int errno_, bint begun) except -1:
         """Nothing of this tick was written: take it all back, and refuse appends until a new epoch has begun."""
@@ -401,6 +432,7 @@ cdef class Partition:
         self._committer.halted(self)
 
     def _drop_unwritten(self):
+        self.held = False
         self.ring.drop_unwritten()
         self._batch_open = False
         self.next_offset = self.written_offset
@@ -573,17 +605,34 @@ cdef class Partition:
 
     cdef int64_t journal_size(self) noexcept:
         if (
-            self.failure_is_final or self.active is None or self.durable_offset == self.written_offset
+            self.held or self.failure_is_final or self.active is None or self.durable_offset == self.written_offset
             or self.durable_offset < self.active.base_offset or not self.ring.holds(self.durable_offset)
         ):
             return -1
-        return self._written_position - self.ring.batch(self.ring.find(self.durable_offset)).position
+        return self.entry_size()
+
+    cdef uint64_t _not_durable(self) noexcept:
+        """The number of the first batch that is not durable; what is not yet durable is all in the ring."""
+        if self.durable_offset == self.written_offset:
+            return self.ring.unwritten
+        return self.ring.find(self.durable_offset)
+
+    cdef int64_t entry_size(self) noexcept:
+        """How many bytes are not yet durable, up to W, or, of a partition that is held, to where that ends."""
+        cdef RingBatch* last = self.ring.batch((self._held_end if self.held else self.ring.unwritten) - 1)
+        return last.position + last.size - self.ring.batch(self._not_durable()).position
+
+    cdef int64_t entry_position(self) noexcept:
+        """Where they stand, or will stand, in the active segment's file."""
+        return self.active.size_bytes - (
+            self._written_position - self.ring.batch(self._not_durable()).position
+        )
 
     cdef void journal_copy(self, uint8_t* to) noexcept:
-        """What is written and not yet durable: as many bytes as journal_size says."""
+        """As many bytes as entry_size says."""
         cdef RingBatch* batch
         cdef uint64_t number
-        for number in range(self.ring.find(self.durable_offset), self.ring.unwritten):
+        for number in range(self._not_durable(), self._held_end if self.held else self.ring.unwritten):
             batch = self.ring.batch(number)
             memcpy(to, batch.data, batch.size)
             to += batch.size
@@ -592,6 +641,91 @@ cdef class Partition:
         """What lies below target is on the disk in the journal, as far as it is not in the segments."""
         if not self.failure_is_final:
             self._move_durable(target)
+
+    # Transactions: what one appends is held back from the file until an entry of the journal has decided it
+
+    def make_ready(self, int64_t records, int64_t records_bytes, int64_t now_ms, int64_t limit_bytes):
+        """Write all that was appended, and begin a new segment if so many records want one.
+
+        Returns whether an entry of the journal can begin here: what is not yet durable is all in memory and in the
+        active segment, and no more than limit_bytes. If not, make_durable(written_offset) comes first. Raises as
+        append does.
+        """
+        cdef int64_t size
+        if self.failure is not None:
+            raise error(*self.failure, topic=self.topic, partition=self.partition)
+        if self.active is None:
+            self._prepare_append(now_ms)
+        self.flush()
+        if self.failure is not None:
+            raise error(*self.failure, topic=self.topic, partition=self.partition)
+        if self._is_full(0, records_bytes + records * RECORD_OVERHEAD_BYTES, now_ms):
+            self.roll(now_ms)
+        if self.durable_offset == self.written_offset:
+            return True
+        size = self.journal_size()
+        return 0 <= size <= limit_bytes
+
+    def hold(self):
+        """Hold what was appended since make_ready(), in the same tick: it is final, and stays in memory until
+        write_held() and release(), void_held() or fail()."""
+        self._close_batch()
+        self.held = True
+        self.held_offset = self.next_offset
+        self._held_end = self.ring.next
+
+    def drop_held(self):
+        """Forget it, in the same tick: nobody was told of it."""
+        self._drop_unwritten()
+
+    @property
+    def held_bytes(self):
+        """What an entry needs for this partition: what is held, and what is not yet durable before it.
+
+        -1: that is not in memory any more; make_durable(written_offset) comes first.
+        """
+        if self.durable_offset < self.written_offset and not self.ring.holds(self.durable_offset):
+            return -1
+        return self.entry_size()
+
+    def reserve_held(self):
+        """What is held will find room in the file. Raises OSError."""
+        cdef RingBatch* last = self.ring.batch(self._held_end - 1)
+        cdef int fd = self.active.acquire()
+        try:
+            self.cache.files.reserve(
+                fd, self.active.size_bytes, last.position + last.size - self._written_position
+            )
+        finally:
+            self.active.release()
+
+    def write_held(self):
+        """Write what is held to the file; readers do not see it yet. Returns 0 or an errno."""
+        try:
+            return -self._write(self._held_end)
+        except OSError as problem:
+            return problem.errno or EIO
+
+    def release(self):
+        """What is held was written, and is durable in the journal: show it; then write what was appended behind it."""
+        self.held = False
+        self._note_written(self._held_end)
+        self._move_durable(self.written_offset)
+        self.flush()
+
+    def void_held(self, int errno_):
+        """What is held, and what was appended behind it, is not to be: as after a write that failed."""
+        self.held = False
+        self._fail_write(errno_, False)
+
+    def _check_held(self, int64_t pending):
+        """Raises TRANSACTION_PENDING, when as much as may be is pending behind what is held."""
+        if pending > HELD_BYTES or self.active.size_bytes + pending > MAX_SEGMENT_BYTES:
+            raise error(
+                Reason.TRANSACTION_PENDING,
+                f"{self.topic}/{self.partition} takes no more appends until a transaction is on the disk; try again",
+                topic=self.topic, partition=self.partition,
+            )
 
     # The log's start, epochs, the end
 

@@ -1,0 +1,257 @@
+"""Transactions: appends to several partitions, and a group's offsets with them, of which all is there or nothing.
+
+What a transaction appends is held in memory; one entry of the journal has all of it, and decides: once that is synced,
+it has happened, and every start makes it so. Then the offsets are stored, then the records written to their segments,
+and only then readers see them, in all partitions at once. docs/decisions/transactions.md has the reasons.
+"""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from errno import EDQUOT, ENOSPC
+
+from takhin.codec.batch import BATCH_HEADER_SIZE
+from takhin.errors import Reason, TakhinError, error
+from takhin.log.committer import JOURNAL_PART_BYTES, Committer, Written
+from takhin.log.journal import Journal, JournalCommit
+from takhin.log.partition import Partition
+
+# How often a transaction makes room for its entry and finds that gone again, and how long it waits each time.
+_TRIES = 20
+_ROOM_WAIT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionAppend:
+    """What goes to one partition. append(now_ms): does it, and returns the encoded answer; it may be called again
+    after what it did was taken back."""
+
+    partition: Partition
+    records: int
+    records_bytes: int
+    append: Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """check: raises what forbids it; nothing else of transactions happens between it and the decision. offsets:
+    encoded, empty for none; store(number): stores them durably, once it is decided, and may not refuse to."""
+
+    appends: Sequence[TransactionAppend]
+    offsets: bytes
+    check: Callable[[], Awaitable[None]]
+    store: Callable[[int], Awaitable[None]]
+
+
+class Transactor:
+    """Carries transactions out, one after the other. last_number: of the last one whose offsets were stored."""
+
+    def __init__(self, committer: Committer, journal: Journal, clock_ms: Callable[[], int]):
+        self._committer = committer
+        self._journal = journal
+        self._clock_ms = clock_ms
+        self._turn = asyncio.Lock()
+        self.last_number = 0
+
+    async def run(self, transaction: Transaction) -> list[bytes]:
+        """Carry it out; returns the answers, in the order of its appends. Not to be cancelled.
+
+        Raises what its check and its appends raise, what the partitions' failures say, TRANSACTIONS_DISABLED,
+        TRANSACTION_TOO_LARGE, TRANSACTION_PENDING, DISK_FULL, WRITE_FAILED: nothing has happened; SYNC_FAILED: all of
+        it or nothing, the next start will tell.
+        """
+        self._check_size(transaction)
+        async with self._turn:
+            await transaction.check()
+            for _ in range(_TRIES):
+                self._check_usable()
+                await self._committer.claim_journal()
+                try:
+                    begun = self._begin(transaction)
+                    if isinstance(begun, _Begun) and begun.commit is not None:
+                        await self._decide(begun)
+                finally:
+                    self._committer.release_journal()
+                if isinstance(begun, _Begun):
+                    await self._finish(transaction, begun)
+                    return begun.answers
+                await self._make_room(begun)
+        raise error(
+            Reason.TRANSACTION_PENDING, "the journal has no room for the transaction; nothing was appended, try again"
+        )
+
+    async def idle(self) -> None:
+        """Return when no transaction is under way."""
+        async with self._turn:
+            pass
+
+    def _check_usable(self) -> None:
+        if not self._journal.usable:
+            raise error(
+                Reason.TRANSACTIONS_DISABLED,
+                "transactions need the journal, and this broker writes none: limits.journal_bytes is 0, or the journal "
+                "is kept for a damaged partition, or it can't be written",
+            )
+
+    def _check_size(self, transaction: Transaction) -> None:
+        self._check_usable()
+        needed = len(transaction.offsets)
+        for each in transaction.appends:
+            needed += each.records_bytes + BATCH_HEADER_SIZE
+        room = self._journal.room_bytes(len(transaction.appends) + bool(transaction.offsets))
+        if needed > room:
+            raise _too_large(needed, room)
+
+    # Before it is decided
+
+    def _begin(self, transaction: Transaction) -> "_Begun | list[Partition]":
+        """In one go: append, hold, reserve, make the entry. Or, with nothing done: the partitions that have to be made
+        durable first; none of them when it is the journal that has no room."""
+        now_ms = self._clock_ms()
+        lagging = [
+            each.partition for each in transaction.appends
+            if not each.partition.make_ready(each.records, each.records_bytes, now_ms, JOURNAL_PART_BYTES)
+        ]
+        if lagging:
+            return lagging
+        begun = _Begun([], [], None)
+        try:
+            for each in transaction.appends:
+                begun.touched.append(each.partition)
+                begun.answers.append(each.append(now_ms))
+                each.partition.hold()
+            lagging = self._without_room(begun.touched, len(transaction.offsets))
+            if not lagging:
+                for partition in begun.touched:
+                    partition.reserve_held()
+                number = self.last_number + 1
+                begun.commit = self._committer.begin_transaction(begun.touched, transaction.offsets, number)
+        except BaseException as problem:
+            begun.take_back()
+            if isinstance(problem, OSError):
+                raise _not_written(problem.errno or 0) from None
+            raise
+        if lagging or begun.commit is None:
+            begun.take_back()
+            return lagging
+        if begun.commit.transaction:
+            self.last_number = begun.commit.transaction
+        return begun
+
+    def _without_room(self, held: list[Partition], offsets_bytes: int) -> list[Partition]:
+        """The partitions that have to be made durable for the entry to hold the rest. Raises TRANSACTION_TOO_LARGE."""
+        sizes = [partition.held_bytes for partition in held]
+        if min(sizes) < 0:
+            return [partition for partition, size in zip(held, sizes, strict=True) if size < 0]
+        needed = sum(sizes) + offsets_bytes
+        room = self._journal.room_bytes(len(held) + bool(offsets_bytes))
+        if needed <= room:
+            return []
+        lagging = [partition for partition in held if partition.dirty]
+        if not lagging:
+            raise _too_large(needed, room)
+        return lagging
+
+    async def _make_room(self, lagging: list[Partition]) -> None:
+        if not lagging:
+            await self._committer.journal_room(_ROOM_WAIT_S)
+            return
+        waits = (partition.make_durable(partition.written_offset) for partition in lagging)
+        for failure in await asyncio.gather(*waits, return_exceptions=True):
+            if failure is not None:
+                raise failure
+
+    async def _decide(self, begun: "_Begun") -> None:
+        """Write the entry. Returns when it is on the disk."""
+        assert begun.commit is not None
+        try:
+            written, errno = await self._committer.write_entry(begun.commit)
+        except BaseException:
+            # Our bug: nobody knows how far it came.
+            begun.fail("a transaction could not be carried out")
+            raise
+        if written is Written.NO:
+            for partition in begun.standing():
+                partition.void_held(errno)
+            raise _not_written(errno)
+        if written is Written.UNKNOWN:
+            raise begun.fail(f"the sync of a transaction failed ({os.strerror(errno)})")
+
+    # When it is decided
+
+    async def _finish(self, transaction: Transaction, begun: "_Begun") -> None:
+        """Make it so. What keeps it from that now is made up for by the next start."""
+        commit = begun.commit
+        assert commit is not None
+        if commit.transaction:
+            try:
+                await transaction.store(commit.transaction)
+            except BaseException as problem:
+                failure = begun.fail("the offsets of a transaction could not be stored")
+                if isinstance(problem, TakhinError):
+                    raise failure from problem
+                raise
+            self._journal.done(commit)
+        # A topic that was deleted meanwhile is gone with what was appended to it; the others have theirs.
+        if begun.is_broken():
+            raise begun.fail("a partition of a transaction failed")
+        standing = begun.standing()
+        for partition in standing:
+            errno = partition.write_held()
+            if errno:
+                raise begun.fail(f"the records of a transaction could not be written ({os.strerror(errno)})")
+        for partition in standing:
+            partition.release()
+        for partition in standing:
+            self._committer.note_unsynced(partition)
+
+
+@dataclass(slots=True)
+class _Begun:
+    """touched: the partitions appended to, which hold it; answers: in their order."""
+
+    touched: list[Partition]
+    answers: list[bytes]
+    commit: JournalCommit | None
+
+    def take_back(self) -> None:
+        """In the tick in which it was begun: nothing has happened."""
+        for partition in self.touched:
+            partition.drop_held()
+
+    def standing(self) -> list[Partition]:
+        """The partitions that still hold it: a topic may have been deleted, a sync may have failed meanwhile."""
+        return [partition for partition in self.touched if partition.held]
+
+    def is_broken(self) -> bool:
+        """Whether a partition that is still there does not hold it any more."""
+        return any(
+            not partition.held and (partition.failure is None or partition.failure[0] is not Reason.TOPIC_NOT_FOUND)
+            for partition in self.touched
+        )
+
+    def fail(self, what: str) -> TakhinError:
+        """Close all its partitions until the next start, which finds the entry or doesn't; returns what to raise."""
+        message = (
+            f"{what}: whether it happened, as a whole, the next start will tell, and nothing is appended to its "
+            "partitions until then"
+        )
+        for partition in self.standing():
+            partition.fail(Reason.SYNC_FAILED, message)
+        return error(Reason.SYNC_FAILED, message)
+
+
+def _too_large(needed: int, room: int) -> TakhinError:
+    return error(
+        Reason.TRANSACTION_TOO_LARGE,
+        f"the transaction needs {needed} bytes in the journal, an entry of which holds {room}", max_bytes=room,
+    )
+
+
+def _not_written(errno: int) -> TakhinError:
+    full = errno in (ENOSPC, EDQUOT)
+    return error(
+        Reason.DISK_FULL if full else Reason.WRITE_FAILED,
+        f"nothing of the transaction was appended: {os.strerror(errno)}",
+    )
