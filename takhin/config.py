@@ -107,6 +107,8 @@ class TopicDefaults:
     flush_ms: int = _number(
         1_000, "sync to disk what was written so long ago, asked for or not (flush.ms)", _DURATION, 1, SAFE_INT_MAX,
         minus_one="only when asked for")
+    producer_expiration_ms: int = _number(
+        604_800_000, "forget an idempotent producer that appended nothing for so long", _DURATION, 1, SAFE_INT_MAX)
     retention_check_ms: int = _number(
         300_000, "time between two looks for segments to remove", _DURATION, 10, INT32_MAX)
 
@@ -119,6 +121,9 @@ class Limits:
     partitions_per_topic: int = _number(10_000, "partitions of one topic", "", 1, 1_000_000)
     partitions: int = _number(100_000, "partitions of all topics together", "", 1, 1_000_000)
     groups: int = _number(10_000, "consumer groups", "", 1, 1_000_000)
+    producers: int = _number(
+        100_000, "names of idempotent producers; and producers that partitions know, each once a partition", "", 1,
+        10_000_000)
     records_per_request: int = _number(100_000, "records in one produce request", "", 1, 1_000_000)
     transaction_partitions: int = _number(
         1_000, "partitions that a transaction appends to, and, likewise, offsets that it commits", "", 1, 100_000)

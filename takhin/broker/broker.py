@@ -11,6 +11,7 @@ from takhin.broker.groups import GroupCoordinator
 from takhin.broker.log_start import LogStarts
 from takhin.broker.metadata import MetadataStore
 from takhin.broker.produce import Producing
+from takhin.broker.producers import Producers
 from takhin.broker.reader_budget import ReaderBudget
 from takhin.broker.retention import Retention
 from takhin.broker.topics import Topics
@@ -34,11 +35,12 @@ def wall_clock_ms() -> int:
 class Broker:
     """One broker on one data directory.
 
-    start(), then use topics, producing, consuming, log_starts, groups; begin_drain() and stop() end it. All of it on
-    one event loop.
+    start(), then use topics, producers, producing, consuming, log_starts, groups; begin_drain() and stop() end it. All
+    of it on one event loop.
     """
 
     topics: Topics
+    producers: Producers
     producing: Producing
     consuming: Consuming
     log_starts: LogStarts
@@ -83,7 +85,10 @@ class Broker:
         self._store = LogStore(settings.data_dir, settings.limits, loop, self._clock_ms, self._on_halt)
         self.topics = Topics(settings, self._metadata, self._store, lambda: self._epoch, self._clock_ms)
         budget = ReaderBudget(settings.limits.reader_bytes, settings.limits.slow_reader_ms)
-        self.producing = Producing(self.topics, settings.limits, self._clock_ms)
+        self.producers = Producers(
+            self._metadata, self._store, settings.limits, settings.topics.producer_expiration_ms, self._clock_ms
+        )
+        self.producing = Producing(self.topics, self.producers, settings.limits, self._clock_ms)
         self.consuming = Consuming(self.topics, self._store, budget, settings.grpc.max_message_bytes)
         self.log_starts = LogStarts(self._metadata, self._store, self._clock_ms)
         self.groups = GroupCoordinator(self._metadata, self.topics, settings.limits, self._clock_ms)
@@ -98,6 +103,7 @@ class Broker:
             self.topics, self._metadata, self._store, settings.topics.retention_check_ms, self._clock_ms
         )
         self._keep(retention.run())
+        self._keep(self.producers.run(self.topics.partitions))
 
     async def _recover(self) -> None:
         begun_s = time.monotonic()
@@ -105,6 +111,7 @@ class Broker:
         for topic_id in await self._metadata.deleted_topics():
             await self.topics.remove_files(topic_id)
         await self.topics.set_aside_orphans()
+        await self.producers.load()
         topics = await self.topics.load(was_clean=run.was_clean)
         self._epoch = run.epoch
         highest = max((found.max_epoch for _, partitions in topics for found in partitions), default=0)

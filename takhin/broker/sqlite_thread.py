@@ -13,9 +13,9 @@ import asyncio
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future as ThreadFuture
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -54,12 +54,14 @@ class Schema:
     """What a database file must be, and how a new one is made so.
 
     application_id: SQLite's 32-bit mark of whose file this is. version: kept as user_version.
-    statements: run once, in the transaction that also sets both marks.
+    statements: run once, in the transaction that also sets both marks. migrations: what makes a file of the next
+    version of one that has the version they stand under; an older file goes through all of them when it is opened.
     """
 
     application_id: int
     version: int
     statements: Sequence[str]
+    migrations: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,9 +395,22 @@ def _prepare(db: sqlite3.Connection, path: str, schema: Schema) -> None:
             db.execute(statement)
         db.execute(f"PRAGMA application_id={schema.application_id}")
         db.execute(f"PRAGMA user_version={schema.version}")
+    else:
+        _migrate(db, schema)
     db.execute("COMMIT")
     db.execute("PRAGMA wal_checkpoint(PASSIVE)")
     _sync_directory(path)
+
+
+def _migrate(db: sqlite3.Connection, schema: Schema) -> None:
+    """Within the caller's transaction: a start that is killed meanwhile leaves the file as it was."""
+    found = _pragma(db, "user_version")
+    for version in range(found, schema.version):
+        for statement in schema.migrations[version]:
+            db.execute(statement)
+    if found != schema.version:
+        db.execute(f"PRAGMA user_version={schema.version}")
+        logger.info("the metadata database has format %d now; it had %d", schema.version, found)
 
 
 def _sync_directory(path: str) -> None:
@@ -410,7 +425,8 @@ def _sync_directory(path: str) -> None:
 
 
 def _check_marks(db: sqlite3.Connection, path: str, schema: Schema) -> bool:
-    """Whether the file is new and empty. Raises StartError when it is neither that nor one this code can use."""
+    """Whether the file is new and empty. Raises StartError when it is neither that nor one this code can use, perhaps
+    after a migration."""
     application_id = _pragma(db, "application_id")
     version = _pragma(db, "user_version")
     is_empty = db.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()[0] == 0
@@ -418,7 +434,7 @@ def _check_marks(db: sqlite3.Connection, path: str, schema: Schema) -> bool:
         return True
     if application_id != schema.application_id:
         raise StartError(f"{path} is an SQLite database, but not one of Takhin's")
-    if version != schema.version:
+    if version != schema.version and version not in schema.migrations:
         age = "a newer" if version > schema.version else "another"
         raise StartError(
             f"the metadata database {path} has format {version}, of {age} Takhin; this one knows {schema.version}"

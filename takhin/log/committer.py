@@ -11,6 +11,7 @@ from errno import EDQUOT, EIO, ENOSPC
 
 from takhin.errors import Reason
 from takhin.log.files import Files
+from takhin.log.hold import Hold
 from takhin.log.journal import Journal, JournalCommit
 from takhin.log.partition import Partition
 from takhin.log.recovery import PASSING
@@ -371,9 +372,9 @@ class Committer:
         self._forget()
         self._go_on()
 
-    def begin_transaction(self, held: list[Partition], offsets: bytes, number: int) -> JournalCommit | None:
+    def begin_transaction(self, holds: list[Hold], offsets: bytes, number: int) -> JournalCommit | None:
         """The transaction's entry; None when there is no room for it now. Raises OSError: nothing has happened."""
-        commit = self._journal.begin_transaction(held, offsets, number, self._clock_ms())
+        commit = self._journal.begin_transaction(holds, offsets, number, self._clock_ms())
         self._note_turn()
         return commit
 

@@ -164,7 +164,7 @@ cdef class Files:
             self.close(fd)
 
     def reserve(self, int fd, int64_t position, int64_t size_bytes):
-        """What is written there will find room on the disk; the file's size stays. Where a filesystem can't, nothing."""
+        """What is written there will find room on the disk; the file's size stays. Nothing, where that can't be."""
         cdef int result
         while True:
             with nogil:

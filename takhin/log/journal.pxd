@@ -47,4 +47,6 @@ cdef class Journal:
     cdef readonly bint enabled
     cdef uint64_t _sequence         # of the next entry
     cdef readonly int64_t turns     # how often it went on in the other file
-    cdef JournalCommit _commit(self, list chosen, int64_t payload, bytes offsets, int64_t number, int64_t now_ms)
+    cdef JournalCommit _commit(
+        self, list chosen, list targets, int64_t payload, bytes offsets, int64_t number, int64_t now_ms
+    )

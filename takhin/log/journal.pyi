@@ -1,6 +1,7 @@
 from dataclasses import dataclass
 
 from takhin.log.files import Files
+from takhin.log.hold import Hold
 from takhin.log.partition import Partition
 
 JOURNAL_VERSION: int
@@ -70,7 +71,7 @@ class Journal:
     def disable(self) -> None: ...
     def begin(self, partitions: list[Partition], now_ms: int) -> JournalCommit | None: ...
     def begin_transaction(
-        self, partitions: list[Partition], offsets: bytes, number: int, now_ms: int
+        self, holds: list[Hold], offsets: bytes, number: int, now_ms: int
     ) -> JournalCommit | None: ...
     def room_bytes(self, parts: int) -> int: ...
     @property

@@ -27,6 +27,7 @@ from libc.string cimport memcpy, memset
 
 from takhin.codec.crc32c cimport crc32c_of, mask
 from takhin.log.files cimport Files
+from takhin.log.hold cimport Hold
 from takhin.log.partition cimport Partition
 
 # Version 1 has parts of batches only.
@@ -149,22 +150,22 @@ cdef class Journal:
             if payload + size <= MAX_ENTRY_BYTES:
                 chosen.append(partition)
                 payload += size
-        return self._commit(chosen, payload, None, 0, now_ms) if chosen else None
+        targets = [(partition, partition.written_offset) for partition in chosen]
+        return self._commit(chosen, targets, payload, b"", 0, now_ms) if chosen else None
 
-    def begin_transaction(
-        self, list partitions not None, bytes offsets not None, int64_t number, int64_t now_ms
-    ):
-        """An entry with all that these partitions hold, and what is not yet durable before it; and with the offsets of
-        the transaction of that number, if there are any. Together no more than room_bytes().
+    def begin_transaction(self, list holds not None, bytes offsets not None, int64_t number, int64_t now_ms):
+        """An entry with all that is held, and what is not yet durable before it; and with the offsets of the
+        transaction of that number, if there are any. Together no more than room_bytes().
 
         None when there is no room for it now. Raises OSError, MemoryError.
         """
-        cdef Partition partition
+        cdef Hold hold
         cdef JournalCommit commit
         cdef int64_t payload = len(offsets)
-        for partition in partitions:
-            payload += partition.entry_size()
-        commit = self._commit(partitions, payload, offsets, number if offsets else 0, now_ms)
+        for hold in holds:
+            payload += hold.size()
+        targets = [(hold.partition, hold.end_offset) for hold in holds]
+        commit = self._commit(holds, targets, payload, offsets, number if offsets else 0, now_ms)
         if commit is not None:
             # It is decided when it is on the disk: that must not fail for want of room.
             self._files.reserve(commit.fd, commit.position, commit.end - commit.position)
@@ -183,9 +184,11 @@ cdef class Journal:
         cdef JournalFile file
         return self.enabled and any([not file.retired for file in self._pair])
 
-    cdef JournalCommit _commit(self, list chosen, int64_t payload, bytes offsets, int64_t number, int64_t now_ms):
+    cdef JournalCommit _commit(
+        self, list chosen, list targets, int64_t payload, bytes offsets, int64_t number, int64_t now_ms
+    ):
+        """chosen: partitions, or holds."""
         cdef JournalCommit commit
-        cdef Partition partition
         cdef int64_t size
         if not self.enabled or (self._current.retired and not self._turn()):
             return None
@@ -200,15 +203,13 @@ cdef class Journal:
         commit.directories = self._open(self._current)
         commit.fd = self._current._fd
         commit.position = self._current.end
-        commit.targets = [
-            (partition, partition.held_offset if partition.held else partition.written_offset) for partition in chosen
-        ]
+        commit.targets = targets
         commit.transaction = number
         commit.header = b""
         if commit.position == 0:
             commit.header = self._header(now_ms)
             commit.position = JOURNAL_BLOCK_BYTES
-        commit.data = self._entry(chosen, size, payload, offsets or b"", number, now_ms)
+        commit.data = self._entry(chosen, targets, size, payload, offsets, number, now_ms)
         commit.end = commit.position + size
         return commit
 
@@ -321,11 +322,13 @@ cdef class Journal:
         return bytes(block)
 
     def _entry(
-        self, list chosen not None, int64_t size, int64_t payload, bytes offsets not None, int64_t number,
-        int64_t now_ms
+        self, list chosen not None, list targets not None, int64_t size, int64_t payload, bytes offsets not None,
+        int64_t number, int64_t now_ms
     ):
         """The bytes of an entry."""
         cdef Partition partition
+        cdef Hold hold
+        cdef int64_t position
         cdef bytes data = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
         cdef uint8_t* entry = <uint8_t*>PyBytes_AS_STRING(data)
         cdef int64_t table_bytes = ENTRY_HEADER_BYTES + ENTRY_PART_BYTES * <int64_t>(len(chosen) + bool(offsets))
@@ -334,15 +337,20 @@ cdef class Journal:
         cdef uint32_t crc
         cdef bytes table
         parts = []
-        for partition in chosen:
-            part_bytes = partition.entry_size()
+        for each, (partition, next_offset) in zip(chosen, targets):
+            if isinstance(each, Hold):
+                hold = each
+                part_bytes, position = hold.size(), hold.position()
+                hold.copy(at)
+            else:
+                part_bytes = partition.journal_size()
+                position = partition.active.size_bytes - part_bytes
+                partition.journal_copy(at)
             parts.append(_PART.pack(
-                PART_BATCHES, part_bytes, partition.topic_id, partition.partition,
-                partition.entry_position(), partition.active.base_offset, partition.active.created_ms,
-                partition.durable_offset, partition.held_offset if partition.held else partition.written_offset,
+                PART_BATCHES, part_bytes, partition.topic_id, partition.partition, position,
+                partition.active.base_offset, partition.active.created_ms, partition.durable_offset, next_offset,
                 partition.epoch, 0,
             ))
-            partition.journal_copy(at)
             at += part_bytes
         if offsets:
             parts.append(_PART.pack(PART_OFFSETS, len(offsets), number, 0, 0, 0, 0, 0, 0, 0, 0))

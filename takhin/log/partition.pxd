@@ -4,6 +4,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from takhin.codec.batch cimport BatchHeader
 from takhin.codec.messages cimport ProduceRequest, ResponsePrefix
+from takhin.log.producers cimport ProducerBudget, ProducerState, ProducerStates
 from takhin.log.ring cimport Ring
 from takhin.log.segment cimport FileCache, Segment
 
@@ -16,6 +17,8 @@ cdef class Partition:
     cdef FileCache cache
     cdef ResponsePrefix prefix
     cdef Ring ring
+    cdef readonly ProducerStates producers      # None: there are none
+    cdef ProducerBudget _producer_budget
     cdef object _committer
     cdef object _create_future
 
@@ -40,10 +43,8 @@ cdef class Partition:
     cdef readonly tuple failure
     cdef readonly bint failure_is_final
 
-    # Whether a transaction has appended what stays in memory until it is decided; and where that ends.
+    # Whether a transaction has appended what stays in memory until it is decided: see hold.pyx.
     cdef readonly bint held
-    cdef readonly int64_t held_offset
-    cdef uint64_t _held_end         # number of the batch behind it
 
     cdef bint _batch_open
     cdef BatchHeader _header
@@ -62,15 +63,17 @@ cdef class Partition:
     cdef list _sync_waiters         # (offset, futures)
     cdef object _data_future        # shared: whoever waits for it must not cancel it
 
+    cdef ProducerState _open_producer(self, ProduceRequest request)
+    cdef int _note_producer(
+        self, ProducerState producer, ProduceRequest request, int64_t base_offset, int64_t first_timestamp_ms,
+        int64_t now_ms
+    ) noexcept
     cdef int _open_batch(self, size_t needed, int64_t now_ms) except -1
     cdef int _close_batch(self) noexcept
     cdef bint _is_full(self, int64_t pending, int64_t needed, int64_t now_ms) noexcept
     cdef int _write(self, uint64_t end) except? -1
     cdef int _note_written(self, uint64_t end) except -1
     cdef int64_t journal_size(self) noexcept
-    cdef uint64_t _not_durable(self) noexcept
-    cdef int64_t entry_size(self) noexcept
-    cdef int64_t entry_position(self) noexcept
     cdef void journal_copy(self, uint8_t* to) noexcept
     cdef int _fail_write(self, int errno_, bint begun) except -1
 

@@ -22,27 +22,23 @@ from takhin.codec.batch cimport (
 )
 from takhin.codec.messages cimport ProduceRequest, RecordSpan, ResponsePrefix
 from takhin.codec.wire cimport SAFE_INT64
-from takhin.log.files cimport iovec
-from takhin.log.ring cimport Ring, RingBatch
+from takhin.log.hold cimport check_held
+from takhin.log.producers cimport (
+    VERDICT_APPEND,
+    VERDICT_DUPLICATE,
+    ProducerBatch,
+    ProducerBudget,
+    ProducerState,
+    ProducerStates,
+    refusal,
+)
+from takhin.log.ring cimport Ring, RingBatch, write_batches
 from takhin.log.segment cimport FileCache, Segment
 
 from takhin.errors import Reason, error
 
-# Writes that are larger let other threads have the interpreter meanwhile; for smaller ones that costs more than it
-# gives.
-cdef int64_t RELEASE_ABOVE_BYTES = 64 * 1024
-
 # An active segment's index file is written whenever it has grown by so much, and by an eighth.
 cdef int64_t CHECKPOINT_BYTES = 16 * 1024 * 1024
-
-# What is appended behind a transaction that is not yet decided stays in memory: so much of it.
-cdef int64_t HELD_BYTES = 16 * 1024 * 1024
-
-# Protobuf's limit for a message, which a segment is.
-cdef int64_t MAX_SEGMENT_BYTES = 0x7FFFFFFF
-
-cdef enum:
-    WRITE_PARTS = 64
 
 
 @cython.final
@@ -51,13 +47,14 @@ cdef class Partition:
 
     committer: is told when there is something to write (touch), to sync (want_sync), or when the partition no longer
     takes appends (halted). create_future makes futures of the event loop. segments: what recovery found, in order;
-    all of it counts as durable, or, with proven_offset, what lies below that.
+    all of it counts as durable, or, with proven_offset, what lies below that. producers: what recovery knows of them.
     """
 
     def __init__(
         self, str topic not None, int64_t topic_id, int32_t partition, str directory not None,
-        FileCache cache not None, Ring ring not None, committer, create_future, segments, int64_t log_start_offset,
-        epochs, int32_t epoch, int64_t proven_offset=-1
+        FileCache cache not None, Ring ring not None, ProducerBudget producer_budget not None, committer, create_future,
+        segments, int64_t log_start_offset, epochs, int32_t epoch, int64_t proven_offset=-1,
+        ProducerStates producers=None
     ):
         cdef Segment last
         self.topic = topic
@@ -66,6 +63,8 @@ cdef class Partition:
         self.directory = directory
         self.cache = cache
         self.ring = ring
+        self.producers = producers
+        self._producer_budget = producer_budget
         self.prefix = ResponsePrefix(topic.encode(), partition)
         self.segments = tuple(segments)
         self._committer = committer
@@ -117,11 +116,44 @@ cdef class Partition:
 
     # Append: A
 
+    def check(self, ProduceRequest request not None, int durability):
+        """Hold a conditional request against what is accepted so far; to be called right before append().
+
+        None: it is to be appended. Otherwise it is a duplicate: (response, end), true once written_to(end) or
+        durable_to(end) says so. Raises PRODUCER_FENCED, PRODUCER_UNKNOWN, PRODUCER_LIMIT, SEQUENCE_GAP,
+        SEQUENCE_OUT_OF_WINDOW, OFFSET_MISMATCH, and what `failure` says.
+        """
+        cdef ProducerBatch found
+        cdef int verdict = VERDICT_APPEND
+        if request.has_producer:
+            if self.producers is None:
+                self.producers = ProducerStates(self._producer_budget)
+            verdict = self.producers.judge(request, &found)
+            if verdict == VERDICT_DUPLICATE:
+                return self.prefix.produced(
+                    found.base_offset, found.first_timestamp_ms, found.record_count, durability, found.epoch, True
+                ), found.base_offset + <int64_t>found.record_count
+        if self.failure is not None:
+            # Before a gap: it may come from requests that were refused for this, and tells less.
+            raise error(*self.failure, topic=self.topic, partition=self.partition)
+        if verdict != VERDICT_APPEND:
+            raise refusal(verdict, request, self.producers, self.topic, self.partition)
+        if request.has_expected_offset and request.expected_offset != self.next_offset:
+            raise error(
+                Reason.OFFSET_MISMATCH,
+                f"the next offset of {self.topic}/{self.partition} is {self.next_offset}, not the expected "
+                f"{request.expected_offset}",
+                topic=self.topic, partition=self.partition, expected_offset=request.expected_offset,
+                end_offset=self.next_offset,
+            )
+        return None
+
     def append(self, ProduceRequest request not None, int64_t now_ms, int durability):
         """Append the request's records: one batch, or with others of this tick a part of one.
 
-        Returns the encoded ProduceMessageResponse that is true once written() or durable() says so (for durability
-        "accepted" it is true at once). Raises what `failure` says, ResourceExhausted, Unavailable.
+        A request that is conditional was given to check() before. Returns the encoded ProduceMessageResponse that is
+        true once written() or durable() says so (for durability "accepted" it is true at once). Raises what `failure`
+        says, ResourceExhausted, Unavailable.
         """
         cdef size_t needed = request.records_bytes + <size_t>request.record_count * RECORD_OVERHEAD_BYTES
         cdef RingBatch* batch
@@ -134,6 +166,9 @@ cdef class Partition:
         cdef int64_t pending
         cdef uint32_t i
         cdef bint stamp
+        # A producer's batch is known by its header.
+        cdef bint has_own_batch = request.is_batch or request.has_producer
+        cdef ProducerState producer = None
         if self.failure is not None:
             raise error(*self.failure, topic=self.topic, partition=self.partition)
         if self.cache.no_room is not None:
@@ -142,12 +177,14 @@ cdef class Partition:
             self._prepare_append(now_ms)
         pending = self.ring.appended_bytes - self._written_position
         if self.held:
-            self._check_held(pending + <int64_t>needed + BATCH_HEADER_BYTES)
+            check_held(self, pending + <int64_t>needed + BATCH_HEADER_BYTES)
         elif self._is_full(pending, <int64_t>needed, now_ms):
             self.roll(now_ms)
         # Requests of a tick share a batch as far as the ring's chunk has room for them: a batch lies in one chunk.
-        if request.is_batch or not self._batch_open or self.ring.room() < needed:
+        if has_own_batch or not self._batch_open or self.ring.room() < needed:
             self._close_batch()
+            if request.has_producer:
+                producer = self._open_producer(request)
             self._open_batch(needed, now_ms)
         batch = self.ring.batch(self.ring.next - 1)
         base_offset = self.next_offset
@@ -173,12 +210,38 @@ cdef class Partition:
         batch.size += <uint32_t>(at - start)
         batch.next_offset = self.next_offset
         self.ring.take(<size_t>(at - start))
-        if request.is_batch:
+        if producer is not None:
+            self._note_producer(producer, request, base_offset, first_timestamp_ms, now_ms)
+        if has_own_batch:
             self._close_batch()
         if not self.unwritten:
             self.unwritten = True
             self._committer.touch(self)
-        return self.prefix.produced(base_offset, first_timestamp_ms, request.record_count, durability, self.epoch)
+        return self.prefix.produced(
+            base_offset, first_timestamp_ms, request.record_count, durability, self.epoch, False
+        )
+
+    cdef ProducerState _open_producer(self, ProduceRequest request):
+        if self.producers is None:
+            self.producers = ProducerStates(self._producer_budget)
+        return self.producers.touch(request.producer_id)
+
+    cdef int _note_producer(
+        self, ProducerState producer, ProduceRequest request, int64_t base_offset, int64_t first_timestamp_ms,
+        int64_t now_ms
+    ) noexcept:
+        """The open batch is the request's: its header says whose it is, and a retry of it will be known."""
+        cdef ProducerBatch batch
+        self._header.producer_id = request.producer_id
+        self._header.producer_epoch = request.producer_epoch
+        self._header.producer_sequence = request.producer_sequence
+        batch.sequence = request.producer_sequence
+        batch.base_offset = base_offset
+        batch.first_timestamp_ms = first_timestamp_ms
+        batch.record_count = request.record_count
+        batch.epoch = self.epoch
+        producer.add(request.producer_epoch, &batch, now_ms)
+        return 0
 
     cdef bint _is_full(self, int64_t pending, int64_t needed, int64_t now_ms) noexcept:
         """Whether a new segment is to be begun for so much more than what is pending."""
@@ -201,6 +264,9 @@ cdef class Partition:
         self._header.record_count = 0
         self._header.append_time_ms = now_ms
         self._header.max_timestamp_ms = -SAFE_INT64
+        self._header.producer_id = -1
+        self._header.producer_epoch = -1
+        self._header.producer_sequence = -1
         self._batch_open = True
         return 0
 
@@ -217,9 +283,6 @@ cdef class Partition:
         self._header.uncompressed_bytes = self._header.payload_bytes
         self._header.epoch = self.epoch
         self._header.durable_offset = self.durable_offset
-        self._header.producer_id = -1
-        self._header.producer_epoch = -1
-        self._header.producer_sequence = -1
         self._header.flags = 0
         write_batch_header(batch.data, &self._header)
         return 0
@@ -298,7 +361,7 @@ cdef class Partition:
     def flush(self):
         """Write what was appended to the file, in one write; answer those who wait for it, wake readers.
 
-        Behind what a transaction holds nothing is written: release() does it.
+        Of a partition that is held nothing is: Hold.release() does it.
         """
         cdef int result
         if self.held:
@@ -324,39 +387,8 @@ cdef class Partition:
 
         Raises OSError.
         """
-        cdef iovec parts[WRITE_PARTS]
-        cdef int count = 0
-        cdef int result = 0
-        cdef int fd
-        cdef uint64_t number
-        cdef RingBatch* batch
-        cdef uint8_t* run_end = NULL
-        cdef int64_t position = self.active.size_bytes
-        cdef int64_t size = 0
-        fd = self.active.acquire()
-        for number in range(self.ring.unwritten, end):
-            batch = self.ring.batch(number)
-            if count and run_end == batch.data:
-                parts[count - 1].iov_len += batch.size
-            else:
-                if count == WRITE_PARTS:
-                    result = self.cache.files.write_all(fd, parts, count, position)
-                    if result < 0:
-                        break
-                    position += size
-                    size = 0
-                    count = 0
-                parts[count].iov_base = batch.data
-                parts[count].iov_len = batch.size
-                count += 1
-            size += batch.size
-            run_end = batch.data + batch.size
-        if result == 0:
-            if size > RELEASE_ABOVE_BYTES:
-                with nogil:
-                    result = self.cache.files.write_all(fd, parts, count, position)
-            else:
-                result = self.cache.files.write_all(fd, parts, count, position)
+        cdef int fd = self.active.acquire()
+        cdef int result = write_batches(self.ring, end, self.cache.files, fd, self.active.size_bytes)
         self.active.release()
         return result
 
@@ -374,6 +406,8 @@ cdef class Partition:
         self.ring.unwritten = end
         self._written_position = batch.position + batch.size
         self.written_offset = batch.next_offset
+        if self.producers is not None and self.producers.unsettled:
+            self.producers.settle()
         if not self.active.dirty:
             self.active.dirty = True
             self._unsynced.append(self.active)
@@ -436,6 +470,9 @@ cdef class Partition:
         self.ring.drop_unwritten()
         self._batch_open = False
         self.next_offset = self.written_offset
+        if self.producers is not None and self.producers.unsettled:
+            # What was told of these batches is void: a retry of one is no duplicate.
+            self.producers.undo()
 
     def resume(self, int32_t epoch):
         """Take appends again, in a new epoch; the metadata knows it already."""
@@ -445,6 +482,10 @@ cdef class Partition:
         self.epochs = [entry for entry in self.epochs if entry[1] < self.written_offset]
         self.epochs.append((epoch, self.written_offset))
         self.failure = None
+
+    def expire_producers(self, int64_t steady_ms, int64_t expiration_ms):
+        """See ProducerStates.expire."""
+        return self.producers.expire(steady_ms, expiration_ms) if self.producers is not None else 0
 
     # What others wait for
 
@@ -460,16 +501,27 @@ cdef class Partition:
         self._durable_waiters.append(future)
         return future
 
-    async def make_durable(self, int64_t offset):
-        """Return when all below offset (which is written) is on the disk. Raises what `failure` says."""
+    def written_to(self, int64_t offset):
+        """As written(), for what was appended below offset; None: it is."""
+        return None if offset <= self.written_offset else self.written()
+
+    def durable_to(self, int64_t offset):
+        """As durable(), for what was appended below offset; None: it is. Raises what `failure` says."""
         if offset <= self.durable_offset:
-            return
+            return None
         if self.failure_is_final:
             raise error(*self.failure, topic=self.topic, partition=self.partition)
+        if offset > self.written_offset:
+            return self.durable()
         future = self._create_future()
         self._sync_waiters.append((offset, [future]))
         self._committer.want_sync(self)
-        failure = await future
+        return future
+
+    async def make_durable(self, int64_t offset):
+        """Return when all below offset (which is written) is on the disk. Raises what `failure` says."""
+        future = self.durable_to(offset)
+        failure = await future if future is not None else None
         if failure is not None:
             raise error(*failure, topic=self.topic, partition=self.partition)
 
@@ -609,30 +661,13 @@ cdef class Partition:
             or self.durable_offset < self.active.base_offset or not self.ring.holds(self.durable_offset)
         ):
             return -1
-        return self.entry_size()
-
-    cdef uint64_t _not_durable(self) noexcept:
-        """The number of the first batch that is not durable; what is not yet durable is all in the ring."""
-        if self.durable_offset == self.written_offset:
-            return self.ring.unwritten
-        return self.ring.find(self.durable_offset)
-
-    cdef int64_t entry_size(self) noexcept:
-        """How many bytes are not yet durable, up to W, or, of a partition that is held, to where that ends."""
-        cdef RingBatch* last = self.ring.batch((self._held_end if self.held else self.ring.unwritten) - 1)
-        return last.position + last.size - self.ring.batch(self._not_durable()).position
-
-    cdef int64_t entry_position(self) noexcept:
-        """Where they stand, or will stand, in the active segment's file."""
-        return self.active.size_bytes - (
-            self._written_position - self.ring.batch(self._not_durable()).position
-        )
+        return self._written_position - self.ring.batch(self.ring.find(self.durable_offset)).position
 
     cdef void journal_copy(self, uint8_t* to) noexcept:
-        """As many bytes as entry_size says."""
+        """What is written and not yet durable: as many bytes as journal_size says."""
         cdef RingBatch* batch
         cdef uint64_t number
-        for number in range(self._not_durable(), self._held_end if self.held else self.ring.unwritten):
+        for number in range(self.ring.find(self.durable_offset), self.ring.unwritten):
             batch = self.ring.batch(number)
             memcpy(to, batch.data, batch.size)
             to += batch.size
@@ -641,91 +676,6 @@ cdef class Partition:
         """What lies below target is on the disk in the journal, as far as it is not in the segments."""
         if not self.failure_is_final:
             self._move_durable(target)
-
-    # Transactions: what one appends is held back from the file until an entry of the journal has decided it
-
-    def make_ready(self, int64_t records, int64_t records_bytes, int64_t now_ms, int64_t limit_bytes):
-        """Write all that was appended, and begin a new segment if so many records want one.
-
-        Returns whether an entry of the journal can begin here: what is not yet durable is all in memory and in the
-        active segment, and no more than limit_bytes. If not, make_durable(written_offset) comes first. Raises as
-        append does.
-        """
-        cdef int64_t size
-        if self.failure is not None:
-            raise error(*self.failure, topic=self.topic, partition=self.partition)
-        if self.active is None:
-            self._prepare_append(now_ms)
-        self.flush()
-        if self.failure is not None:
-            raise error(*self.failure, topic=self.topic, partition=self.partition)
-        if self._is_full(0, records_bytes + records * RECORD_OVERHEAD_BYTES, now_ms):
-            self.roll(now_ms)
-        if self.durable_offset == self.written_offset:
-            return True
-        size = self.journal_size()
-        return 0 <= size <= limit_bytes
-
-    def hold(self):
-        """Hold what was appended since make_ready(), in the same tick: it is final, and stays in memory until
-        write_held() and release(), void_held() or fail()."""
-        self._close_batch()
-        self.held = True
-        self.held_offset = self.next_offset
-        self._held_end = self.ring.next
-
-    def drop_held(self):
-        """Forget it, in the same tick: nobody was told of it."""
-        self._drop_unwritten()
-
-    @property
-    def held_bytes(self):
-        """What an entry needs for this partition: what is held, and what is not yet durable before it.
-
-        -1: that is not in memory any more; make_durable(written_offset) comes first.
-        """
-        if self.durable_offset < self.written_offset and not self.ring.holds(self.durable_offset):
-            return -1
-        return self.entry_size()
-
-    def reserve_held(self):
-        """What is held will find room in the file. Raises OSError."""
-        cdef RingBatch* last = self.ring.batch(self._held_end - 1)
-        cdef int fd = self.active.acquire()
-        try:
-            self.cache.files.reserve(
-                fd, self.active.size_bytes, last.position + last.size - self._written_position
-            )
-        finally:
-            self.active.release()
-
-    def write_held(self):
-        """Write what is held to the file; readers do not see it yet. Returns 0 or an errno."""
-        try:
-            return -self._write(self._held_end)
-        except OSError as problem:
-            return problem.errno or EIO
-
-    def release(self):
-        """What is held was written, and is durable in the journal: show it; then write what was appended behind it."""
-        self.held = False
-        self._note_written(self._held_end)
-        self._move_durable(self.written_offset)
-        self.flush()
-
-    def void_held(self, int errno_):
-        """What is held, and what was appended behind it, is not to be: as after a write that failed."""
-        self.held = False
-        self._fail_write(errno_, False)
-
-    def _check_held(self, int64_t pending):
-        """Raises TRANSACTION_PENDING, when as much as may be is pending behind what is held."""
-        if pending > HELD_BYTES or self.active.size_bytes + pending > MAX_SEGMENT_BYTES:
-            raise error(
-                Reason.TRANSACTION_PENDING,
-                f"{self.topic}/{self.partition} takes no more appends until a transaction is on the disk; try again",
-                topic=self.topic, partition=self.partition,
-            )
 
     # The log's start, epochs, the end
 
@@ -764,6 +714,8 @@ cdef class Partition:
         self.fail(reason, message)
         self.wake_readers()
         self.ring.close()
+        if self.producers is not None:
+            self.producers.close()
         for segment in self.segments:
             segment.close()
 

@@ -19,6 +19,7 @@ from takhin.log.files import Files
 from takhin.log.journal import Journal
 from takhin.log.partition import Partition
 from takhin.log.partition_config import PartitionConfig
+from takhin.log.producers import ProducerBudget
 from takhin.log.recovery import RecoveredPartition, recover_partition
 from takhin.log.replay import SavedJournal, read_journal
 from takhin.log.ring import Ring, RingBudget
@@ -69,6 +70,7 @@ class LogStore:
         self._cache = FileCache(self._files, limits.open_files)
         self._journal = Journal(self._files, os.path.join(data_dir, "journal"), limits.journal_bytes)
         self.rings = RingBudget(limits.ring_bytes, limits.ring_bytes_per_partition)
+        self.producers = ProducerBudget(limits.producers)
         # Blocking work: recovery, reads that have to wait for the disk, removal of files.
         self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="takhin-log")
         self.committer = Committer(
@@ -198,8 +200,8 @@ class LogStore:
         """The partition, ready to append to and read from."""
         partition = Partition(
             spec.topic, spec.topic_id, spec.partition, self.directory(spec.topic_id, spec.partition), self._cache,
-            Ring(self.rings), self.committer, self._loop.create_future, found.segments, spec.log_start_offset,
-            spec.epochs, epoch, found.proven_offset if found.damage is not None else -1,
+            Ring(self.rings), self.producers, self.committer, self._loop.create_future, found.segments,
+            spec.log_start_offset, spec.epochs, epoch, found.proven_offset if found.damage is not None else -1,
         )
         partition.configure(spec.config)
         if found.damage is not None:

@@ -14,6 +14,7 @@ from errno import EDQUOT, ENOSPC
 from takhin.codec.batch import BATCH_HEADER_SIZE
 from takhin.errors import Reason, TakhinError, error
 from takhin.log.committer import JOURNAL_PART_BYTES, Committer, Written
+from takhin.log.hold import Hold, make_ready
 from takhin.log.journal import Journal, JournalCommit
 from takhin.log.partition import Partition
 
@@ -34,12 +35,31 @@ class TransactionAppend:
 
 
 @dataclass(frozen=True, slots=True)
+class Repeated:
+    """A transaction that has happened before: its answers, true when each of `durable` gives None."""
+
+    answers: list[bytes]
+    durable: list["asyncio.Future[tuple[Reason, str] | None]"]
+
+    async def result(self) -> list[bytes]:
+        """Raises what the partitions' failures say."""
+        for each in self.durable:
+            failure = await each
+            if failure is not None:
+                raise error(*failure)
+        return self.answers
+
+
+@dataclass(frozen=True, slots=True)
 class Transaction:
-    """check: raises what forbids it; nothing else of transactions happens between it and the decision. offsets:
-    encoded, empty for none; store(number): stores them durably, once it is decided, and may not refuse to."""
+    """admit: raises what forbids it, or tells that it has happened before, with the answers to give again once the
+    futures are done; called before check, and again in the tick of the appends. check: raises what forbids it; no other
+    transaction comes between it and the decision. offsets: encoded, empty for none; store(number): stores them
+    durably, once it is decided, and may not refuse to."""
 
     appends: Sequence[TransactionAppend]
     offsets: bytes
+    admit: Callable[[], "Repeated | None"]
     check: Callable[[], Awaitable[None]]
     store: Callable[[int], Awaitable[None]]
 
@@ -57,12 +77,15 @@ class Transactor:
     async def run(self, transaction: Transaction) -> list[bytes]:
         """Carry it out; returns the answers, in the order of its appends. Not to be cancelled.
 
-        Raises what its check and its appends raise, what the partitions' failures say, TRANSACTIONS_DISABLED,
+        Raises what admit, check and its appends raise, what the partitions' failures say, TRANSACTIONS_DISABLED,
         TRANSACTION_TOO_LARGE, TRANSACTION_PENDING, DISK_FULL, WRITE_FAILED: nothing has happened; SYNC_FAILED: all of
         it or nothing, the next start will tell.
         """
         self._check_size(transaction)
         async with self._turn:
+            repeated = transaction.admit()
+            if repeated is not None:
+                return await repeated.result()
             await transaction.check()
             for _ in range(_TRIES):
                 self._check_usable()
@@ -73,6 +96,8 @@ class Transactor:
                         await self._decide(begun)
                 finally:
                     self._committer.release_journal()
+                if isinstance(begun, Repeated):
+                    return await begun.result()
                 if isinstance(begun, _Begun):
                     await self._finish(transaction, begun)
                     return begun.answers
@@ -105,28 +130,30 @@ class Transactor:
 
     # Before it is decided
 
-    def _begin(self, transaction: Transaction) -> "_Begun | list[Partition]":
-        """In one go: append, hold, reserve, make the entry. Or, with nothing done: the partitions that have to be made
-        durable first; none of them when it is the journal that has no room."""
+    def _begin(self, transaction: Transaction) -> "_Begun | Repeated | list[Partition]":
+        """In one go: admit, append, hold, reserve, make the entry. Or, with nothing done: the partitions that have to
+        be made durable first; none of them when it is the journal that has no room."""
         now_ms = self._clock_ms()
         lagging = [
             each.partition for each in transaction.appends
-            if not each.partition.make_ready(each.records, each.records_bytes, now_ms, JOURNAL_PART_BYTES)
+            if not make_ready(each.partition, each.records, each.records_bytes, now_ms, JOURNAL_PART_BYTES)
         ]
         if lagging:
             return lagging
+        repeated = transaction.admit()
+        if repeated is not None:
+            return repeated
         begun = _Begun([], [], None)
         try:
             for each in transaction.appends:
-                begun.touched.append(each.partition)
                 begun.answers.append(each.append(now_ms))
-                each.partition.hold()
-            lagging = self._without_room(begun.touched, len(transaction.offsets))
+                begun.holds.append(Hold(each.partition))
+            lagging = self._without_room(begun.holds, len(transaction.offsets))
             if not lagging:
-                for partition in begun.touched:
-                    partition.reserve_held()
+                for hold in begun.holds:
+                    hold.reserve()
                 number = self.last_number + 1
-                begun.commit = self._committer.begin_transaction(begun.touched, transaction.offsets, number)
+                begun.commit = self._committer.begin_transaction(begun.holds, transaction.offsets, number)
         except BaseException as problem:
             begun.take_back()
             if isinstance(problem, OSError):
@@ -139,16 +166,16 @@ class Transactor:
             self.last_number = begun.commit.transaction
         return begun
 
-    def _without_room(self, held: list[Partition], offsets_bytes: int) -> list[Partition]:
+    def _without_room(self, holds: list[Hold], offsets_bytes: int) -> list[Partition]:
         """The partitions that have to be made durable for the entry to hold the rest. Raises TRANSACTION_TOO_LARGE."""
-        sizes = [partition.held_bytes for partition in held]
+        sizes = [hold.entry_bytes for hold in holds]
         if min(sizes) < 0:
-            return [partition for partition, size in zip(held, sizes, strict=True) if size < 0]
+            return [hold.partition for hold, size in zip(holds, sizes, strict=True) if size < 0]
         needed = sum(sizes) + offsets_bytes
-        room = self._journal.room_bytes(len(held) + bool(offsets_bytes))
+        room = self._journal.room_bytes(len(holds) + bool(offsets_bytes))
         if needed <= room:
             return []
-        lagging = [partition for partition in held if partition.dirty]
+        lagging = [hold.partition for hold in holds if hold.partition.dirty]
         if not lagging:
             raise _too_large(needed, room)
         return lagging
@@ -172,8 +199,8 @@ class Transactor:
             begun.fail("a transaction could not be carried out")
             raise
         if written is Written.NO:
-            for partition in begun.standing():
-                partition.void_held(errno)
+            for hold in begun.standing():
+                hold.void(errno)
             raise _not_written(errno)
         if written is Written.UNKNOWN:
             raise begun.fail(f"the sync of a transaction failed ({os.strerror(errno)})")
@@ -197,39 +224,37 @@ class Transactor:
         if begun.is_broken():
             raise begun.fail("a partition of a transaction failed")
         standing = begun.standing()
-        for partition in standing:
-            errno = partition.write_held()
+        for hold in standing:
+            errno = hold.write()
             if errno:
                 raise begun.fail(f"the records of a transaction could not be written ({os.strerror(errno)})")
-        for partition in standing:
-            partition.release()
-        for partition in standing:
-            self._committer.note_unsynced(partition)
+        for hold in standing:
+            hold.release()
+        for hold in standing:
+            self._committer.note_unsynced(hold.partition)
 
 
 @dataclass(slots=True)
 class _Begun:
-    """touched: the partitions appended to, which hold it; answers: in their order."""
+    """holds, answers: of the appends, in their order."""
 
-    touched: list[Partition]
+    holds: list[Hold]
     answers: list[bytes]
     commit: JournalCommit | None
 
     def take_back(self) -> None:
         """In the tick in which it was begun: nothing has happened."""
-        for partition in self.touched:
-            partition.drop_held()
+        for hold in self.holds:
+            hold.drop()
 
-    def standing(self) -> list[Partition]:
-        """The partitions that still hold it: a topic may have been deleted, a sync may have failed meanwhile."""
-        return [partition for partition in self.touched if partition.held]
+    def standing(self) -> list[Hold]:
+        """Those that are still held: a topic may have been deleted, a sync may have failed meanwhile."""
+        return [hold for hold in self.holds if hold.stands]
 
     def is_broken(self) -> bool:
         """Whether a partition that is still there does not hold it any more."""
-        return any(
-            not partition.held and (partition.failure is None or partition.failure[0] is not Reason.TOPIC_NOT_FOUND)
-            for partition in self.touched
-        )
+        failures = [hold.partition.failure for hold in self.holds if not hold.stands]
+        return any(failure is None or failure[0] is not Reason.TOPIC_NOT_FOUND for failure in failures)
 
     def fail(self, what: str) -> TakhinError:
         """Close all its partitions until the next start, which finds the entry or doesn't; returns what to raise."""
@@ -237,8 +262,8 @@ class _Begun:
             f"{what}: whether it happened, as a whole, the next start will tell, and nothing is appended to its "
             "partitions until then"
         )
-        for partition in self.standing():
-            partition.fail(Reason.SYNC_FAILED, message)
+        for hold in self.standing():
+            hold.partition.fail(Reason.SYNC_FAILED, message)
         return error(Reason.SYNC_FAILED, message)
 
 

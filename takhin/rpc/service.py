@@ -29,6 +29,7 @@ def takhin_methods(broker: Broker) -> list[Method]:
         Method(f"/{SERVICE}/ProduceMessage", Kind.UNARY, handlers.produce_message),
         Method(f"/{SERVICE}/ProduceMessageStream", Kind.BIDI, handlers.produce_message_stream),
         Method(f"/{SERVICE}/ConsumeMessages", Kind.SERVER_STREAM, handlers.consume_messages),
+        _unary("InitProducer", pb.InitProducerRequest, handlers.init_producer),
         _unary("CreateTopic", pb.CreateTopicRequest, handlers.create_topic),
         _unary("DeleteTopic", pb.DeleteTopicRequest, handlers.delete_topic),
         _unary("ListTopics", pb.ListTopicsRequest, handlers.list_topics),
@@ -76,6 +77,10 @@ class _Handlers:
 
     async def consume_messages(self, request: bytes, call: StreamCall) -> None:
         await self._broker.consuming.consume(request, call)
+
+    async def init_producer(self, request: pb.InitProducerRequest) -> Message:
+        producer_id, epoch = await self._broker.producers.init(request.name)
+        return pb.InitProducerResponse(id=producer_id, epoch=epoch)
 
     # Topics
 

@@ -181,24 +181,38 @@ class DescribeTopicsResponse(_message.Message):
     topics: _containers.RepeatedCompositeFieldContainer[TopicInfo]
     def __init__(self, topics: _Optional[_Iterable[_Union[TopicInfo, _Mapping]]] = ...) -> None: ...
 
+class ProducerState(_message.Message):
+    __slots__ = ("id", "epoch", "sequence")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    epoch: int
+    sequence: int
+    def __init__(self, id: _Optional[int] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
 class ProduceMessageRequest(_message.Message):
-    __slots__ = ("topic", "partition", "record", "required_acks", "timeout_ms", "records")
+    __slots__ = ("topic", "partition", "record", "required_acks", "timeout_ms", "records", "producer", "expected_offset")
     TOPIC_FIELD_NUMBER: _ClassVar[int]
     PARTITION_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
     REQUIRED_ACKS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
+    PRODUCER_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_OFFSET_FIELD_NUMBER: _ClassVar[int]
     topic: str
     partition: int
     record: Record
     required_acks: int
     timeout_ms: int
     records: _containers.RepeatedCompositeFieldContainer[Record]
-    def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., record: _Optional[_Union[Record, _Mapping]] = ..., required_acks: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ...) -> None: ...
+    producer: ProducerState
+    expected_offset: int
+    def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., record: _Optional[_Union[Record, _Mapping]] = ..., required_acks: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., producer: _Optional[_Union[ProducerState, _Mapping]] = ..., expected_offset: _Optional[int] = ...) -> None: ...
 
 class ProduceMessageResponse(_message.Message):
-    __slots__ = ("topic", "partition", "offset", "timestamp", "error", "record_count", "code", "reason", "durability", "epoch")
+    __slots__ = ("topic", "partition", "offset", "timestamp", "error", "record_count", "code", "reason", "duplicate", "durability", "epoch")
     TOPIC_FIELD_NUMBER: _ClassVar[int]
     PARTITION_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
@@ -207,6 +221,7 @@ class ProduceMessageResponse(_message.Message):
     RECORD_COUNT_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    DUPLICATE_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     topic: str
@@ -217,9 +232,10 @@ class ProduceMessageResponse(_message.Message):
     record_count: int
     code: int
     reason: str
+    duplicate: bool
     durability: Durability
     epoch: int
-    def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., offset: _Optional[int] = ..., timestamp: _Optional[int] = ..., error: _Optional[str] = ..., record_count: _Optional[int] = ..., code: _Optional[int] = ..., reason: _Optional[str] = ..., durability: _Optional[_Union[Durability, str]] = ..., epoch: _Optional[int] = ...) -> None: ...
+    def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., offset: _Optional[int] = ..., timestamp: _Optional[int] = ..., error: _Optional[str] = ..., record_count: _Optional[int] = ..., code: _Optional[int] = ..., reason: _Optional[str] = ..., duplicate: _Optional[bool] = ..., durability: _Optional[_Union[Durability, str]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class ProduceTransactionRequest(_message.Message):
     __slots__ = ("appends", "group_id", "offsets", "member_id", "generation", "timeout_ms")
@@ -244,6 +260,22 @@ class ProduceTransactionResponse(_message.Message):
     appends: _containers.RepeatedCompositeFieldContainer[ProduceMessageResponse]
     error: str
     def __init__(self, appends: _Optional[_Iterable[_Union[ProduceMessageResponse, _Mapping]]] = ..., error: _Optional[str] = ...) -> None: ...
+
+class InitProducerRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class InitProducerResponse(_message.Message):
+    __slots__ = ("id", "epoch", "error")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    epoch: int
+    error: str
+    def __init__(self, id: _Optional[int] = ..., epoch: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
 
 class ConsumeMessagesRequest(_message.Message):
     __slots__ = ("topic", "partition", "offset", "max_bytes", "min_bytes", "max_wait_ms", "until_end", "start_time_ms", "max_records", "last_epoch")

@@ -69,6 +69,11 @@ class TakhinServiceStub:
                 request_serializer=takhin_dot_v1_dot_takhin__pb2.ProduceMessageRequest.SerializeToString,
                 response_deserializer=takhin_dot_v1_dot_takhin__pb2.ProduceMessageResponse.FromString,
                 _registered_method=True)
+        self.InitProducer = channel.unary_unary(
+                '/takhin.v1.TakhinService/InitProducer',
+                request_serializer=takhin_dot_v1_dot_takhin__pb2.InitProducerRequest.SerializeToString,
+                response_deserializer=takhin_dot_v1_dot_takhin__pb2.InitProducerResponse.FromString,
+                _registered_method=True)
         self.ConsumeMessages = channel.unary_stream(
                 '/takhin.v1.TakhinService/ConsumeMessages',
                 request_serializer=takhin_dot_v1_dot_takhin__pb2.ConsumeMessagesRequest.SerializeToString,
@@ -154,6 +159,13 @@ class TakhinServiceServicer:
 
     def ProduceMessageStream(self, request_iterator, context):
         """Answers every request, in order. A bad request is answered with error, code and reason, and the stream goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def InitProducer(self, request, context):
+        """The id and epoch of an idempotent producer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -248,6 +260,11 @@ def add_TakhinServiceServicer_to_server(servicer, server):
                     servicer.ProduceMessageStream,
                     request_deserializer=takhin_dot_v1_dot_takhin__pb2.ProduceMessageRequest.FromString,
                     response_serializer=takhin_dot_v1_dot_takhin__pb2.ProduceMessageResponse.SerializeToString,
+            ),
+            'InitProducer': grpc.unary_unary_rpc_method_handler(
+                    servicer.InitProducer,
+                    request_deserializer=takhin_dot_v1_dot_takhin__pb2.InitProducerRequest.FromString,
+                    response_serializer=takhin_dot_v1_dot_takhin__pb2.InitProducerResponse.SerializeToString,
             ),
             'ConsumeMessages': grpc.unary_stream_rpc_method_handler(
                     servicer.ConsumeMessages,
@@ -479,6 +496,33 @@ class TakhinService:
             '/takhin.v1.TakhinService/ProduceMessageStream',
             takhin_dot_v1_dot_takhin__pb2.ProduceMessageRequest.SerializeToString,
             takhin_dot_v1_dot_takhin__pb2.ProduceMessageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InitProducer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/takhin.v1.TakhinService/InitProducer',
+            takhin_dot_v1_dot_takhin__pb2.InitProducerRequest.SerializeToString,
+            takhin_dot_v1_dot_takhin__pb2.InitProducerResponse.FromString,
             options,
             channel_credentials,
             insecure,

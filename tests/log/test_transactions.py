@@ -70,7 +70,7 @@ class Begun:
             self.stored.append(number)
 
         appends = [self._append(number, some) for number, some in values.items()]
-        work = log.store.transactor.run(Transaction(appends, offsets, check, note))
+        work = log.store.transactor.run(Transaction(appends, offsets, lambda: None, check, note))
         self.task = log.loop.create_task(work)
 
     def _append(self, number: int, values: list[bytes]) -> TransactionAppend:

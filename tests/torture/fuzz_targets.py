@@ -70,6 +70,12 @@ class ProduceRequests(_Stateless):
         if refused is None:
             records = [self._request.record(number) for number in range(self._request.record_count)]
             hold(records == model.encoded, "other records than the model's")
+            request = self._request
+            state = (request.producer_id, request.producer_epoch, request.producer_sequence)
+            producer = codec_model.ProducerState(*state) if request.has_producer else None
+            hold(producer == model.producer, "another producer than the model's")
+            expected_offset = request.expected_offset if request.has_expected_offset else None
+            hold(expected_offset == model.expected_offset, "another expected_offset than the model's")
             try:
                 partition = self._request.key_partition(7)
             except InvalidArgument as refusal:
@@ -313,11 +319,13 @@ class Requests:
 
     async def _start(self) -> None:
         plain = settings(self._directory)
-        limits = replace(plain.limits, partitions_per_topic=16, topics=20, groups=20)
+        limits = replace(plain.limits, partitions_per_topic=16, topics=20, groups=20, producers=20)
         self._broker = Broker(replace(plain, limits=limits))
         await self._broker.start()
         self._methods = {method.path: method for method in takhin_methods(self._broker)}
         await self._broker.topics.create("t", 2, 1, {"segment.bytes": "100000", "retention.bytes": "1000000"})
+        await self._broker.producers.init("")
+        await self._broker.producers.init("n")
         await self._broker.producing.produce(REQUESTS["ProduceMessage"][0])
 
     def make(self, chance: random.Random) -> bytes:

@@ -146,7 +146,15 @@ _MESSAGES: dict[str, list[Message]] = {
           for record in RECORDS for acks in (0, 1, -1)),
         pb.ProduceMessageRequest(topic="t", partition=-1, records=RECORDS, timeout_ms=1000),
         pb.ProduceMessageRequest(topic="t", partition=1, records=RECORDS[:2], required_acks=1),
+        *(pb.ProduceMessageRequest(
+            topic="t", records=RECORDS[:2], required_acks=acks, producer=pb.ProducerState(id=1, sequence=sequence),
+          ) for sequence, acks in ((0, 1), (2, 0), (4, -1), (6, 1))),
+        pb.ProduceMessageRequest(topic="t", partition=1, record=RECORDS[1], expected_offset=0),
+        pb.ProduceMessageRequest(
+            topic="t", partition=1, record=RECORDS[1], expected_offset=3, producer=pb.ProducerState(id=2, epoch=1)
+        ),
     ],
+    "InitProducer": [pb.InitProducerRequest(), pb.InitProducerRequest(name="n")],
     "ConsumeMessages": [
         pb.ConsumeMessagesRequest(topic="t", offset=-1, until_end=True),
         pb.ConsumeMessagesRequest(topic="t", partition=1, offset=0, max_bytes=200, max_records=5),
