@@ -127,7 +127,8 @@ class Limits:
     records_per_request: int = _number(100_000, "records in one produce request", "", 1, 1_000_000)
     transaction_partitions: int = _number(
         1_000, "partitions that a transaction appends to, and, likewise, offsets that it commits", "", 1, 100_000)
-    transactions_in_flight: int = _number(1_000, "transactions that wait for their turn", "", 1, 1_000_000)
+    transaction_bytes_in_flight: int = _number(
+        64 * MIB, "transactions that wait for their turn, each counted as 64 KiB at least", _SIZE, 64 * KIB, TIB)
     ring_bytes: int = _number(
         64 * MIB, "memory for the newest records of all partitions together", _SIZE, 64 * KIB, TIB)
     ring_bytes_per_partition: int = _number(8 * MIB, "the same for one partition", _SIZE, 4 * KIB, GIB)

@@ -15,6 +15,7 @@ from takhin.broker.producers import Producers
 from takhin.broker.reader_budget import ReaderBudget
 from takhin.broker.retention import Retention
 from takhin.broker.topics import Topics
+from takhin.broker.transactions import Transactions
 from takhin.config import Settings
 from takhin.errors import Reason, StartError, TakhinError
 from takhin.log.partition import Partition
@@ -45,6 +46,7 @@ class Broker:
     consuming: Consuming
     log_starts: LogStarts
     groups: GroupCoordinator
+    transactions: Transactions
 
     def __init__(self, settings: Settings, clock_ms: Callable[[], int] = wall_clock_ms):
         self.settings = settings
@@ -92,6 +94,10 @@ class Broker:
         self.consuming = Consuming(self.topics, self._store, budget, settings.grpc.max_message_bytes)
         self.log_starts = LogStarts(self._metadata, self._store, self._clock_ms)
         self.groups = GroupCoordinator(self._metadata, self.topics, settings.limits, self._clock_ms)
+        self.transactions = Transactions(
+            self.topics, self.producers, self.groups, self._metadata, self._store.transactor, settings.limits,
+            self._clock_ms,
+        )
         try:
             await self._recover()
         except (OSError, TakhinError) as problem:
@@ -112,7 +118,8 @@ class Broker:
             await self.topics.remove_files(topic_id)
         await self.topics.set_aside_orphans()
         await self.producers.load()
-        topics = await self.topics.load(was_clean=run.was_clean)
+        topics = await self.topics.load(was_clean=run.was_clean, store_offsets=self.transactions.restore)
+        await self.transactions.load()
         self._epoch = run.epoch
         highest = max((found.max_epoch for _, partitions in topics for found in partitions), default=0)
         if highest > run.epoch or (highest == run.epoch and not run.was_clean):
@@ -147,6 +154,7 @@ class Broker:
     def begin_drain(self) -> None:
         """Refuse new work; streams end, with what they have under way answered."""
         self.producing.begin_drain()
+        self.transactions.begin_drain()
         self.consuming.begin_drain()
 
     async def stop(self) -> None:
@@ -154,6 +162,7 @@ class Broker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.transactions.stop()
         well = await self._store.close(self.topics.partitions())
         try:
             if well:

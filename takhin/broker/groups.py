@@ -78,6 +78,12 @@ class GroupCoordinator:
         Raises INVALID_GROUP_ID, MALFORMED_REQUEST (no offsets), DUPLICATE_PARTITION, OFFSET_OUT_OF_RANGE,
         OFFSET_BEHIND_COMMITTED, GROUP_LIMIT, what Topics.partition and make_durable raise, and what the store raises.
         """
+        rows = await self.prepare(group_id, offsets)
+        await self._metadata.commit_offsets(group_id, rows, self._clock_ms(), self._limits.groups)
+
+    async def prepare(self, group_id: str, offsets: Sequence[tuple[str, int, int]]) -> list[OffsetCommit]:
+        """What a commit of these offsets stores, all of it checked but for what is stored of the group already; the log
+        is durable up to each of them. Raises as commit() does."""
         _check_group_id(group_id)
         if not offsets:
             # Not a success without effect: a client whose offsets went to a wrong field would never learn of it.
@@ -90,8 +96,7 @@ class GroupCoordinator:
         for failure in await asyncio.gather(*waits, return_exceptions=True):
             if failure is not None:
                 raise failure
-        rows = [OffsetCommit(target.topic_id, topic, target.partition, offset) for target, topic, offset in targets]
-        await self._metadata.commit_offsets(group_id, rows, self._clock_ms(), self._limits.groups)
+        return [OffsetCommit(target.topic_id, topic, target.partition, offset) for target, topic, offset in targets]
 
     async def list_groups(self) -> list[GroupSummary]:
         return [GroupSummary(group_id) for group_id in await self._metadata.list_groups()]

@@ -14,6 +14,7 @@ from typing import Any
 
 from takhin.broker.sqlite_thread import Schema, SqliteThread
 from takhin.errors import Reason, TakhinError, error
+from takhin.log.transaction_offsets import TransactionOffsets
 
 # Epochs are sfixed32 in batch headers.
 MAX_EPOCH = (1 << 31) - 1
@@ -33,12 +34,20 @@ _PRODUCERS = (
     ) STRICT, WITHOUT ROWID""",
 )
 
+# Of version 3.
+_TRANSACTIONS = (
+    # One row: the number of the last transaction whose offsets are stored.
+    "CREATE TABLE transactions (id INTEGER PRIMARY KEY CHECK (id = 1), last_number INTEGER NOT NULL) STRICT",
+    "INSERT INTO transactions (id, last_number) VALUES (1, 0)",
+)
+
 SCHEMA = Schema(
     application_id=int.from_bytes(b"TKMD", "big"),
-    version=2,
-    migrations={1: _PRODUCERS},
+    version=3,
+    migrations={1: _PRODUCERS, 2: _TRANSACTIONS},
     statements=(
         *_PRODUCERS,
+        *_TRANSACTIONS,
         # One row. clean: the last run ended by end_run(). A database that was never run counts as clean.
         f"""CREATE TABLE run (
             id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -222,6 +231,22 @@ class MetadataStore:
         """
         await self._db.write(lambda db: _commit_offsets(db, group_id, rows, now_ms, max_groups))
 
+    async def check_offsets(self, group_id: str, rows: Sequence[OffsetCommit], max_groups: int) -> None:
+        """Raises what commit_offsets() would, but for TOPIC_NOT_FOUND."""
+        await self._db.read(lambda db: _check_offsets(db, group_id, rows, max_groups))
+
+    async def last_transaction(self) -> int:
+        """The number of the last transaction whose offsets are stored; 0: there was none."""
+        return await self._db.read(_last_transaction)
+
+    async def store_transactions(self, transactions: Sequence[TransactionOffsets]) -> int:
+        """Store the offsets of transactions that have happened, in the order of their numbers; those that are stored
+        already are left out. Returns how many were not.
+
+        Nothing is refused: offsets of topics that are gone are left out, and none goes back.
+        """
+        return await self._db.write(lambda db: _store_transactions(db, transactions))
+
     async def list_groups(self) -> list[str]:
         """All groups' ids, sorted by code point."""
         return await self._db.read(
@@ -391,26 +416,28 @@ def _group_ref(db: sqlite3.Connection, group_id: str) -> int | None:
     return None if row is None else row[0]
 
 
+def _check_group_limit(db: sqlite3.Connection, group_id: str, max_groups: int) -> None:
+    if db.execute("SELECT COUNT(*) FROM consumer_groups").fetchone()[0] >= max_groups:
+        raise error(
+            Reason.GROUP_LIMIT,
+            f"group {group_id!r} would be one more than the {max_groups} groups allowed (limits.groups)",
+            group_id=group_id,
+            limit=max_groups,
+        )
+
+
 def _commit_offsets(
     db: sqlite3.Connection, group_id: str, rows: Sequence[OffsetCommit], now_ms: int, max_groups: int
 ) -> None:
     group = _group_ref(db, group_id)
     if group is None:
-        if db.execute("SELECT COUNT(*) FROM consumer_groups").fetchone()[0] >= max_groups:
-            raise error(
-                Reason.GROUP_LIMIT,
-                f"group {group_id!r} would be one more than the {max_groups} groups allowed (limits.groups)",
-                group_id=group_id,
-                limit=max_groups,
-            )
+        _check_group_limit(db, group_id, max_groups)
         group = db.execute("INSERT INTO consumer_groups (name) VALUES (?)", (group_id,)).lastrowid
     for row in rows:
         _commit_offset(db, group_id, (group, row.topic_id, row.partition), row, now_ms)
 
 
-def _commit_offset(
-    db: sqlite3.Connection, group_id: str, key: tuple[Any, int, int], row: OffsetCommit, now_ms: int
-) -> None:
+def _check_offset(db: sqlite3.Connection, group_id: str, key: tuple[Any, int, int], row: OffsetCommit) -> None:
     found = db.execute(
         "SELECT next_offset FROM committed_offsets WHERE group_ref = ? AND topic_id = ? AND partition = ?", key
     ).fetchone()
@@ -425,6 +452,12 @@ def _commit_offset(
             offset=row.offset,
             committed_offset=found[0],
         )
+
+
+def _commit_offset(
+    db: sqlite3.Connection, group_id: str, key: tuple[Any, int, int], row: OffsetCommit, now_ms: int
+) -> None:
+    _check_offset(db, group_id, key, row)
     with _naming_missing_topic(row.topic_id, row.topic):
         db.execute(
             """INSERT INTO committed_offsets (group_ref, topic_id, partition, next_offset, committed_ms)
@@ -432,6 +465,46 @@ def _commit_offset(
             ON CONFLICT DO UPDATE SET next_offset = excluded.next_offset, committed_ms = excluded.committed_ms""",
             (*key, row.offset, now_ms),
         )
+
+
+def _check_offsets(db: sqlite3.Connection, group_id: str, rows: Sequence[OffsetCommit], max_groups: int) -> None:
+    group = _group_ref(db, group_id)
+    if group is None:
+        _check_group_limit(db, group_id, max_groups)
+    for row in rows:
+        _check_offset(db, group_id, (group, row.topic_id, row.partition), row)
+
+
+def _last_transaction(db: sqlite3.Connection) -> int:
+    return db.execute("SELECT last_number FROM transactions").fetchone()[0]
+
+
+def _store_transactions(db: sqlite3.Connection, transactions: Sequence[TransactionOffsets]) -> int:
+    last = _last_transaction(db)
+    missing = [transaction for transaction in transactions if transaction.number > last]
+    for transaction in missing:
+        _store_transaction(db, transaction)
+    if missing:
+        db.execute("UPDATE transactions SET last_number = ?", (missing[-1].number,))
+    return len(missing)
+
+
+def _store_transaction(db: sqlite3.Connection, transaction: TransactionOffsets) -> None:
+    rows = [
+        row for row in transaction.offsets if db.execute("SELECT 1 FROM topics WHERE id = ?", row[:1]).fetchone()
+    ]
+    if not rows:
+        return
+    group = _group_ref(db, transaction.group_id)
+    if group is None:
+        group = db.execute("INSERT INTO consumer_groups (name) VALUES (?)", (transaction.group_id,)).lastrowid
+    db.executemany(
+        """INSERT INTO committed_offsets (group_ref, topic_id, partition, next_offset, committed_ms)
+        VALUES (?, ?, ?, ?, ?)
+        ON CONFLICT DO UPDATE SET
+            next_offset = MAX(next_offset, excluded.next_offset), committed_ms = excluded.committed_ms""",
+        [(group, *row, transaction.committed_ms) for row in rows],
+    )
 
 
 def _group_offsets(db: sqlite3.Connection, group_id: str) -> dict[tuple[int, int], int]:

@@ -1,8 +1,8 @@
 """What a transaction has appended to a partition, held back from the file until an entry of the journal has decided it.
 
 make_ready(), the append, then a Hold, all in one tick; in the same tick drop() takes it back. Later, when it is
-decided, write() and release(); when it is not to be, void(). Partition.fail() ends it, too. Meanwhile other requests append
-behind it, in memory; no segment is begun, and the marks W and D stay, but for syncs of what is written.
+decided, write() and release(); when it is not to be, void(). Partition.fail() ends it, too. Meanwhile other requests
+append behind it, in memory; no segment is begun, and the marks W and D stay, but for syncs of what is written.
 """
 
 cimport cython
