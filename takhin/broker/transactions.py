@@ -21,6 +21,7 @@ from takhin.codec.messages import ProduceRequest
 from takhin.codec.transaction import TransactionRequest, encode_transaction
 from takhin.config import Limits
 from takhin.errors import Reason, TakhinError, error
+from takhin.log import transaction
 from takhin.log.partition import Partition
 from takhin.log.transaction import Repeated, Transaction, TransactionAppend, Transactor
 from takhin.log.transaction_offsets import TransactionOffsets, encode_offsets
@@ -31,8 +32,6 @@ logger = logging.getLogger(__name__)
 _DURABLE = 3
 # What a transaction that waits for its turn costs at least, in limits.transaction_bytes_in_flight.
 _LEAST_BYTES = 64 * 1024
-# Offsets for which there is no room are tried again after so long.
-_STORE_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +90,7 @@ class Transactions:
     async def stop(self) -> None:
         """Return when none is under way. What is decided and can't be stored now is left to the next start."""
         self._draining = self._stopping = True
+        self._transactor.stop()
         if self._in_flight:
             await asyncio.wait(self._in_flight)
 
@@ -255,4 +255,4 @@ class Transactions:
                 if problem.reason is not Reason.DISK_FULL or self._stopping:
                     raise
                 logger.warning("the offsets of transaction %d can't be stored yet: the disk is full", offsets.number)
-            await asyncio.sleep(_STORE_AGAIN_S)
+            await asyncio.sleep(transaction.STORE_AGAIN_S)

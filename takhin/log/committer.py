@@ -116,6 +116,8 @@ class Committer:
         self._claim: asyncio.Future[None] | None = None
         self._journal_job: asyncio.Future[int] | None = None
         self._room: asyncio.Future[None] | None = None
+        # A transaction found no room in the journal: until it has some, group commits take none.
+        self._room_is_wanted = False
         self._forgotten: set[Partition] = set()
         self._idle: asyncio.Future[None] | None = None
         for lane in (self._front, self._behind):
@@ -188,7 +190,8 @@ class Committer:
 
     def _is_for_journal(self, partition: Partition) -> bool:
         return (
-            self._journal.enabled and 0 <= partition.journal_bytes <= JOURNAL_PART_BYTES
+            self._journal.enabled and not self._room_is_wanted
+            and 0 <= partition.journal_bytes <= JOURNAL_PART_BYTES
             and len(self._unsynced_since_s) <= self._max_unsynced
             and (not self._journal_paused_until_s or time.monotonic() >= self._journal_paused_until_s)
         )
@@ -251,7 +254,7 @@ class Committer:
             if not errno:
                 self._journal.release(partition, partition.synced_offset)
                 self.note_unsynced(partition)
-        if self._room is not None:
+        if self._room is not None and not self._journal.behind():
             _resolve(self._room)
         self._go_on()
 
@@ -317,7 +320,8 @@ class Committer:
             _tell_slow(duration_ns)
             if self._journal_job is not None:
                 job, self._journal_job = self._journal_job, None
-                job.set_result(errno)
+                if not job.done():
+                    job.set_result(errno)
                 continue
             commit = self._journal_commit
             assert commit is not None
@@ -342,8 +346,9 @@ class Committer:
             if self._claim is not None:
                 # A transaction next, then those who have come meanwhile.
                 claim, self._claim = self._claim, None
-                self._journal_claimed = True
-                claim.set_result(None)
+                if not claim.done():
+                    self._journal_claimed = True
+                    claim.set_result(None)
         self._go_on()
 
     def _forget(self) -> None:
@@ -423,17 +428,23 @@ class Committer:
         return await self._journal_job
 
     async def journal_room(self, at_most_s: float) -> None:
-        """Have the segments synced that the journal covers. Returns when that was done for one of them, or after so
-        long."""
+        """Have the segments synced that the journal covers. Returns when the file that is not in use is free, or after
+        so long. Until room_is_found() group commits stay out of the journal."""
+        self._room_is_wanted = True
         self._behind.queue.update(dict.fromkeys(self._journal.covered()))
         self._room = self._loop.create_future()
         timer = self._loop.call_later(at_most_s, _resolve, self._room)
         self._call_soon(self._go_on)
         try:
-            await self._room
+            if self._journal.behind():
+                await self._room
         finally:
             timer.cancel()
             self._room = None
+
+    def room_is_found(self) -> None:
+        """Whoever waited for room in the journal has it, or gives up."""
+        self._room_is_wanted = False
 
     # What nobody waits for
 

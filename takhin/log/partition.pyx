@@ -466,7 +466,7 @@ cdef class Partition:
         self._committer.halted(self)
 
     def _drop_unwritten(self):
-        self.held = False
+        self.held = self.unwritten = False
         self.ring.drop_unwritten()
         self._batch_open = False
         self.next_offset = self.written_offset

@@ -20,7 +20,9 @@ from takhin.log.partition import Partition
 
 # How often a transaction makes room for its entry and finds that gone again, and how long it waits each time.
 _TRIES = 20
-_ROOM_WAIT_S = 1.0
+_ROOM_WAIT_S = 2.0
+# What is decided and finds no room on the disk is tried again after so long.
+STORE_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,11 @@ class Transactor:
         self._clock_ms = clock_ms
         self._turn = asyncio.Lock()
         self.last_number = 0
+        self._stopping = False
+
+    def stop(self) -> None:
+        """What is decided waits for room on the disk no longer: it is left to the next start."""
+        self._stopping = True
 
     async def run(self, transaction: Transaction) -> list[bytes]:
         """Carry it out; returns the answers, in the order of its appends. Not to be cancelled.
@@ -87,29 +94,31 @@ class Transactor:
             if repeated is not None:
                 return await repeated.result()
             await transaction.check()
-            for _ in range(_TRIES):
-                self._check_usable()
-                await self._committer.claim_journal()
-                try:
-                    begun = self._begin(transaction)
-                    if isinstance(begun, _Begun) and begun.commit is not None:
-                        await self._decide(begun)
-                finally:
-                    self._committer.release_journal()
-                if isinstance(begun, Repeated):
-                    return await begun.result()
+            try:
+                return await self._try(transaction)
+            finally:
+                self._committer.room_is_found()
+
+    async def _try(self, transaction: Transaction) -> list[bytes]:
+        for _ in range(_TRIES):
+            self._check_usable()
+            await self._committer.claim_journal()
+            try:
+                begun = self._begin(transaction)
                 if isinstance(begun, _Begun):
-                    await self._finish(transaction, begun)
-                    return begun.answers
-                await self._make_room(begun)
+                    self._committer.room_is_found()
+                    await self._decide(begun)
+            finally:
+                self._committer.release_journal()
+            if isinstance(begun, Repeated):
+                return await begun.result()
+            if isinstance(begun, _Begun):
+                await self._finish(transaction, begun)
+                return begun.answers
+            await self._make_room(begun)
         raise error(
             Reason.TRANSACTION_PENDING, "the journal has no room for the transaction; nothing was appended, try again"
         )
-
-    async def idle(self) -> None:
-        """Return when no transaction is under way."""
-        async with self._turn:
-            pass
 
     def _check_usable(self) -> None:
         if not self._journal.usable:
@@ -220,14 +229,18 @@ class Transactor:
                     raise failure from problem
                 raise
             self._journal.done(commit)
-        # A topic that was deleted meanwhile is gone with what was appended to it; the others have theirs.
-        if begun.is_broken():
-            raise begun.fail("a partition of a transaction failed")
-        standing = begun.standing()
-        for hold in standing:
-            errno = hold.write()
-            if errno:
+        while True:
+            # A topic that was deleted meanwhile is gone with what was appended to it; the others have theirs.
+            if begun.is_broken():
+                raise begun.fail("a partition of a transaction failed")
+            standing = begun.standing()
+            errno = next((errno for hold in standing if (errno := hold.write())), 0)
+            if not errno:
+                break
+            # Room was reserved, where the filesystem can do that.
+            if errno not in (ENOSPC, EDQUOT) or self._stopping:
                 raise begun.fail(f"the records of a transaction could not be written ({os.strerror(errno)})")
+            await asyncio.sleep(STORE_AGAIN_S)
         for hold in standing:
             hold.release()
         for hold in standing:

@@ -4,7 +4,8 @@ import asyncio
 import os
 import select
 import shutil
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from takhin.codec.messages import ProduceRequest
 from takhin.errors import Reason, TakhinError
+from takhin.log import transaction
 from takhin.log.files import Files
 from takhin.log.journal import BLOCK_BYTES, MAX_PAYLOAD_BYTES, JournalError
 from takhin.log.replay import read_journal
@@ -457,6 +459,17 @@ def go_to(log: LocalLog, thread: HeldThread, device: str) -> None:
         assert select.select([thread.event_fd], [], [], 10)[0]
 
 
+@contextmanager
+def file_becomes_read_only(path: Path) -> Iterator[None]:
+    """Writes to it fail with EBADF."""
+    fd = os.open("/dev/null", os.O_RDONLY)
+    try:
+        with file_becomes(path, fd):
+            yield
+    finally:
+        os.close(fd)
+
+
 def resume(log: LocalLog) -> None:
     for partition in log.halted:
         partition.resume(partition.epoch + 1)
@@ -502,10 +515,11 @@ def test_an_entry_that_finds_no_room_is_void_for_good(log_in: LogIn, tmp_path: P
     assert len(journal_in(log.directory)[0].entries) == 1
     log.refused(Reason.DISK_FULL)
     resume(log)
+    commit(log, [0], b"first")
     answers = transact(log, {0: [b"c"], 1: [b"d"]})
-    assert [(each.offset, each.epoch) for each in answers] == [(1, 2), (1, 2)]
+    assert [(each.offset, each.epoch) for each in answers] == [(2, 2), (1, 2)]
     left = log.killed(tmp_path / "left")
-    assert all_values(log_in(left, partitions=2, epoch=3)) == [[b"before", b"c"], [b"before", b"d"]]
+    assert all_values(log_in(left, partitions=2, epoch=3)) == [[b"before", b"first", b"c"], [b"before", b"d"]]
 
 
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/full"])
@@ -564,13 +578,9 @@ def test_records_that_can_not_be_written_any_more(log_in: LogIn, tmp_path: Path,
     commit(log, range(3), b"before")
     thread, begun = held_in_journal(log, {0: [b"a"], 1: [b"b"]})
     log.append(b"behind")
-    fd = os.open("/dev/full", os.O_RDWR)
-    try:
-        with file_becomes(segments_of(log.directory, broken)[0], fd):
-            thread.let_go()
-            begun.refused(Reason.SYNC_FAILED)
-    finally:
-        os.close(fd)
+    with file_becomes_read_only(segments_of(log.directory, broken)[0]):
+        thread.let_go()
+        begun.refused(Reason.SYNC_FAILED)
     assert all_values(log) == [[b"before"]] * 3
     assert [partition.failure_is_final for partition in log.partitions] == [True, True, False]
     # Its file is not used anew as long as that is all there is of it.
@@ -581,6 +591,34 @@ def test_records_that_can_not_be_written_any_more(log_in: LogIn, tmp_path: Path,
     assert not log.close() and journal_paths(log.directory)
     again = log_in(tmp_path / "data", partitions=3, epoch=2)
     assert all_values(again) == [[b"before", b"a"], [b"before", b"b"], [b"before"] + [b"after"] * 3]
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_records_that_find_no_room_wait_for_it(
+    log_in: LogIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    """Where no room can be reserved. All of it waits: nobody sees a half."""
+    monkeypatch.setattr(transaction, "STORE_AGAIN_S", 0.01)
+    log = log_in(tmp_path / "data", partitions=2)
+    commit(log, range(2), b"before")
+    thread, begun = held_in_journal(log, {0: [b"a"], 1: [b"b"]})
+    fd = os.open("/dev/full", os.O_RDWR)
+    try:
+        with file_becomes(segments_of(log.directory, 1)[0], fd):
+            thread.let_go()
+            log.run(asyncio.sleep(0.1))
+            assert all_values(log) == [[b"before"]] * 2 and not begun.task.done()
+            if stops:
+                log.store.transactor.stop()
+                begun.refused(Reason.SYNC_FAILED)
+    finally:
+        os.close(fd)
+    if not stops:
+        begun.answers()
+        assert all_values(log) == [[b"before", b"a"], [b"before", b"b"]]
+    log.close()
+    again = log_in(tmp_path / "data", partitions=2, epoch=2)
+    assert all_values(again) == [[b"before", b"a"], [b"before", b"b"]]
 
 
 def test_a_partition_that_fails_meanwhile_takes_the_others_with_it(log_in: LogIn, tmp_path: Path) -> None:
