@@ -120,6 +120,10 @@ class Broker:
         await self.producers.load()
         topics = await self.topics.load(was_clean=run.was_clean, store_offsets=self.transactions.restore)
         await self.transactions.load()
+        await self.producers.skip_ids(max(
+            (producer.id for _, partitions in topics for found in partitions for producer in found.producers or ()),
+            default=0,
+        ))
         self._epoch = run.epoch
         highest = max((found.max_epoch for _, partitions in topics for found in partitions), default=0)
         if highest > run.epoch or (highest == run.epoch and not run.was_clean):

@@ -72,10 +72,10 @@ class Producers:
         if highest >= self._next_id:
             self._next_id = self._reserved_until = await self._metadata.reserve_producer_ids(highest + 1, 0)
 
-    async def init(self, name: str) -> tuple[int, int]:
+    async def init(self, name: str, partitions: Iterable[Partition]) -> tuple[int, int]:
         """(id, epoch) of a new producer, or of the one of that name. Durable when it returns.
 
-        Raises INVALID_PRODUCER_NAME, PRODUCER_LIMIT, and what the metadata store does.
+        partitions: all there are. Raises INVALID_PRODUCER_NAME, PRODUCER_LIMIT, and what the metadata store does.
         """
         if name and (len(name) > MAX_NAME_CHARACTERS or not name.isprintable()):
             shown = name if len(name) <= _SHOWN_CHARACTERS else name[: _SHOWN_CHARACTERS - 3] + "..."
@@ -84,7 +84,7 @@ class Producers:
                 f"producer name {shown!r} ({len(name)} characters) is not allowed; allowed: up to "
                 f"{MAX_NAME_CHARACTERS} printable characters",
             )
-        new_id = await self._new_id()
+        new_id = await self._new_id(partitions)
         if not name:
             return new_id, 0
         now_ms = self._clock_ms()
@@ -95,14 +95,26 @@ class Producers:
             self._named[row.id] = _Named(name, row.id, row.epoch, now_ms, None)
         return row.id, row.epoch
 
-    async def _new_id(self) -> int:
+    async def _new_id(self, partitions: Iterable[Partition]) -> int:
         async with self._reserving:
             if self._next_id >= self._reserved_until:
                 self._next_id = await self._metadata.reserve_producer_ids(self._next_id, BLOCK_IDS)
                 self._reserved_until = self._next_id + BLOCK_IDS
-            self._store.producers.in_use = True
+            if not self._store.producers.in_use:
+                self._store.producers.in_use = True
+                await self._save_all(partitions)
             self._next_id += 1
             return self._next_id - 1
+
+    async def _save_all(self, partitions: Iterable[Partition]) -> None:
+        """Before there is a producer at all: no start need ever search for one in what was written before."""
+        for partition in list(partitions):
+            try:
+                partition.save_no_producers()
+            except OSError as problem:
+                # Then a start may have to.
+                logger.warning("%s can't be written: %s", partition.snapshot_path, problem.strerror)
+            await asyncio.sleep(0)
 
     def check(self, producer_id: int, epoch: int) -> None:
         """Raises PRODUCER_FENCED for an epoch that is not the newest of its id, PRODUCER_UNKNOWN for one not given."""

@@ -145,6 +145,21 @@ cdef class Files:
         self.close(fd)
         self.rename(beside, path)
 
+    def replace_synced(self, str path not None, bytes data not None):
+        """As replace, and what the file holds is on the disk under its name after this."""
+        beside = path + ".new"
+        fd = self.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            self.write(fd, data, 0)
+            self.sync_data(fd)
+        except OSError:
+            self.close(fd)
+            self.unlink(beside)
+            raise
+        self.close(fd)
+        self.rename(beside, path)
+        self.sync_directory(os.path.dirname(path))
+
     def sync_data(self, int fd):
         """What was written to the file, and the size needed to read it, are on the disk after this."""
         cdef int result

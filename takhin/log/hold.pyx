@@ -64,8 +64,7 @@ cdef class Hold:
     def __init__(self, Partition partition not None):
         partition._close_batch()
         partition.held = True
-        if partition.producers is not None:
-            partition.producers.hold()
+        partition.producers.hold()
         self.partition = partition
         self.end_offset = partition.next_offset
         self._end = partition.ring.next
@@ -138,8 +137,7 @@ cdef class Hold:
         """It was written, and is durable in the journal: show it; then write what was appended behind it."""
         cdef Partition partition = self.partition
         partition.held = False
-        if partition.producers is not None:
-            partition.producers.release()
+        partition.producers.release()
         partition._note_written(self._end)
         partition._move_durable(partition.written_offset)
         partition.flush()

@@ -4,7 +4,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from takhin.codec.batch cimport BatchHeader
 from takhin.codec.messages cimport ProduceRequest, ResponsePrefix
-from takhin.log.producers cimport ProducerBudget, ProducerState, ProducerStates
+from takhin.log.producers cimport ProducerState, ProducerStates
 from takhin.log.ring cimport Ring
 from takhin.log.segment cimport FileCache, Segment
 
@@ -17,8 +17,7 @@ cdef class Partition:
     cdef FileCache cache
     cdef ResponsePrefix prefix
     cdef Ring ring
-    cdef readonly ProducerStates producers      # None: there are none
-    cdef ProducerBudget _producer_budget
+    cdef readonly ProducerStates producers
     cdef object _committer
     cdef object _create_future
 
@@ -63,7 +62,6 @@ cdef class Partition:
     cdef list _sync_waiters         # (offset, futures)
     cdef object _data_future        # shared: whoever waits for it must not cancel it
 
-    cdef ProducerState _open_producer(self, ProduceRequest request)
     cdef int _note_producer(
         self, ProducerState producer, ProduceRequest request, int64_t base_offset, int64_t first_timestamp_ms,
         int64_t now_ms

@@ -5,7 +5,7 @@ from takhin.codec.messages import ProduceRequest
 from takhin.errors import Reason
 from takhin.log.committer import Committer
 from takhin.log.partition_config import PartitionConfig
-from takhin.log.producers import ProducerBudget, ProducerStates
+from takhin.log.producers import ProducerStates
 from takhin.log.ring import Ring
 from takhin.log.segment import FileCache, Segment
 
@@ -19,7 +19,7 @@ class Partition:
     durable_offset: int
     written_offset: int
     next_offset: int
-    producers: ProducerStates | None
+    producers: ProducerStates
     epoch: int
     epochs: list[tuple[int, int]]
     segments: tuple[Segment, ...]
@@ -40,7 +40,7 @@ class Partition:
         directory: str,
         cache: FileCache,
         ring: Ring,
-        producer_budget: ProducerBudget,
+        producers: ProducerStates,
         committer: Committer,
         create_future: Callable[[], Future[object]],
         segments: Sequence[Segment],
@@ -48,7 +48,6 @@ class Partition:
         epochs: Sequence[tuple[int, int]],
         epoch: int,
         proven_offset: int = -1,
-        producers: ProducerStates | None = None,
     ) -> None: ...
     @property
     def size_bytes(self) -> int: ...
@@ -66,6 +65,10 @@ class Partition:
     def written(self) -> Future[tuple[Reason, str] | None]: ...
     def written_to(self, offset: int) -> Future[tuple[Reason, str] | None] | None: ...
     def durable_to(self, offset: int) -> Future[tuple[Reason, str] | None] | None: ...
+    @property
+    def snapshot_path(self) -> str: ...
+    def save_producers(self) -> None: ...
+    def save_no_producers(self) -> None: ...
     def expire_producers(self, steady_ms: int, expiration_ms: int) -> int: ...
     def durable(self) -> Future[tuple[Reason, str] | None]: ...
     def data_after(self, offset: int) -> Future[None] | None: ...

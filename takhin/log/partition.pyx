@@ -27,7 +27,6 @@ from takhin.log.producers cimport (
     VERDICT_APPEND,
     VERDICT_DUPLICATE,
     ProducerBatch,
-    ProducerBudget,
     ProducerState,
     ProducerStates,
     refusal,
@@ -36,6 +35,7 @@ from takhin.log.ring cimport Ring, RingBatch, write_batches
 from takhin.log.segment cimport FileCache, Segment
 
 from takhin.errors import Reason, error
+from takhin.log.producers import SNAPSHOT_NAME
 
 # An active segment's index file is written whenever it has grown by so much, and by an eighth.
 cdef int64_t CHECKPOINT_BYTES = 16 * 1024 * 1024
@@ -52,9 +52,8 @@ cdef class Partition:
 
     def __init__(
         self, str topic not None, int64_t topic_id, int32_t partition, str directory not None,
-        FileCache cache not None, Ring ring not None, ProducerBudget producer_budget not None, committer, create_future,
-        segments, int64_t log_start_offset, epochs, int32_t epoch, int64_t proven_offset=-1,
-        ProducerStates producers=None
+        FileCache cache not None, Ring ring not None, ProducerStates producers not None, committer, create_future,
+        segments, int64_t log_start_offset, epochs, int32_t epoch, int64_t proven_offset=-1
     ):
         cdef Segment last
         self.topic = topic
@@ -64,7 +63,6 @@ cdef class Partition:
         self.cache = cache
         self.ring = ring
         self.producers = producers
-        self._producer_budget = producer_budget
         self.prefix = ResponsePrefix(topic.encode(), partition)
         self.segments = tuple(segments)
         self._committer = committer
@@ -126,8 +124,6 @@ cdef class Partition:
         cdef ProducerBatch found
         cdef int verdict = VERDICT_APPEND
         if request.has_producer:
-            if self.producers is None:
-                self.producers = ProducerStates(self._producer_budget)
             verdict = self.producers.judge(request, &found)
             if verdict == VERDICT_DUPLICATE:
                 return self.prefix.produced(
@@ -184,7 +180,7 @@ cdef class Partition:
         if has_own_batch or not self._batch_open or self.ring.room() < needed:
             self._close_batch()
             if request.has_producer:
-                producer = self._open_producer(request)
+                producer = self.producers.touch(request.producer_id)
             self._open_batch(needed, now_ms)
         batch = self.ring.batch(self.ring.next - 1)
         base_offset = self.next_offset
@@ -220,11 +216,6 @@ cdef class Partition:
         return self.prefix.produced(
             base_offset, first_timestamp_ms, request.record_count, durability, self.epoch, False
         )
-
-    cdef ProducerState _open_producer(self, ProduceRequest request):
-        if self.producers is None:
-            self.producers = ProducerStates(self._producer_budget)
-        return self.producers.touch(request.producer_id)
 
     cdef int _note_producer(
         self, ProducerState producer, ProduceRequest request, int64_t base_offset, int64_t first_timestamp_ms,
@@ -337,6 +328,8 @@ cdef class Partition:
             raise error(*self.failure, topic=self.topic, partition=self.partition)
         if self.active.size_bytes == SEGMENT_HEADER_BYTES:
             return False
+        # Before its headers are gone, which may be soon.
+        self.producers.take_snapshot(self.written_offset, self._written_position)
         sealed = self.active
         try:
             self._add_segment(now_ms)
@@ -406,7 +399,7 @@ cdef class Partition:
         self.ring.unwritten = end
         self._written_position = batch.position + batch.size
         self.written_offset = batch.next_offset
-        if self.producers is not None and self.producers.unsettled:
+        if self.producers.unsettled and end == self.ring.next:
             self.producers.settle()
         if not self.active.dirty:
             self.active.dirty = True
@@ -470,7 +463,7 @@ cdef class Partition:
         self.ring.drop_unwritten()
         self._batch_open = False
         self.next_offset = self.written_offset
-        if self.producers is not None and self.producers.unsettled:
+        if self.producers.unsettled:
             # What was told of these batches is void: a retry of one is no duplicate.
             self.producers.undo()
 
@@ -483,9 +476,29 @@ cdef class Partition:
         self.epochs.append((epoch, self.written_offset))
         self.failure = None
 
+    # Producers
+
+    @property
+    def snapshot_path(self):
+        return os.path.join(self.directory, SNAPSHOT_NAME)
+
+    def save_producers(self):
+        """Write the snapshot, unless it tells nothing new. Only when all that is written is durable. Raises OSError."""
+        if self.segments and self.producers.snapshot_offset < self.written_offset:
+            self._save(self.producers.encode(self.written_offset), self.written_offset)
+
+    def save_no_producers(self):
+        """Write a snapshot that tells of none, while there has never been any. Raises OSError."""
+        if self.segments and self.producers.snapshot_offset < 0 and not self.failure_is_final:
+            self._save(self.producers.encode(self.durable_offset), self.durable_offset)
+
+    def _save(self, bytes snapshot not None, int64_t end):
+        self.cache.files.replace(self.snapshot_path, snapshot)
+        self.producers.end_save(end)
+
     def expire_producers(self, int64_t steady_ms, int64_t expiration_ms):
         """See ProducerStates.expire."""
-        return self.producers.expire(steady_ms, expiration_ms) if self.producers is not None else 0
+        return self.producers.expire(steady_ms, expiration_ms)
 
     # What others wait for
 
@@ -576,6 +589,7 @@ cdef class Partition:
             # When the sync is over, the next start need not scan what the active segment holds now.
             self._checkpoint = (self.active, *self.active.checkpoint())
             self._checkpoint_bytes = self.active.size_bytes
+            self.producers.take_snapshot(self.written_offset, self._written_position)
         for segment in segments:
             # A write that comes while the sync runs makes it dirty again.
             segment.dirty = False
@@ -629,6 +643,8 @@ cdef class Partition:
             else:
                 waiting.append((offset, futures))
         self._sync_waiters = waiting
+        if self.producers.snapshot_is_due(self.durable_offset):
+            self.producers.write_snapshot(self.cache.files, self.snapshot_path)
 
     def _index_sealed(self):
         """Write the index files of the sealed segments that are on the disk now."""
@@ -714,8 +730,7 @@ cdef class Partition:
         self.fail(reason, message)
         self.wake_readers()
         self.ring.close()
-        if self.producers is not None:
-            self.producers.close()
+        self.producers.close()
         for segment in self.segments:
             segment.close()
 

@@ -17,12 +17,14 @@ File: a header of 40 bytes, then the producers, all little-endian:
 import struct
 
 cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, int64_t, uint32_t
-from libc.string cimport memmove
+from libc.string cimport memcpy, memmove
 
 from takhin.codec.crc32c cimport crc32c_of, mask
 from takhin.codec.messages cimport ProduceRequest
 from takhin.codec.wire cimport SAFE_INT64
+from takhin.log.files cimport Files
 
 from takhin.errors import Reason, error
 
@@ -33,8 +35,12 @@ _HEADER = struct.Struct("<4sII")
 _SUMS = struct.Struct("<IqqII")
 _PRODUCER = struct.Struct("<qiIq")
 _BATCH = struct.Struct("<qqqIi")
-# What a producer takes in the file, at most.
-PRODUCER_BYTES = 24 + 5 * 32
+cdef enum:
+    PRODUCER_BYTES = 24
+    BATCH_BYTES = 32
+
+# For each producer it knows, the log grows by so much between two snapshots; each takes 184 bytes there at most.
+cdef int64_t SNAPSHOT_GROWTH_BYTES = 1024
 
 
 @cython.final
@@ -82,6 +88,23 @@ cdef class ProducerState:
         self.last_append_ms = append_ms
         self.fresh = True
 
+    cdef char* write(self, char* to) noexcept:
+        """As it stands in a snapshot. Returns where it ends."""
+        cdef uint32_t i
+        memcpy(to, &self.id, 8)
+        memcpy(to + 8, &self.epoch, 4)
+        memcpy(to + 12, &self.count, 4)
+        memcpy(to + 16, &self.last_append_ms, 8)
+        to += PRODUCER_BYTES
+        for i in range(self.count):
+            memcpy(to, &self.batches[i].sequence, 8)
+            memcpy(to + 8, &self.batches[i].base_offset, 8)
+            memcpy(to + 16, &self.batches[i].first_timestamp_ms, 8)
+            memcpy(to + 24, &self.batches[i].record_count, 4)
+            memcpy(to + 28, &self.batches[i].epoch, 4)
+            to += BATCH_BYTES
+        return to
+
     @property
     def batches_known(self):
         """(sequence, records, base offset, timestamp of the first record in ms, log epoch), the oldest first."""
@@ -96,29 +119,33 @@ cdef class ProducerState:
 
 @cython.final
 cdef class ProducerStates:
-    """The producers of one partition. Counts against budget; close() gives that back."""
+    """The producers of one partition. Each counts against budget; close() gives that back."""
 
-    def __init__(self, ProducerBudget budget not None):
+    def __init__(self, ProducerBudget budget not None, int64_t topic_id, uint32_t partition):
         self.budget = budget
-        self._states = {}
-        self._undo = {}
+        self.topic_id = topic_id
+        self.partition = partition
+        self.snapshot_offset = -1
 
     def __len__(self):
-        return len(self._states)
+        return len(self._states) if self._states is not None else 0
 
     def __iter__(self):
-        return iter(self._states.values())
+        return iter(list(self._states.values()) if self._states is not None else ())
 
     def close(self):
         """Forget all."""
-        self.budget.used -= len(self._states)
-        self._states.clear()
-        self._undo.clear()
+        self.budget.used -= len(self)
+        self._states = self._undo = self._held = self._snapshot = None
         self.unsettled = False
+        self.snapshot_offset = -1
+
+    cdef ProducerState _get(self, int64_t producer_id):
+        return self._states.get(producer_id) if self._states is not None else None
 
     cdef int judge(self, ProduceRequest request, ProducerBatch* found) except -1:
         """A Verdict on a request that has a producer; found is filled in for a duplicate."""
-        cdef ProducerState state = self._states.get(request.producer_id)
+        cdef ProducerState state = self._get(request.producer_id)
         cdef int64_t expected
         cdef uint32_t i
         if state is None or state.count == 0:
@@ -143,7 +170,9 @@ cdef class ProducerStates:
 
     cdef ProducerState touch(self, int64_t producer_id):
         """The producer's state, to add() to; what it was before is kept until settle(). Raises MemoryError."""
-        cdef ProducerState state = self._states.get(producer_id)
+        cdef ProducerState state = self._get(producer_id)
+        if self._undo is None:
+            self._undo = {}
         if producer_id not in self._undo:
             self._undo[producer_id] = state.copy() if state is not None else None
             self.unsettled = True
@@ -153,6 +182,8 @@ cdef class ProducerStates:
         cdef ProducerState state = ProducerState.__new__(ProducerState)
         state.id = producer_id
         state.epoch = -1
+        if self._states is None:
+            self._states = {}
         self._states[producer_id] = state
         self.budget.used += 1
         return state
@@ -161,41 +192,42 @@ cdef class ProducerStates:
         self, int64_t producer_id, int32_t producer_epoch, const ProducerBatch* batch, int64_t append_ms
     ) except -1:
         """A batch that was found in the log, behind those that were found before it."""
-        cdef ProducerState state = self._states.get(producer_id)
+        cdef ProducerState state = self._get(producer_id)
         if state is None:
             state = self._add(producer_id)
         state.add(producer_epoch, batch, append_ms)
         return 0
 
     cdef int settle(self) except -1:
-        """All that was added is written, but for what hold() was called for."""
-        self._undo.clear()
-        self.unsettled = self._held is not None
+        """All that was added is written."""
+        self._undo = self._held = None
+        self.unsettled = False
         return 0
 
     cdef int hold(self) except -1:
         """What was added since settle() is a transaction's; what is added from here on may fail without it."""
-        self._held, self._undo = self._undo, {}
-        self.unsettled = True
+        self._held, self._undo = self._undo, None
         return 0
 
     cdef int release(self) except -1:
         """What hold() was called for is written."""
         self._held = None
-        self.unsettled = bool(self._undo)
+        self.unsettled = self._undo is not None
         return 0
 
     cdef int undo(self) except -1:
         """Nothing that was added since settle() was written: what was known then is what is known."""
-        cdef int64_t before = len(self._states)
-        for known in (self._undo, self._held or {}):
+        cdef int64_t before = len(self)
+        # What was added last is taken back first.
+        for known in (self._undo, self._held):
+            if known is None:
+                continue
             for producer_id, state in known.items():
                 if state is None:
                     self._states.pop(producer_id, None)
                 else:
                     self._states[producer_id] = state
-        self._held = None
-        self.budget.used += <int64_t>len(self._states) - before
+        self.budget.used += <int64_t>len(self) - before
         return self.settle()
 
     # Expiry
@@ -203,7 +235,7 @@ cdef class ProducerStates:
     def restart(self, int64_t steady_ms, int64_t now_ms):
         """They were found on the disk: from their last append on they were idle. steady_ms: as in expire()."""
         cdef ProducerState state
-        for state in self._states.values():
+        for state in self:
             state.fresh = False
             state.idle_since_ms = steady_ms - max(now_ms - state.last_append_ms, 0)
 
@@ -215,11 +247,11 @@ cdef class ProducerStates:
         """
         cdef ProducerState state
         expired = []
-        for state in self._states.values():
+        for state in self:
             if state.fresh:
                 state.fresh = False
                 state.idle_since_ms = steady_ms
-            elif steady_ms - state.idle_since_ms >= expiration_ms and state.id not in self._undo:
+            elif steady_ms - state.idle_since_ms >= expiration_ms:
                 expired.append(state.id)
         for producer_id in expired:
             del self._states[producer_id]
@@ -228,28 +260,31 @@ cdef class ProducerStates:
 
     # Snapshots
 
-    def encode(self, int64_t offset, int64_t topic_id, uint32_t partition):
+    def encode(self, int64_t offset):
         """The bytes of a snapshot file: of what is written, which ends at offset."""
         cdef ProducerState state
-        cdef uint32_t i
-        parts = []
-        for state in self._states.values():
-            state = self._undo.get(state.id, state)
-            if state is None or state.count == 0:
-                continue
-            parts.append(_PRODUCER.pack(state.id, state.epoch, state.count, state.last_append_ms))
-            for i in range(state.count):
-                parts.append(_BATCH.pack(
-                    state.batches[i].sequence, state.batches[i].base_offset, state.batches[i].first_timestamp_ms,
-                    state.batches[i].record_count, state.batches[i].epoch,
-                ))
-        count = sum([len(part) == _PRODUCER.size for part in parts])
-        rest = _SUMS.pack(count, offset, topic_id, partition, 0) + b"".join(parts)
+        cdef list states = []
+        cdef Py_ssize_t size = 0
+        cdef bytes producers
+        cdef char* at
+        for state in self:
+            if self._held is not None and state.id in self._held:
+                state = self._held[state.id]
+            elif self._undo is not None:
+                state = self._undo.get(state.id, state)
+            if state is not None and state.count:
+                states.append(state)
+                size += PRODUCER_BYTES + state.count * BATCH_BYTES
+        producers = PyBytes_FromStringAndSize(NULL, size)
+        at = PyBytes_AS_STRING(producers)
+        for state in states:
+            at = state.write(at)
+        rest = _SUMS.pack(len(states), offset, self.topic_id, self.partition, 0) + producers
         return _HEADER.pack(b"TKP1", _VERSION, _masked(rest)) + rest
 
     @staticmethod
     def decode(bytes data not None, int64_t topic_id, uint32_t partition, ProducerBudget budget not None):
-        """(states, offset) of a snapshot file of this partition; None when it is not one, or not whole."""
+        """What a snapshot file of this partition tells; None: it is not one, or not whole."""
         cdef ProducerStates states
         cdef ProducerBatch batch
         if len(data) < SNAPSHOT_HEADER_SIZE:
@@ -260,7 +295,8 @@ cdef class ProducerStates:
         producers, offset, named_topic_id, named_partition, _ = _SUMS.unpack_from(data, _HEADER.size)
         if (named_topic_id, named_partition) != (topic_id, partition) or not 0 <= offset <= SAFE_INT64:
             return None
-        states = ProducerStates(budget)
+        states = ProducerStates(budget, topic_id, partition)
+        states.snapshot_offset = offset
         try:
             position = SNAPSHOT_HEADER_SIZE
             for _ in range(producers):
@@ -280,7 +316,51 @@ cdef class ProducerStates:
             # Its checksum matches, and yet it is none of ours.
             states.close()
             return None
-        return states, offset
+        return states
+
+    cdef int take_snapshot(self, int64_t written_offset, int64_t position) except -1:
+        """Keep a snapshot of what is written, to be written itself when all of that is durable: what a power cut takes
+        must be in none. position: in all the bytes that were ever written.
+
+        Not before the log has grown by several times its size: many producers must not cost more than their records.
+        """
+        if (
+            self.budget.in_use and self._snapshot is None and not self._is_saving
+            and self.snapshot_offset < written_offset
+            and position - self._snapshot_position >= len(self) * SNAPSHOT_GROWTH_BYTES
+        ):
+            self._snapshot = self.encode(written_offset)
+            self._snapshot_end = written_offset
+            self._snapshot_position = position
+        return 0
+
+    cdef int write_snapshot(self, Files files, str path) except -1:
+        """Write what take_snapshot() kept; it is due."""
+        snapshot, self._snapshot = self._snapshot, None
+        if self._is_saving or self._snapshot_end <= self.snapshot_offset:
+            return 0
+        try:
+            files.replace(path, snapshot)
+            self.snapshot_offset = self._snapshot_end
+        except OSError:
+            # Then the next start reads the headers of more batches.
+            pass
+        return 0
+
+    def begin_save(self, int64_t offset, int64_t written_offset):
+        """The snapshot of what is written, for somebody to write so that producers known from below offset stay known.
+
+        None: nobody need to. Until end_save() nobody else writes the file.
+        """
+        if not len(self) or self._is_saving or self.snapshot_offset >= min(offset, written_offset):
+            return None
+        self._is_saving = True
+        return self.encode(written_offset)
+
+    def end_save(self, int64_t end):
+        """The snapshot that ends there is written; -1: it is not."""
+        self._is_saving = False
+        self.snapshot_offset = max(self.snapshot_offset, end)
 
 
 cdef uint32_t _masked(bytes data) except? 0:
@@ -289,7 +369,7 @@ cdef uint32_t _masked(bytes data) except? 0:
 
 cdef object refusal(int verdict, ProduceRequest request, ProducerStates states, str topic, int32_t partition):
     """The error that a verdict comes to."""
-    cdef ProducerState state = states._states.get(request.producer_id)
+    cdef ProducerState state = states._get(request.producer_id)
     where = f"producer {request.producer_id} in {topic}/{partition}"
     named = {"topic": topic, "partition": partition, "producer_id": request.producer_id}
     if verdict == VERDICT_LIMIT:

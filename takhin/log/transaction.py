@@ -21,8 +21,10 @@ from takhin.log.partition import Partition
 # How often a transaction makes room for its entry and finds that gone again, and how long it waits each time.
 _TRIES = 20
 _ROOM_WAIT_S = 2.0
-# What is decided and finds no room on the disk is tried again after so long.
+# What is decided and finds no room on the disk is tried again after so long; records so often, as their partitions take
+# nothing else meanwhile.
 STORE_AGAIN_S = 1.0
+_WRITE_TRIES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +231,7 @@ class Transactor:
                     raise failure from problem
                 raise
             self._journal.done(commit)
-        while True:
+        for tries_left in reversed(range(_WRITE_TRIES)):
             # A topic that was deleted meanwhile is gone with what was appended to it; the others have theirs.
             if begun.is_broken():
                 raise begun.fail("a partition of a transaction failed")
@@ -238,7 +240,7 @@ class Transactor:
             if not errno:
                 break
             # Room was reserved, where the filesystem can do that.
-            if errno not in (ENOSPC, EDQUOT) or self._stopping:
+            if errno not in (ENOSPC, EDQUOT) or self._stopping or not tries_left:
                 raise begun.fail(f"the records of a transaction could not be written ({os.strerror(errno)})")
             await asyncio.sleep(STORE_AGAIN_S)
         for hold in standing:

@@ -83,7 +83,7 @@ class _Handlers:
         await self._broker.consuming.consume(request, call)
 
     async def init_producer(self, request: pb.InitProducerRequest) -> Message:
-        producer_id, epoch = await self._broker.producers.init(request.name)
+        producer_id, epoch = await self._broker.producers.init(request.name, self._broker.topics.partitions())
         return pb.InitProducerResponse(id=producer_id, epoch=epoch)
 
     # Topics

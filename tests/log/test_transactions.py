@@ -606,7 +606,7 @@ def test_records_that_find_no_room_wait_for_it(
     try:
         with file_becomes(segments_of(log.directory, 1)[0], fd):
             thread.let_go()
-            log.run(asyncio.sleep(0.1))
+            log.run(asyncio.sleep(0.05))
             assert all_values(log) == [[b"before"]] * 2 and not begun.task.done()
             if stops:
                 log.store.transactor.stop()

@@ -192,7 +192,9 @@ class Script:
             self.problem(f"what can be gone on with was not: {dict(self.refusals)}")
         quota = site.error == "EDQUOT" and site.place not in METADATA
         if (site.error == "ENOSPC" or quota) and site.kind in ("write", ROOM) and site.place != "index":
-            others = {name: count for name, count in self.refusals.items() if name not in _WHEN_FULL}
+            # Records that have room reserved find none: then their partitions are closed.
+            allowed = (*_WHEN_FULL, Reason.SYNC_FAILED) if site.place == "segment" else _WHEN_FULL
+            others = {name: count for name, count in self.refusals.items() if name not in allowed}
             if others:
                 self.problem(f"the disk is full, and requests are refused for {others}")
 

@@ -1,4 +1,4 @@
-"""kill -9 at every operation of a transaction: before it and behind it; then a start, and all of it is there or nothing.
+"""kill -9 at every operation of a transaction, before it and behind it; then a start: all is there, or nothing.
 
     python -m tests.torture.kill_transaction [--every N]
 

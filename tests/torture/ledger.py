@@ -65,8 +65,9 @@ class TransactionEntry:
 
 @dataclass(slots=True)
 class Ledger:
-    """transactions: by their number, all that were begun; of each all is there, or nothing. sent: place and records by the first sequence of a request; sequences: all of a place's. commits: by group and
-    place, the offset answered last; asked: all asked for. highest_epoch: in which something was answered."""
+    """sent: place and records by the first sequence of a request; sequences: all of a place's. commits: by group and
+    place, the offset answered last; asked: all asked for. transactions: by their number, all that were begun; of each
+    all is there, or nothing. highest_epoch: in which something was answered."""
 
     topics: dict[int, TopicEntry] = field(default_factory=dict)
     logs: dict[Place, LogEntry] = field(default_factory=dict)
