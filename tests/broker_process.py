@@ -263,6 +263,20 @@ def commit(stub: Stub, group: str, *entries: tuple[str, int, int]) -> pb.CommitO
     return stub.CommitOffset(pb.CommitOffsetRequest(group_id=group, offsets=made), timeout=DEADLINE_S)
 
 
+def fetch_offsets(stub: Stub, group: str, *partitions: tuple[str, int]) -> list[pb.GroupOffset]:
+    """Where a group stands in the (topic, partition)s given, or in all it has."""
+    made = [pb.TopicPartition(topic=topic, partition=number) for topic, number in partitions]
+    response = stub.FetchOffsets(pb.FetchOffsetsRequest(group_id=group, partitions=made), timeout=DEADLINE_S)
+    assert response.error == "" and unknown_numbers(response) == []
+    return list(response.offsets)
+
+
+def committed(stub: Stub, group: str, topic: str, partition: int = 0) -> int | None:
+    """The offset a group has committed; None: none."""
+    (found,) = fetch_offsets(stub, group, (topic, partition))
+    return found.committed_offset if found.HasField("committed_offset") else None
+
+
 def raw_unary(channel: grpc.Channel, name: str, request: bytes) -> bytes:
     """A unary call without generated classes: bytes as they are."""
     return channel.unary_unary(f"/{SERVICE}/{name}")(request, timeout=DEADLINE_S)

@@ -7,13 +7,17 @@ import time
 from collections.abc import Callable
 
 from takhin.broker.consume import Consuming
+from takhin.broker.group_offsets import GroupOffsets
 from takhin.broker.groups import GroupCoordinator
 from takhin.broker.log_start import LogStarts
 from takhin.broker.metadata import MetadataStore
+from takhin.broker.offset_expiry import OffsetExpiry
+from takhin.broker.offset_reset import OffsetResets
 from takhin.broker.produce import Producing
 from takhin.broker.producers import Producers
 from takhin.broker.reader_budget import ReaderBudget
 from takhin.broker.retention import Retention
+from takhin.broker.subscribe import Subscribing
 from takhin.broker.topics import Topics
 from takhin.broker.transactions import Transactions
 from takhin.config import Settings
@@ -36,8 +40,8 @@ def wall_clock_ms() -> int:
 class Broker:
     """One broker on one data directory.
 
-    start(), then use topics, producers, producing, consuming, log_starts, groups; begin_drain() and stop() end it. All
-    of it on one event loop.
+    start(), then use topics, producers, producing, consuming, subscribing, log_starts, groups, group_offsets,
+    offset_resets; begin_drain() and stop() end it. All of it on one event loop.
     """
 
     topics: Topics
@@ -47,6 +51,9 @@ class Broker:
     log_starts: LogStarts
     groups: GroupCoordinator
     transactions: Transactions
+    subscribing: Subscribing
+    group_offsets: GroupOffsets
+    offset_resets: OffsetResets
 
     def __init__(self, settings: Settings, clock_ms: Callable[[], int] = wall_clock_ms):
         self.settings = settings
@@ -93,10 +100,18 @@ class Broker:
         self.producing = Producing(self.topics, self.producers, settings.limits, self._clock_ms)
         self.consuming = Consuming(self.topics, self._store, budget, settings.grpc.max_message_bytes)
         self.log_starts = LogStarts(self._metadata, self._store, self._clock_ms)
-        self.groups = GroupCoordinator(self._metadata, self.topics, settings.limits, self._clock_ms)
+        self.groups = GroupCoordinator(
+            self._metadata, self.topics, settings.limits, self._clock_ms, settings.groups
+        )
+        self.topics.on_change(lambda change: self.groups.live.topic_changed(change.name))
+        self.subscribing = Subscribing(self.topics, self.consuming, budget, self.groups, settings.groups)
         self.transactions = Transactions(
             self.topics, self.producers, self.groups, self._metadata, self._store.transactor, settings.limits,
             self._clock_ms,
+        )
+        self.group_offsets = GroupOffsets(self._metadata, self.topics, self.groups)
+        self.offset_resets = OffsetResets(
+            self._metadata, self.topics, self.consuming, self.groups, settings.limits, self._clock_ms
         )
         try:
             await self._recover()
@@ -109,6 +124,7 @@ class Broker:
             self.topics, self._metadata, self._store, settings.topics.retention_check_ms, self._clock_ms
         )
         self._keep(retention.run())
+        self._keep(OffsetExpiry(self._metadata, self.groups, settings.groups, self._clock_ms).run())
         self._keep(self.producers.run(self.topics.partitions))
 
     async def _recover(self) -> None:
@@ -133,17 +149,20 @@ class Broker:
         for row, partitions in topics:
             for number, found in enumerate(partitions):
                 end = max(found.segments[-1].next_offset if found.segments else 0, row.log_starts.get(number, 0))
-                if found.damage is None:
+                # After a clean stop, those for which no epoch begins yet: the start before could not read them, say.
+                newest = max((epoch for epoch, _ in row.epochs.get(number, ())), default=found.max_epoch)
+                if found.damage is None and (not run.was_clean or 0 < max(newest, found.max_epoch) < self._epoch):
                     epochs.append((row.id, number, self._epoch, end))
                 scanned_bytes += found.scanned_bytes
                 cut_bytes += found.cut_bytes
                 count += 1
-        if not run.was_clean and epochs:
+        if epochs:
             # From here on the log may differ from what a reader saw before: what was not durable may be gone.
             await self._metadata.add_epochs(epochs)
             topics = [(row, found) for row, (_, found) in zip(await self._metadata.load_topics(), topics, strict=True)]
         for row, partitions in topics:
             self.topics.open(row, partitions)
+        await self.groups.live.load()
         logger.info(
             "epoch %d; %d topics, %d partitions; %s; %d bytes scanned, %d cut; %.0f ms",
             self._epoch, len(topics), count, "clean" if run.was_clean else "not stopped cleanly", scanned_bytes,
@@ -160,6 +179,7 @@ class Broker:
         self.producing.begin_drain()
         self.transactions.begin_drain()
         self.consuming.begin_drain()
+        self.subscribing.begin_drain()
 
     async def stop(self) -> None:
         """Write and sync everything, leave the mark of a clean stop, unlock the data directory."""
@@ -167,6 +187,9 @@ class Broker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.transactions.stop()
+        await self._metadata.settle()
+        await self.subscribing.stop()
+        await self.groups.live.stop()
         well = await self._store.close(self.topics.partitions())
         try:
             if well:

@@ -53,7 +53,8 @@ class Consuming:
         self._topics = topics
         self._store = store
         self._budget = budget
-        self._max_bytes = max_message_bytes - _MESSAGE_RESERVE_BYTES
+        # Of a response, at most.
+        self.max_bytes = max_message_bytes - _MESSAGE_RESERVE_BYTES
         self._draining = False
 
     def begin_drain(self) -> None:
@@ -102,9 +103,9 @@ class Consuming:
         Raises CORRUPT_BATCH (also when the log ends with damage, behind which it may be), READ_FAILED, TOPIC_NOT_FOUND,
         DRAINING.
         """
-        return (await self._search(partition, timestamp_ms))[0]
+        return (await self.search_time(partition, timestamp_ms))[0]
 
-    async def _search(self, partition: Partition, timestamp_ms: int) -> tuple[int | None, int]:
+    async def search_time(self, partition: Partition, timestamp_ms: int) -> tuple[int | None, int]:
         """As offset_for_time, and what was the log's end: nothing from there on was looked at."""
         search = TimeSearch(partition, timestamp_ms)
         while True:
@@ -134,7 +135,7 @@ class Consuming:
                 "start_time_ms stands in place of an offset: leave offset at 0, and last_epoch, which goes with an "
                 "offset, unset",
             )
-        offset, end = await self._search(partition, asked.start_time_ms)
+        offset, end = await self.search_time(partition, asked.start_time_ms)
         # Without such a record from the end that was searched: what came meanwhile may have it.
         return _bounded_reader(partition, asked, end if offset is None else offset, end)
 
@@ -147,7 +148,7 @@ class Consuming:
         ):
             if value < 0:
                 raise error(Reason.INVALID_LIMIT, f"{name} {value} is negative; 0 leaves it to the broker")
-        max_bytes = min(asked.max_bytes or DEFAULT_MAX_BYTES, self._max_bytes)
+        max_bytes = min(asked.max_bytes or DEFAULT_MAX_BYTES, self.max_bytes)
         wait_s = asked.max_wait_ms / 1000 if asked.max_wait_ms else None
         return _Pace(max_bytes, min(max(asked.min_bytes, 1), max_bytes), wait_s)
 
@@ -186,7 +187,7 @@ class Consuming:
         size_bytes = planned_bytes = budget.allowance(max_bytes)
         while True:
             await budget.reserve(lease, planned_bytes)
-            response = await self._read(reader, size_bytes)
+            response = await self.read(reader, size_bytes)
             if response is None:
                 budget.give_back(lease)
                 return
@@ -198,8 +199,8 @@ class Consuming:
             reader.rewind(offset, records_left)
         await self._write(call, lease, response)
 
-    async def _read(self, reader: Reader, max_bytes: int) -> bytes | None:
-        """The next response, from memory or, in a thread, from the disk."""
+    async def read(self, reader: Reader, max_bytes: int) -> bytes | None:
+        """The next response, from memory or, in a thread, from the disk. Raises what reading raises."""
         try:
             response = reader.read(max_bytes)
             if response is WOULD_BLOCK:

@@ -76,6 +76,9 @@ class LogStarts:
 
         What can't be removed is logged. Raises what the metadata store does.
         """
+        await self._metadata.through(self._advance(partition, offset))
+
+    async def _advance(self, partition: Partition, offset: int) -> None:
         try:
             await self._store.keep_producers(partition, offset)
         except (OSError, TakhinError) as problem:

@@ -6,22 +6,27 @@ Partitions' logs are found by the topic's id, never by its name, and an id is ne
 deleted topic left behind can't become another topic's.
 """
 
+import asyncio
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+from takhin.broker.group_store import GROUP_MEMBERS, StoredGroup, ensure_group, load_members, store_members
 from takhin.broker.sqlite_thread import Schema, SqliteThread
+from takhin.broker.transaction_store import TRANSACTIONS, last_transaction, store_transactions
 from takhin.errors import Reason, TakhinError, error
 from takhin.log.transaction_offsets import TransactionOffsets
+
+T = TypeVar("T")
 
 # Epochs are sfixed32 in batch headers.
 MAX_EPOCH = (1 << 31) - 1
 # What JavaScript clients can hold in a number.
 MAX_PRODUCER_ID = (1 << 53) - 1
 
-# Of version 2.
+# Of version 4.
 _PRODUCERS = (
     # One row: the lowest id that was never reserved.
     "CREATE TABLE producer_ids (id INTEGER PRIMARY KEY CHECK (id = 1), next_id INTEGER NOT NULL) STRICT",
@@ -34,20 +39,16 @@ _PRODUCERS = (
     ) STRICT, WITHOUT ROWID""",
 )
 
-# Of version 3.
-_TRANSACTIONS = (
-    # One row: the number of the last transaction whose offsets are stored.
-    "CREATE TABLE transactions (id INTEGER PRIMARY KEY CHECK (id = 1), last_number INTEGER NOT NULL) STRICT",
-    "INSERT INTO transactions (id, last_number) VALUES (1, 0)",
-)
+# used_ms: when the group was last seen with members; 0: never.
+_GROUP_USE = ("ALTER TABLE consumer_groups ADD COLUMN used_ms INTEGER NOT NULL DEFAULT 0",)
 
 SCHEMA = Schema(
     application_id=int.from_bytes(b"TKMD", "big"),
-    version=3,
-    migrations={1: _PRODUCERS, 2: _TRANSACTIONS},
+    version=5,
+    migrations={1: _GROUP_USE, 2: GROUP_MEMBERS, 3: _PRODUCERS, 4: TRANSACTIONS},
     statements=(
         *_PRODUCERS,
-        *_TRANSACTIONS,
+        *TRANSACTIONS,
         # One row. clean: the last run ended by end_run(). A database that was never run counts as clean.
         f"""CREATE TABLE run (
             id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -96,6 +97,8 @@ SCHEMA = Schema(
         ) STRICT, WITHOUT ROWID""",
         # For the deletion of a topic.
         "CREATE INDEX committed_offsets_by_topic ON committed_offsets (topic_id)",
+        *_GROUP_USE,
+        *GROUP_MEMBERS,
     ),
 )
 
@@ -140,6 +143,28 @@ class OffsetCommit:
 
 
 @dataclass(frozen=True, slots=True)
+class Committed:
+    """What a group has committed for one partition: the next offset to read, and when."""
+
+    offset: int
+    committed_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class OffsetReset:
+    """Where a group is to stand in one partition. `topic` is for messages.
+
+    new_offset gives the offset for the committed one (None: there is none); it runs on the database's thread, and when
+    it raises, nothing is reset.
+    """
+
+    topic_id: int
+    topic: str
+    partition: int
+    new_offset: Callable[[int | None], int]
+
+
+@dataclass(frozen=True, slots=True)
 class ProducerName:
     """A producer's name with its id and its epoch. last_used_ms: by the broker's clock."""
 
@@ -158,6 +183,23 @@ class MetadataStore:
 
     def __init__(self, path: str, on_failure: Callable[[str], None]):
         self._db = SqliteThread(path, SCHEMA, on_failure)
+        self._under_way: set[asyncio.Task[Any]] = set()
+
+    async def through(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, which goes on to its end when who waits for it is cancelled.
+
+        For a change that is to show in memory, or on the disk, as well: it can't be called back once it is queued here,
+        and a call is cancelled whenever its client leaves.
+        """
+        task = asyncio.ensure_future(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return await asyncio.shield(task)
+
+    async def settle(self) -> None:
+        """Return when nothing is under way any more of what was given to through()."""
+        while self._under_way:
+            await asyncio.wait(self._under_way)
 
     def open(self) -> None:
         """Opens or makes the database, and checks it. Blocks. Raises StartError."""
@@ -181,13 +223,20 @@ class MetadataStore:
 
     async def load_topics(self) -> list[TopicRow]:
         """All topics, by name."""
-        return await self._db.read(_load_topics)
+        return await self._db.read(read_topics)
 
     async def create_topic(
         self, name: str, num_partitions: int, configs: dict[str, str], created_ms: int
     ) -> TopicRow:
         """Raises TOPIC_EXISTS. Name, count and configs are the caller's to check."""
         return await self._db.write(lambda db: _create_topic(db, name, num_partitions, configs, created_ms))
+
+    async def update_topic(self, topic_id: int, num_partitions: int, configs: dict[str, str]) -> None:
+        """Replaces the topic's number of partitions and all of its configs. Raises TOPIC_NOT_FOUND.
+
+        Both are the caller's to check; the number must not be lower than before.
+        """
+        await self._db.write(lambda db: _update_topic(db, topic_id, num_partitions, configs))
 
     async def delete_topic(self, topic_id: int) -> None:
         """Removes the topic with all that is kept for it, and groups that had no other commits.
@@ -237,7 +286,7 @@ class MetadataStore:
 
     async def last_transaction(self) -> int:
         """The number of the last transaction whose offsets are stored; 0: there was none."""
-        return await self._db.read(_last_transaction)
+        return await self._db.read(last_transaction)
 
     async def store_transactions(self, transactions: Sequence[TransactionOffsets]) -> int:
         """Store the offsets of transactions that have happened, in the order of their numbers; those that are stored
@@ -245,7 +294,17 @@ class MetadataStore:
 
         Nothing is refused: offsets of topics that are gone are left out, and none goes back.
         """
-        return await self._db.write(lambda db: _store_transactions(db, transactions))
+        return await self._db.write(lambda db: store_transactions(db, transactions))
+    async def reset_offsets(
+        self, group_id: str, resets: Sequence[OffsetReset], now_ms: int, max_groups: int, *, dry_run: bool = False
+    ) -> list[tuple[int | None, int]]:
+        """Commits offsets that may be lower than the committed ones, all or none. Returns (old, new) of each.
+
+        dry_run: only tells what they would be. Raises GROUP_LIMIT, TOPIC_NOT_FOUND, what new_offset raises.
+        """
+        if dry_run:
+            return await self._db.read(lambda db: _offsets_to_reset(db, group_id, resets, max_groups))
+        return await self._db.write(lambda db: _reset_offsets(db, group_id, resets, now_ms, max_groups))
 
     async def list_groups(self) -> list[str]:
         """All groups' ids, sorted by code point."""
@@ -256,6 +315,35 @@ class MetadataStore:
     async def group_offsets(self, group_id: str) -> dict[tuple[int, int], int]:
         """Committed offsets by (topic id, partition). Raises GROUP_NOT_FOUND."""
         return await self._db.read(lambda db: _group_offsets(db, group_id))
+
+    async def group_commits(self, group_id: str) -> dict[tuple[int, int], Committed]:
+        """The group's commits by (topic id, partition). Raises GROUP_NOT_FOUND."""
+        return await self._db.read(lambda db: _group_commits(db, group_id))
+
+    async def expire_groups(self, in_use: Collection[str], now_ms: int, before_ms: int) -> list[str]:
+        """Notes that the groups in_use have members now; removes others without any sign of use since before_ms.
+
+        Signs of use are commits, resets and members that were noted. Returns the ids of the removed ones, sorted.
+        """
+        return await self._db.write(lambda db: _expire_groups(db, in_use, now_ms, before_ms))
+
+    async def ensure_group(self, group_id: str, max_groups: int) -> int:
+        """Makes the group when it is not there. Returns its generation. Raises GROUP_LIMIT."""
+        return await self._db.write(lambda db: _ensure_group(db, group_id, max_groups))
+
+    async def store_members(
+        self, group_id: str, generation: int, members: Sequence[tuple[str, str]], gone: Sequence[str], now_ms: int
+    ) -> dict[tuple[int, int], int]:
+        """Stores members (id and what encode_member gives) in place of what was stored of them, and removes others.
+
+        Makes the group when it is not there, and removes it when that leaves it without members and commits. Returns
+        its committed offsets, by (topic id, partition).
+        """
+        return await self._db.write(lambda db: store_members(db, group_id, generation, members, gone, now_ms))
+
+    async def load_members(self) -> list[StoredGroup]:
+        """All groups with members."""
+        return await self._db.read(load_members)
 
     async def delete_group(self, group_id: str) -> None:
         """Removes the group and its commits. Raises GROUP_NOT_FOUND."""
@@ -303,7 +391,8 @@ def _raise_epoch(db: sqlite3.Connection, at_least: int) -> int:
     return highest + 1
 
 
-def _load_topics(db: sqlite3.Connection) -> list[TopicRow]:
+def read_topics(db: sqlite3.Connection) -> list[TopicRow]:
+    """All topics, by name; a function of the connection, also for tools that read a copy."""
     topics = {
         row[0]: TopicRow(*row)
         for row in db.execute("SELECT id, name, num_partitions, created_ms FROM topics ORDER BY name")
@@ -328,11 +417,26 @@ def _create_topic(
         "INSERT INTO topics (name, num_partitions, created_ms) VALUES (?, ?, ?)", (name, num_partitions, created_ms)
     ).lastrowid
     assert topic_id is not None
+    _add_configs(db, topic_id, configs)
+    return TopicRow(topic_id, name, num_partitions, created_ms, dict(configs))
+
+
+def _add_configs(db: sqlite3.Connection, topic_id: int, configs: dict[str, str]) -> None:
     db.executemany(
         "INSERT INTO topic_configs (topic_id, name, value) VALUES (?, ?, ?)",
         [(topic_id, config, value) for config, value in configs.items()],
     )
-    return TopicRow(topic_id, name, num_partitions, created_ms, dict(configs))
+
+
+def _update_topic(db: sqlite3.Connection, topic_id: int, num_partitions: int, configs: dict[str, str]) -> None:
+    row = db.execute("SELECT num_partitions FROM topics WHERE id = ?", (topic_id,)).fetchone()
+    if row is None:
+        raise _no_such_topic_id(topic_id)
+    if num_partitions < row[0]:
+        raise ValueError(f"topic id {topic_id} has {row[0]} partitions: there cannot be {num_partitions}")
+    db.execute("UPDATE topics SET num_partitions = ? WHERE id = ?", (num_partitions, topic_id))
+    db.execute("DELETE FROM topic_configs WHERE topic_id = ?", (topic_id,))
+    _add_configs(db, topic_id, configs)
 
 
 def _delete_topic(db: sqlite3.Connection, topic_id: int) -> None:
@@ -343,7 +447,8 @@ def _delete_topic(db: sqlite3.Connection, topic_id: int) -> None:
     # A group is its commits: without any it would only count against the limit.
     db.executemany(
         """DELETE FROM consumer_groups WHERE id = :id
-        AND NOT EXISTS (SELECT 1 FROM committed_offsets WHERE group_ref = :id)""",
+        AND NOT EXISTS (SELECT 1 FROM committed_offsets WHERE group_ref = :id)
+        AND NOT EXISTS (SELECT 1 FROM group_members WHERE group_ref = :id)""",
         [{"id": group} for (group,) in groups],
     )
 
@@ -426,31 +531,42 @@ def _check_group_limit(db: sqlite3.Connection, group_id: str, max_groups: int) -
         )
 
 
-def _commit_offsets(
-    db: sqlite3.Connection, group_id: str, rows: Sequence[OffsetCommit], now_ms: int, max_groups: int
-) -> None:
+def _group_ref_or_new(db: sqlite3.Connection, group_id: str, max_groups: int) -> int:
     group = _group_ref(db, group_id)
     if group is None:
         _check_group_limit(db, group_id, max_groups)
         group = db.execute("INSERT INTO consumer_groups (name) VALUES (?)", (group_id,)).lastrowid
+        assert group is not None
+    return group
+
+
+def _ensure_group(db: sqlite3.Connection, group_id: str, max_groups: int) -> int:
+    if _group_ref(db, group_id) is None:
+        _check_group_limit(db, group_id, max_groups)
+        ensure_group(db, group_id)
+    return db.execute("SELECT generation FROM consumer_groups WHERE name = ?", (group_id,)).fetchone()[0]
+
+
+def _commit_offsets(
+    db: sqlite3.Connection, group_id: str, rows: Sequence[OffsetCommit], now_ms: int, max_groups: int
+) -> None:
+    group = _group_ref_or_new(db, group_id, max_groups)
     for row in rows:
         _commit_offset(db, group_id, (group, row.topic_id, row.partition), row, now_ms)
 
 
 def _check_offset(db: sqlite3.Connection, group_id: str, key: tuple[Any, int, int], row: OffsetCommit) -> None:
-    found = db.execute(
-        "SELECT next_offset FROM committed_offsets WHERE group_ref = ? AND topic_id = ? AND partition = ?", key
-    ).fetchone()
-    if found is not None and row.offset < found[0]:
+    found = _committed_offset(db, key)
+    if found is not None and row.offset < found:
         raise error(
             Reason.OFFSET_BEHIND_COMMITTED,
-            f"offset {row.offset} of topic {row.topic!r} partition {row.partition} is lower than {found[0]}, which "
-            f"group {group_id!r} has committed; a commit cannot go back",
+            f"offset {row.offset} of topic {row.topic!r} partition {row.partition} is lower than {found}, which "
+            f"group {group_id!r} has committed; a commit cannot go back, ResetOffsets can",
             group_id=group_id,
             topic=row.topic,
             partition=row.partition,
             offset=row.offset,
-            committed_offset=found[0],
+            committed_offset=found,
         )
 
 
@@ -458,12 +574,24 @@ def _commit_offset(
     db: sqlite3.Connection, group_id: str, key: tuple[Any, int, int], row: OffsetCommit, now_ms: int
 ) -> None:
     _check_offset(db, group_id, key, row)
-    with _naming_missing_topic(row.topic_id, row.topic):
+    _store_offset(db, key, row.topic, row.offset, now_ms)
+
+
+def _committed_offset(db: sqlite3.Connection, key: tuple[Any, int, int]) -> int | None:
+    """key: the group's row, topic id, partition."""
+    found = db.execute(
+        "SELECT next_offset FROM committed_offsets WHERE group_ref = ? AND topic_id = ? AND partition = ?", key
+    ).fetchone()
+    return None if found is None else found[0]
+
+
+def _store_offset(db: sqlite3.Connection, key: tuple[Any, int, int], topic: str, offset: int, now_ms: int) -> None:
+    with _naming_missing_topic(key[1], topic):
         db.execute(
             """INSERT INTO committed_offsets (group_ref, topic_id, partition, next_offset, committed_ms)
             VALUES (?, ?, ?, ?, ?)
             ON CONFLICT DO UPDATE SET next_offset = excluded.next_offset, committed_ms = excluded.committed_ms""",
-            (*key, row.offset, now_ms),
+            (*key, offset, now_ms),
         )
 
 
@@ -475,36 +603,28 @@ def _check_offsets(db: sqlite3.Connection, group_id: str, rows: Sequence[OffsetC
         _check_offset(db, group_id, (group, row.topic_id, row.partition), row)
 
 
-def _last_transaction(db: sqlite3.Connection) -> int:
-    return db.execute("SELECT last_number FROM transactions").fetchone()[0]
-
-
-def _store_transactions(db: sqlite3.Connection, transactions: Sequence[TransactionOffsets]) -> int:
-    last = _last_transaction(db)
-    missing = [transaction for transaction in transactions if transaction.number > last]
-    for transaction in missing:
-        _store_transaction(db, transaction)
-    if missing:
-        db.execute("UPDATE transactions SET last_number = ?", (missing[-1].number,))
-    return len(missing)
-
-
-def _store_transaction(db: sqlite3.Connection, transaction: TransactionOffsets) -> None:
-    rows = [
-        row for row in transaction.offsets if db.execute("SELECT 1 FROM topics WHERE id = ?", row[:1]).fetchone()
-    ]
-    if not rows:
-        return
-    group = _group_ref(db, transaction.group_id)
+def _offsets_to_reset(
+    db: sqlite3.Connection, group_id: str, resets: Sequence[OffsetReset], max_groups: int
+) -> list[tuple[int | None, int]]:
+    group = _group_ref(db, group_id)
     if group is None:
-        group = db.execute("INSERT INTO consumer_groups (name) VALUES (?)", (transaction.group_id,)).lastrowid
-    db.executemany(
-        """INSERT INTO committed_offsets (group_ref, topic_id, partition, next_offset, committed_ms)
-        VALUES (?, ?, ?, ?, ?)
-        ON CONFLICT DO UPDATE SET
-            next_offset = MAX(next_offset, excluded.next_offset), committed_ms = excluded.committed_ms""",
-        [(group, *row, transaction.committed_ms) for row in rows],
-    )
+        _check_group_limit(db, group_id, max_groups)
+    result = []
+    for reset in resets:
+        old = _committed_offset(db, (group, reset.topic_id, reset.partition))
+        result.append((old, reset.new_offset(old)))
+    return result
+
+
+def _reset_offsets(
+    db: sqlite3.Connection, group_id: str, resets: Sequence[OffsetReset], now_ms: int, max_groups: int
+) -> list[tuple[int | None, int]]:
+    offsets = _offsets_to_reset(db, group_id, resets, max_groups)
+    if resets:
+        group = _group_ref_or_new(db, group_id, max_groups)
+        for reset, (_, offset) in zip(resets, offsets, strict=True):
+            _store_offset(db, (group, reset.topic_id, reset.partition), reset.topic, offset, now_ms)
+    return offsets
 
 
 def _group_offsets(db: sqlite3.Connection, group_id: str) -> dict[tuple[int, int], int]:
@@ -513,6 +633,30 @@ def _group_offsets(db: sqlite3.Connection, group_id: str) -> dict[tuple[int, int
         raise _no_such_group(group_id)
     rows = db.execute("SELECT topic_id, partition, next_offset FROM committed_offsets WHERE group_ref = ?", (group,))
     return {(topic_id, partition): offset for topic_id, partition, offset in rows}
+
+
+def _group_commits(db: sqlite3.Connection, group_id: str) -> dict[tuple[int, int], Committed]:
+    group = _group_ref(db, group_id)
+    if group is None:
+        raise _no_such_group(group_id)
+    rows = db.execute(
+        "SELECT topic_id, partition, next_offset, committed_ms FROM committed_offsets WHERE group_ref = ?", (group,)
+    )
+    return {(topic_id, partition): Committed(offset, at_ms) for topic_id, partition, offset, at_ms in rows}
+
+
+def _expire_groups(db: sqlite3.Connection, in_use: Collection[str], now_ms: int, before_ms: int) -> list[str]:
+    db.executemany("UPDATE consumer_groups SET used_ms = ? WHERE name = ?", [(now_ms, name) for name in in_use])
+    idle = db.execute(
+        """SELECT id, name FROM consumer_groups WHERE used_ms < :before
+        AND NOT EXISTS (SELECT 1 FROM committed_offsets WHERE group_ref = id AND committed_ms >= :before)
+        ORDER BY name""",
+        {"before": before_ms},
+    ).fetchall()
+    # in_use once more: the clock may have been set back.
+    expired = [(group, name) for group, name in idle if name not in in_use]
+    db.executemany("DELETE FROM consumer_groups WHERE id = ?", [(group,) for group, _ in expired])
+    return [name for _, name in expired]
 
 
 def _delete_group(db: sqlite3.Connection, group_id: str) -> None:

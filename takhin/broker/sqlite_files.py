@@ -37,15 +37,7 @@ def sum_path(path: str) -> str:
 def leave_sum(path: str) -> None:
     """Write the checksum of the closed database, durably. Raises OSError."""
     files = Files()
-    kept = sum_path(path)
-    fd = files.open(f"{kept}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    try:
-        files.write(fd, _sum_of(files, path), 0)
-        files.sync_data(fd)
-    finally:
-        files.close(fd)
-    files.rename(f"{kept}.new", kept)
-    sync_directory_of(path)
+    files.replace_durably(sum_path(path), _sum_of(files, path))
 
 
 def take_sum(path: str) -> bool:

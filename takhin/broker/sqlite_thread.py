@@ -331,7 +331,7 @@ def _failed_before() -> TakhinError:
 
 def _connect(path: str, schema: Schema) -> sqlite3.Connection:
     """The checked and configured connection. Raises StartError."""
-    _check_files(path)
+    check_files(path)
     try:
         # isolation_level None: no transactions but those written out here.
         db = sqlite3.connect(path, timeout=LOCK_WAIT_S, isolation_level=None)
@@ -352,7 +352,7 @@ def _connect(path: str, schema: Schema) -> sqlite3.Connection:
     return db
 
 
-def _check_files(path: str) -> None:
+def check_files(path: str) -> None:
     """Before SQLite touches them: it would take damage for an end, and remove what lies behind. Raises StartError."""
     try:
         frame = damaged_frame(path)
@@ -369,7 +369,7 @@ def _check_files(path: str) -> None:
 def _prepare(db: sqlite3.Connection, path: str, schema: Schema) -> None:
     # Before the file is first read: in this mode from the start, SQLite keeps the WAL's index in private memory.
     db.execute("PRAGMA locking_mode=EXCLUSIVE")
-    is_new = _check_marks(db, path, schema)
+    is_new = check_marks(db, path, schema)
     findings = _pragma(db, "integrity_check(1)")
     if findings != "ok":
         raise StartError(_damaged(path, findings))
@@ -424,7 +424,7 @@ def _sync_directory(path: str) -> None:
         raise StartError(f"the directory of the metadata database {path} can't be synced: {problem.strerror}") from None
 
 
-def _check_marks(db: sqlite3.Connection, path: str, schema: Schema) -> bool:
+def check_marks(db: sqlite3.Connection, path: str, schema: Schema) -> bool:
     """Whether the file is new and empty. Raises StartError when it is neither that nor one this code can use, perhaps
     after a migration."""
     application_id = _pragma(db, "application_id")

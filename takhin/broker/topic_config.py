@@ -161,6 +161,12 @@ def parse_topic_config(
     return replace(config, **own)
 
 
+def check_config_name(name: str) -> None:
+    """Raises INVALID_CONFIG when there is no such topic config."""
+    if name not in _CONFIGS:
+        raise _unknown(name)
+
+
 def _refusal(name: str, value: str, allowed: str, why: str = "") -> TakhinError:
     reason = f" ({why})" if why else ""
     return error(

@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from takhin.broker.metadata import MetadataStore, TopicRow
-from takhin.broker.topic_config import TopicConfig, parse_topic_config
+from takhin.broker.topic_config import TopicConfig, check_config_name, parse_topic_config
 from takhin.config import Settings
 from takhin.errors import Reason, TakhinError, error
 from takhin.log.partition import Partition
@@ -38,6 +38,15 @@ class Topic:
         return sum(partition.size_bytes for partition in self.partitions)
 
 
+@dataclass(frozen=True, slots=True)
+class TopicChange:
+    """A topic was made, has got more partitions, or was deleted (then num_partitions is 0)."""
+
+    topic_id: int
+    name: str
+    num_partitions: int
+
+
 class Topics:
     """All topics. `epoch` tells in which epoch a new partition begins; clock_ms: milliseconds since the epoch."""
 
@@ -56,8 +65,11 @@ class Topics:
         self._clock_ms = clock_ms
         self._by_name: dict[str, Topic] = {}
         self._by_encoded_name: dict[bytes, Topic] = {}
+        self._by_id: dict[int, Topic] = {}
         self._num_partitions = 0
+        # Taken by who asks for a change, and given back by the change itself, which may outlast him.
         self._changing = asyncio.Lock()
+        self._listeners: list[Callable[[TopicChange], None]] = []
         # Of records; so that whatever was accepted can be delivered.
         self.max_record_bytes = settings.grpc.max_message_bytes - 64 * 1024
 
@@ -87,18 +99,38 @@ class Topics:
         topic = self._by_encoded_name.get(name)
         return topic if topic is not None else self.get(name.decode())
 
+    def with_id(self, topic_id: int) -> Topic | None:
+        """The topic that has this id; None when it is gone."""
+        return self._by_id.get(topic_id)
+
+    def shape(self, name: str) -> tuple[int, int] | None:
+        """The topic's id and number of partitions; None when there is no such topic."""
+        topic = self._by_name.get(name)
+        return (topic.id, len(topic.partitions)) if topic is not None else None
+
     def partition(self, topic_name: str, partition: int) -> Partition:
         """Raises INVALID_TOPIC_NAME, TOPIC_NOT_FOUND, INVALID_PARTITION, PARTITION_NOT_FOUND."""
         return partition_of(self.get(topic_name), partition)
 
     # Changing
 
+    def on_change(self, listener: Callable[[TopicChange], None]) -> None:
+        """listener(change) is called on the event loop, after each change and in their order."""
+        self._listeners.append(listener)
+
+    def _tell(self, topic: Topic, num_partitions: int) -> None:
+        for listener in self._listeners:
+            try:
+                listener(TopicChange(topic.id, topic.name, num_partitions))
+            except Exception:
+                # Its bug: the change stands.
+                logger.exception("a listener failed at a change of topic %r", topic.name)
+
     async def create(
         self, name: str, num_partitions: int, replication_factor: int, configs: dict[str, str]
     ) -> Topic:
         """Raises INVALID_TOPIC_NAME, INVALID_PARTITION_COUNT, INVALID_REPLICATION_FACTOR, INVALID_CONFIG, TOPIC_EXISTS,
         TOPIC_LIMIT, PARTITION_LIMIT."""
-        limits = self._settings.limits
         check_topic_name(name)
         if replication_factor not in (0, 1):
             raise error(
@@ -106,16 +138,15 @@ class Topics:
                 f"replication_factor {replication_factor} is not possible: this broker is one process with one copy of "
                 "the data; leave it at 0 or 1",
             )
-        if num_partitions < 0 or num_partitions > limits.partitions_per_topic:
-            raise error(
-                Reason.INVALID_PARTITION_COUNT,
-                f"num_partitions {num_partitions} is not between 1 and {limits.partitions_per_topic} (0: the default, "
-                f"{self._settings.topics.partitions})",
-                max_partitions=limits.partitions_per_topic,
-            )
+        self._check_partition_count(num_partitions, f"the default, {self._settings.topics.partitions}")
         num_partitions = num_partitions or self._settings.topics.partitions
         config = parse_topic_config(configs, self._settings.topics, self.max_record_bytes)
-        async with self._changing:
+        await self._changing.acquire()
+        return await self._metadata.through(self._create(name, num_partitions, configs, config))
+
+    async def _create(self, name: str, num_partitions: int, configs: dict[str, str], config: TopicConfig) -> Topic:
+        limits = self._settings.limits
+        try:
             if name in self._by_name:
                 raise error(Reason.TOPIC_EXISTS, f"topic {name!r} exists already", topic=name)
             if len(self._by_name) >= limits.topics:
@@ -123,28 +154,115 @@ class Topics:
                     Reason.TOPIC_LIMIT, f"there are {limits.topics} topics, as many as this broker takes",
                     max_topics=limits.topics,
                 )
-            if self._num_partitions + num_partitions > limits.partitions:
-                raise error(
-                    Reason.PARTITION_LIMIT,
-                    f"there are {self._num_partitions} partitions; with {num_partitions} more there would be more than "
-                    f"the {limits.partitions} that this broker takes",
-                    max_partitions=limits.partitions,
-                )
+            self._check_room(num_partitions)
             row = await self._metadata.create_topic(name, num_partitions, configs, self._clock_ms())
-            return self._add(row, config, [RecoveredPartition()] * num_partitions)
+            topic = self._add(row, config, [RecoveredPartition()] * num_partitions)
+            self._tell(topic, num_partitions)
+            return topic
+        finally:
+            self._changing.release()
+
+    async def update(
+        self, name: str, num_partitions: int, configs: dict[str, str], reset_configs: Sequence[str]
+    ) -> Topic:
+        """Set configs, set others back to the broker's defaults, add partitions (num_partitions 0: as it is).
+
+        All of it or nothing; durable when it returns. Raises INVALID_TOPIC_NAME, TOPIC_NOT_FOUND, NOTHING_TO_UPDATE,
+        INVALID_PARTITION_COUNT, PARTITION_LIMIT, INVALID_CONFIG.
+        """
+        self.get(name)
+        self._check_partition_count(num_partitions, "as many as there are")
+        # By themselves: what was set earlier counts as it does at a start.
+        parse_topic_config(configs, self._settings.topics, self.max_record_bytes)
+        for config in reset_configs:
+            check_config_name(config)
+            if config in configs:
+                raise error(
+                    Reason.INVALID_CONFIG, f"{config} is to be set and to be reset; one of them is possible",
+                    config=config,
+                )
+        if not (num_partitions or configs or reset_configs):
+            raise error(
+                Reason.NOTHING_TO_UPDATE, "the request has no num_partitions, no configs and no reset_configs"
+            )
+        await self._changing.acquire()
+        return await self._metadata.through(self._update(name, num_partitions, configs, reset_configs))
+
+    async def _update(
+        self, name: str, num_partitions: int, configs: dict[str, str], reset_configs: Sequence[str]
+    ) -> Topic:
+        try:
+            topic = self.get(name)
+            before = len(topic.partitions)
+            num_partitions = num_partitions or before
+            if num_partitions < before:
+                raise error(
+                    Reason.INVALID_PARTITION_COUNT,
+                    f"num_partitions {num_partitions} is less than the {before} that {name!r} has: partitions can only "
+                    "become more",
+                    topic=name, num_partitions=before,
+                )
+            self._check_room(num_partitions - before)
+            kept = {config: value for config, value in topic.configs.items() if config not in reset_configs}
+            row = TopicRow(topic.id, name, num_partitions, topic.created_ms, kept | configs)
+            config = self._stored_config(row)
+            await self._metadata.update_topic(row.id, num_partitions, row.configs)
+            topic.configs, topic.config = row.configs, config
+            for partition in topic.partitions:
+                partition.configure(config)
+            epoch = self._epoch()
+            topic.partitions += [
+                self._store.open_partition(spec, RecoveredPartition(), epoch)
+                for spec in self._specs(row, config)[before:]
+            ]
+            self._num_partitions += num_partitions - before
+            if num_partitions > before:
+                self._tell(topic, num_partitions)
+            return topic
+        finally:
+            self._changing.release()
 
     async def delete(self, name: str) -> None:
         """Delete the topic, its records and the commits for it. Raises INVALID_TOPIC_NAME, TOPIC_NOT_FOUND."""
-        async with self._changing:
+        await self._changing.acquire()
+        await self._metadata.through(self._delete(name))
+
+    async def _delete(self, name: str) -> None:
+        try:
             topic = self.get(name)
             await self._metadata.delete_topic(topic.id)
             del self._by_name[topic.name]
             del self._by_encoded_name[topic.name.encode()]
+            del self._by_id[topic.id]
             self._num_partitions -= len(topic.partitions)
             gone = _not_found(name)
             for partition in topic.partitions:
                 self._store.close_partition(partition, gone.reason, gone.message)
+            self._tell(topic, 0)
+        finally:
+            self._changing.release()
         await self.remove_files(topic.id)
+
+    def _check_partition_count(self, num_partitions: int, zero: str) -> None:
+        """zero: what 0 means. Raises INVALID_PARTITION_COUNT."""
+        maximum = self._settings.limits.partitions_per_topic
+        if not 0 <= num_partitions <= maximum:
+            raise error(
+                Reason.INVALID_PARTITION_COUNT,
+                f"num_partitions {num_partitions} is not between 1 and {maximum} (0: {zero})",
+                max_partitions=maximum,
+            )
+
+    def _check_room(self, more: int) -> None:
+        """Raises PARTITION_LIMIT when there is no room for so many more partitions."""
+        maximum = self._settings.limits.partitions
+        if more and self._num_partitions + more > maximum:
+            raise error(
+                Reason.PARTITION_LIMIT,
+                f"there are {self._num_partitions} partitions; with {more} more there would be more than the {maximum} "
+                "that this broker takes",
+                max_partitions=maximum,
+            )
 
     async def remove_files(self, topic_id: int) -> None:
         """Remove what a deleted topic left; what can't be removed now is tried again at the next start."""
@@ -190,6 +308,7 @@ class Topics:
         )
         self._by_name[topic.name] = topic
         self._by_encoded_name[topic.name.encode()] = topic
+        self._by_id[topic.id] = topic
         self._num_partitions += len(topic.partitions)
         return topic
 

@@ -142,6 +142,13 @@ class Transactions:
         now_ms = self._clock_ms()
         offsets = [(row.topic_id, row.partition, row.offset) for row in rows]
 
+        def admit() -> Repeated | None:
+            repeated = self._admit(appends)
+            if repeated is None and rows:
+                # Who lost a partition meanwhile may not move its offset.
+                self._groups.check_committer(scan.group_id, rows, scan.member_id, _generation(scan))
+            return repeated
+
         async def check() -> None:
             if rows:
                 await self._metadata.check_offsets(scan.group_id, rows, self._limits.groups)
@@ -153,7 +160,7 @@ class Transactions:
             [TransactionAppend(each.partition, each.records, each.records_bytes, self._appending(each))
              for each in appends],
             encode_offsets(scan.group_id, now_ms, offsets) if rows else b"",
-            lambda: self._admit(appends), check, store,
+            admit, check, store,
         ))
 
     async def _rows(self, scan: TransactionRequest) -> list[OffsetCommit]:
@@ -162,7 +169,7 @@ class Transactions:
             if scan.group_id:
                 raise error(Reason.MALFORMED_REQUEST, "the transaction has a group_id and no offsets to commit for it")
             return []
-        return await self._groups.prepare(scan.group_id, scan.offsets)
+        return await self._groups.prepare(scan.group_id, scan.offsets, scan.member_id, _generation(scan))
 
     def _appends(self, requests: list[bytes]) -> list[_Append]:
         if not requests:
@@ -256,3 +263,8 @@ class Transactions:
                     raise
                 logger.warning("the offsets of transaction %d can't be stored yet: the disk is full", offsets.number)
             await asyncio.sleep(transaction.STORE_AGAIN_S)
+
+
+def _generation(scan: TransactionRequest) -> int | None:
+    """As CommitOffset has it: None for somebody who is no member."""
+    return scan.generation if scan.member_id or scan.generation else None

@@ -13,6 +13,7 @@ from takhin.cli.metadata_view import MetadataError, MetadataView, read_metadata
 from takhin.cli.partition_audit import PartitionAudit, audit_partition
 from takhin.cli.segment_audit import DAMAGE, NOTE, TORN
 from takhin.cli.show import count_of
+from takhin.log.replay import KEPT_FOR
 
 # What a data directory consists of; any one of these makes a directory one.
 _OURS = ("meta.db", "topics", "journal", "LOCK")
@@ -155,12 +156,17 @@ class Auditor:
         self.audit.journal_damage = journal.damage
         if journal.damage is not None:
             self._tell(DAMAGE, directory, None, f"{journal.damage}; no log's end is taken for torn because of it")
-        elif journal.entries:
+        elif journal.entries and journal.kept_for is None:
             self._tell(NOTE, directory, None, f"it holds {count_of(journal.entries, 'commit')} for the next start")
         for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
             path = os.path.join(directory, name)
             if _JOURNAL_SET_ASIDE.fullmatch(name):
                 self._tell(NOTE, path, None, f"set aside by a recovery, {count_of(os.lstat(path).st_size, 'byte')}")
+            elif name == KEPT_FOR:
+                what = "the journal is kept for damaged partitions" if journal.kept_for is not None else (
+                    "it should tell for which partitions the journal is kept, and is damaged: that counts as all"
+                )
+                self._tell(NOTE, path, None, what)
             elif path not in journal.paths:
                 self._tell(NOTE, path, None, "no file of the journal; nobody reads it")
         return journal

@@ -24,6 +24,7 @@ class JournalView:
         self._files = Files()
         self._saved = read_journal(self._files, os.path.join(data_dir, "journal"))
         self.damage = self._saved.damage
+        self.kept_for = self._saved.kept_for
         self.entries = self._saved.entries
         self.paths = tuple(self._saved.paths)
 
@@ -38,16 +39,20 @@ class JournalView:
 
     @property
     def keys(self) -> list[Key]:
-        """The partitions that it has something of."""
-        return sorted(self._saved.parts)
+        """The partitions that it has something of that may still be needed."""
+        return sorted(filter(self._saved.concerns, self._saved.parts))
+
+    def is_damaged(self, key: Key) -> bool:
+        """Whether it may have told more of the partition than can be read now."""
+        return self.damage is not None and self._saved.concerns(key)
 
     def end(self, key: Key) -> int:
         """The offset up to which it tells of the partition; 0 when it does not."""
-        return self._saved.ends.get(key, 0)
+        return self._saved.ends.get(key, 0) if self._saved.concerns(key) else 0
 
     def differs(self, key: Key, directory: str, log_start: int) -> bool:
         """Whether the segments in the directory lack anything that it has whole. Raises OSError."""
-        parts = self._saved.parts.get(key, [])
+        parts = self._saved.parts.get(key, []) if self._saved.concerns(key) else []
         # Segments that are out of the log are not made again.
         ends = {saved.part.segment_base_offset: saved.part.next_offset for saved in parts}
         return any(
@@ -96,3 +101,11 @@ class JournalView:
             # What keeps it from following on what is there, the audit of the result will show.
             restore_parts(self._files, restored, parts, log_start)
             yield restored
+
+    def write_again(self, key: Key, directory: str, log_start: int) -> None:
+        """Write what it holds of the partition to its segments, which have the same bytes, once more, and sync them.
+
+        After a sync that failed, the cache may have pages that count as written and never reached the disk.
+        Raises OSError.
+        """
+        restore_parts(self._files, directory, self._saved.parts.get(key, []), log_start)

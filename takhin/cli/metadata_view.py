@@ -6,8 +6,8 @@ import sqlite3
 import tempfile
 from dataclasses import dataclass
 
-from takhin.broker.metadata import SCHEMA, TopicRow, _load_topics
-from takhin.broker.sqlite_thread import _check_files, _check_marks
+from takhin.broker.metadata import SCHEMA, TopicRow, read_topics
+from takhin.broker.sqlite_thread import check_files, check_marks
 from takhin.errors import StartError
 
 _FILES = ("meta.db", "meta.db-wal", "meta.db.sum")
@@ -39,7 +39,7 @@ def read_metadata(data_dir: str) -> MetadataView | None:
             if os.path.exists(os.path.join(data_dir, name)):
                 shutil.copyfile(os.path.join(data_dir, name), os.path.join(directory, name))
         try:
-            _check_files(os.path.join(directory, "meta.db"))
+            check_files(os.path.join(directory, "meta.db"))
             db = sqlite3.connect(os.path.join(directory, "meta.db"), isolation_level=None)
             try:
                 return _read(db, os.path.join(data_dir, "meta.db"))
@@ -52,7 +52,7 @@ def read_metadata(data_dir: str) -> MetadataView | None:
 
 
 def _read(db: sqlite3.Connection, path: str) -> MetadataView | None:
-    if _check_marks(db, path, SCHEMA):
+    if check_marks(db, path, SCHEMA):
         return None  # the first start was killed before it had made the tables
     findings = [row[0] for row in db.execute("PRAGMA integrity_check(10)")]
     if findings != ["ok"]:
@@ -73,4 +73,4 @@ def _read(db: sqlite3.Connection, path: str) -> MetadataView | None:
         )
     }
     deleted = frozenset(row[0] for row in db.execute("SELECT topic_id FROM deleted_topics"))
-    return MetadataView(run[0], bool(run[1]), _load_topics(db), deleted, highest[0] if highest else 0, commits)
+    return MetadataView(run[0], bool(run[1]), read_topics(db), deleted, highest[0] if highest else 0, commits)

@@ -11,11 +11,17 @@ from takhin.cli.show import count_of
 from takhin.cli.snapshot_view import read_snapshot_file
 from takhin.log.files import Files
 from takhin.log.producers import SNAPSHOT_NAME
-from takhin.log.recovery import PASSING, _any_proves, _base_offsets, _Place, _was_durable
+from takhin.log.recovery import (
+    INDEX_FILE,
+    PASSING,
+    SEGMENT_FILE,
+    Place,
+    any_proves,
+    base_offsets,
+    was_durable,
+)
 from takhin.log.segment import FileCache, Segment, segment_name
 
-_SEGMENT = re.compile(r"(\d{20})\.log")
-_INDEX = re.compile(r"(\d{20})\.index")
 _SET_ASIDE = re.compile(r"\d{20}\.log\.torn-at-\d+(\.\d+)?")
 _OPEN_FILES = 64
 
@@ -117,20 +123,25 @@ def audit_partition(audit: PartitionAudit, tell: Tell, journal: JournalView, *, 
     """
     key = (audit.topic_id, audit.partition)
     # Of a damaged journal nobody knows how far it went: then no tail is taken for torn.
-    knows_end = was_clean or journal.damage is not None
-    if not journal.differs(key, audit.directory, audit.log_start):
-        _audit_files(audit, audit.directory, tell, journal.end(key), knows_end)
-        return
+    knows_end = was_clean or journal.is_damaged(key)
     told: list[tuple[str, str, int | None, str]] = []
     as_it_is = replace(audit, segments=[], removable=[], stray_indexes={}, snapshot_offset=0)
     _audit_files(as_it_is, audit.directory, lambda *finding: told.append(finding), journal.end(key), knows_end)
     restored = replace(audit, segments=[], removable=[], stray_indexes={}, snapshot_offset=0, restores=True)
     told_restored: list[tuple[str, str, int | None, str]] = []
-    with journal.restored(key, audit.directory, audit.log_start) as directory:
-        _audit_files(
-            restored, directory, lambda *finding: told_restored.append(finding), journal.end(key), knows_end
-        )
-    if restored.is_damaged and restored.next_offset <= as_it_is.next_offset:
+    try:
+        differs = journal.differs(key, audit.directory, audit.log_start)
+        if differs:
+            with journal.restored(key, audit.directory, audit.log_start) as directory:
+                _audit_files(
+                    restored, directory, lambda *finding: told_restored.append(finding), journal.end(key), knows_end
+                )
+    except OSError as problem:
+        # What can't be read or written is told as it is.
+        if isinstance(problem, PermissionError) or problem.errno in PASSING:
+            raise
+        differs = False
+    if not differs or (restored.is_damaged and restored.next_offset <= as_it_is.next_offset):
         # What it holds does not follow on what is there.
         restored, told_restored = as_it_is, told
     for each in fields(audit):
@@ -152,7 +163,7 @@ def _audit_files(audit: PartitionAudit, directory: str, tell: Tell, proven_offse
         names = sorted(os.listdir(directory))
     except FileNotFoundError:
         names = []
-    bases = _base_offsets(_SEGMENT, names)
+    bases = base_offsets(SEGMENT_FILE, names)
     _other_files(audit, directory, names, bases, tell_path)
     for base_offset in bases:
         path = os.path.join(directory, segment_name(base_offset))
@@ -200,13 +211,13 @@ def judge(audit: PartitionAudit, directory: str) -> Verdict | None:
     The one place that tells a torn tail from damage; a test holds it against recovery itself.
     """
     segments = audit.segments
-    place = _Place(FileCache(Files(), _OPEN_FILES), directory, audit.topic_id, audit.partition)
+    place = Place(FileCache(Files(), _OPEN_FILES), directory, audit.topic_id, audit.partition)
     proven_offset = max([audit.proven_offset, audit.snapshot_offset, *audit.stray_indexes.values()])
 
     def is_torn(missing: int, number: int) -> bool:
         """Whether nothing, the segments from that number on included, proves that the log went on at that offset."""
         later = [segment.base_offset for segment in segments[number:]]
-        return not (audit.knows_end or proven_offset > missing or _any_proves(place, later, missing))
+        return not (audit.knows_end or proven_offset > missing or any_proves(place, later, missing))
 
     expected = min(segments[0].base_offset, audit.log_start) if segments else audit.log_start
     for number, segment in enumerate(segments):
@@ -241,14 +252,14 @@ def judge(audit: PartitionAudit, directory: str) -> Verdict | None:
     return None
 
 
-def _ends_unproven(place: _Place, segment: SegmentAudit, missing: int) -> bool:
+def _ends_unproven(place: Place, segment: SegmentAudit, missing: int) -> bool:
     """Whether nothing in a damaged segment, or its index, proves that the offset was on the disk."""
     if (segment.index_vouches_bytes or 0) > segment.whole_bytes:
         return False
     scanned, _ = Segment.scanned(
         place.cache, place.directory, place.topic_id, place.partition, segment.base_offset
     )
-    return not _was_durable(scanned, missing)
+    return not was_durable(scanned, missing)
 
 
 def _tell_verdict(audit: PartitionAudit, tell: Tell) -> None:
@@ -285,14 +296,14 @@ def _other_files(audit: PartitionAudit, directory: str, names: list[str], bases:
         path = os.path.join(directory, name)
         if _SET_ASIDE.fullmatch(name):
             tell(NOTE, path, None, f"set aside by a recovery, {count_of(os.lstat(path).st_size, 'byte')}")
-        elif match := _INDEX.fullmatch(name):
+        elif match := INDEX_FILE.fullmatch(name):
             if int(match[1]) not in bases:
                 _stray_index(audit, path, int(match[1]), tell)
         elif name == SNAPSHOT_NAME:
             _snapshot(audit, path, tell)
         elif name.endswith((".index.new", f"{SNAPSHOT_NAME}.new")):
             pass  # one that was being written when the broker died
-        elif not _SEGMENT.fullmatch(name):
+        elif not SEGMENT_FILE.fullmatch(name):
             tell(NOTE, path, None, "no file of the log; nobody reads it")
 
 

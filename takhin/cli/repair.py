@@ -16,6 +16,7 @@ from typing import Any
 from takhin.broker.metadata import MetadataStore
 from takhin.cli.command import EXIT_FAILED, EXIT_OK, CommandError
 from takhin.cli.data_audit import Auditor, DataAudit, Finding, locked
+from takhin.cli.journal_view import JournalView
 from takhin.cli.partition_audit import PartitionAudit, Verdict, judge
 from takhin.cli.segment_audit import SegmentAudit
 from takhin.cli.show import count_of, print_json
@@ -24,6 +25,7 @@ from takhin.cli.verify import print_finding, print_summary
 from takhin.errors import TakhinError
 from takhin.log.files import Files
 from takhin.log.producers import SNAPSHOT_NAME
+from takhin.log.replay import keep_for
 from takhin.log.segment import FileCache, Segment
 
 SET_ASIDE = "set-aside"
@@ -68,7 +70,8 @@ def repair(directory: str, *, dry_run: bool, yes: bool, as_json: bool) -> int:
         findings: list[Finding] = []
         audit = Auditor(directory, findings.append).run()
         plans = plans_of(audit)
-        if not plans and audit.journal_damage is None:
+        needing = needing_the_journal(audit, plans)
+        if not plans and (needing or audit.journal_damage is None):
             for finding in findings:
                 if finding.severity == "damage":
                     print_finding(out, finding, as_json)
@@ -79,7 +82,7 @@ def repair(directory: str, *, dry_run: bool, yes: bool, as_json: bool) -> int:
         _refuse_what_is_not_ready(audit)
         for plan in plans:
             _print_plan(out, directory, plan, as_json)
-        _print_journal(out, audit, as_json)
+        _print_journal(out, audit, needing, as_json)
         if dry_run or not (yes or _agreed(out)):
             if not as_json:
                 out.line("nothing was changed")
@@ -188,17 +191,20 @@ def _print_plan(out: Output, data_dir: str, plan: Plan, as_json: bool) -> None:
         out.line(f"  set aside: {', '.join(os.path.basename(each) for each in files[:_NAMED_FILES])}{more}")
 
 
-def _print_journal(out: Output, audit: DataAudit, as_json: bool) -> None:
+def _print_journal(out: Output, audit: DataAudit, needing: set[tuple[int, int]], as_json: bool) -> None:
     """It goes too: it would be written to segments that are cut then, or it is damaged itself."""
     if not audit.journal_paths:
         return
-    files = [os.path.relpath(each, audit.data_dir) for each in audit.journal_paths]
+    files = [] if needing else [os.path.relpath(each, audit.data_dir) for each in audit.journal_paths]
     if as_json:
         print_json(out, type="repair_journal", what=audit.journal_damage, set_aside=files)
         return
     what = audit.journal_damage or f"all that follows on its segments is in them ({audit.journal_entries} commits)"
     out.line(f"journal: {what}")
-    out.line(f"  set aside: {', '.join(files)}")
+    if needing:
+        out.line(f"  kept for {count_of(len(needing), 'partition')} that can't be repaired here")
+    else:
+        out.line(f"  set aside: {', '.join(files)}")
 
 
 def _plan_fields(plan: Plan, path: str, files: list[str]) -> dict[str, Any]:
@@ -217,7 +223,8 @@ def _plan_fields(plan: Plan, path: str, files: list[str]) -> dict[str, Any]:
 
 def carry_out(audit: DataAudit, plans: list[Plan]) -> tuple[str, int]:
     """Do it. Gives the directory that has what was taken out, and the epoch. Raises OSError, CommandError."""
-    aside = _make_room(audit.data_dir, plans, bool(audit.journal_paths))
+    moves_journal = bool(audit.journal_paths) and not needing_the_journal(audit, plans)
+    aside = _make_room(audit.data_dir, plans, moves_journal)
     try:
         for plan in plans:
             _copy_aside(audit.data_dir, aside, plan)
@@ -237,27 +244,49 @@ def carry_out(audit: DataAudit, plans: list[Plan]) -> tuple[str, int]:
         _move_aside(audit.data_dir, aside, plan)
         _cut(plan)
     # Last: until then it may be all that proves what is damaged.
-    if audit.journal_paths:
+    needing = needing_the_journal(audit, plans)
+    if needing:
+        keep_for(Files(), os.path.dirname(audit.journal_paths[0]), needing)
+    elif audit.journal_paths:
         for path in audit.journal_paths:
             os.rename(path, os.path.join(aside, "journal", os.path.basename(path)))
         _sync(os.path.join(aside, "journal"), os.path.dirname(audit.journal_paths[0]))
     return aside, epoch
 
 
+def needing_the_journal(audit: DataAudit, plans: list[Plan]) -> set[tuple[int, int]]:
+    """(topic id, partition) of those that stay damaged, of which the journal tells something."""
+    tells = [each for each in audit.partitions if each.proven_offset or audit.journal_damage is not None]
+    damaged = {(each.topic_id, each.partition) for each in tells if each.is_damaged}
+    return damaged - {(plan.audit.topic_id, plan.audit.partition) for plan in plans}
+
+
 def _sync_what_the_journal_covers(audit: DataAudit) -> None:
     """What a killed broker had in the journal on the disk may be in the segments only in the cache."""
-    for partition in audit.partitions:
-        if audit.journal_paths and partition.proven_offset:
+    with JournalView(audit.data_dir) as journal:
+        for partition in audit.partitions:
+            key = (partition.topic_id, partition.partition)
+            if not journal.end(key):
+                continue
+            if not partition.is_damaged:
+                journal.write_again(key, partition.directory, partition.log_start)
+                continue
+            # Who may lack some of it. What is cut is written again with its index.
             for segment in partition.segments:
-                fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    os.fdatasync(fd)
-                finally:
-                    os.close(fd)
+                if not segment.unreadable:
+                    _sync_file(segment.path)
             _sync(partition.directory, os.path.dirname(partition.directory))
 
 
-def _make_room(data_dir: str, plans: list[Plan], has_journal: bool) -> str:
+def _sync_file(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
+
+
+def _make_room(data_dir: str, plans: list[Plan], moves_journal: bool) -> str:
     """A new directory under a new number. Raises CommandError: there is no room for the copies."""
     top = os.path.join(data_dir, SET_ASIDE)
     os.makedirs(top, mode=0o750, exist_ok=True)
@@ -268,7 +297,7 @@ def _make_room(data_dir: str, plans: list[Plan], has_journal: bool) -> str:
     numbers = [int(name) for name in os.listdir(top) if name.isdigit()]
     aside = os.path.join(top, str(max(numbers, default=0) + 1))
     os.mkdir(aside, mode=0o750)
-    if has_journal:
+    if moves_journal:
         os.mkdir(os.path.join(aside, "journal"), mode=0o750)
     return aside
 
@@ -360,6 +389,8 @@ def _index_again(cache: FileCache, audit: PartitionAudit, each: SegmentAudit) ->
     segment, damage = Segment.scanned(cache, audit.directory, audit.topic_id, audit.partition, each.base_offset)
     if damage is not None:
         raise CommandError(f"{each.path}: {damage}; the disk gives something else than before")
+    # It vouches for what a killed broker may have left in the cache only.
+    segment.rewrite(each.base_offset)
     segment.sync()
     segment.write_index()
     segment.close()

@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         add_help=False,
     )
     titles = {"": "server", "grpc": "connections and messages, [grpc]", "topics": "defaults for topics, [topics]",
-              "limits": "limits, [limits]"}
+              "groups": "consumer groups, [groups]", "limits": "limits, [limits]"}
     groups = {section: parser.add_argument_group(title) for section, title in titles.items()}
     for option in options():
         groups[option.section].add_argument(

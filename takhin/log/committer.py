@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 # How often partitions are looked at whose flush.ms may have passed.
 FLUSH_CHECK_S = 0.05
-# What only the journal holds on the disk is synced to its segment after so long.
+# What only the journal holds on the disk is synced to its segment after so long, a new segment's name likewise.
 BEHIND_S = 10.0
 # Syncs of so many partitions are under way at once: each holds its files and directories open.
 MAX_COMMITS = 64
@@ -457,7 +457,11 @@ class Committer:
         surplus = len(self._unsynced_since_s) - self._max_unsynced
         for number, (partition, since_s) in enumerate(self._unsynced_since_s.items()):
             age_s = now_s - since_s
-            if number < surplus or age_s >= BEHIND_S or (partition.dirty and 0 <= partition.flush_ms <= age_s * 1000):
+            if (
+                number < surplus
+                or (age_s >= BEHIND_S and (partition.synced_offset < partition.durable_offset or not partition.dirty))
+                or (partition.dirty and 0 <= partition.flush_ms <= age_s * 1000)
+            ):
                 self._behind.queue[partition] = None
         self._go_on()
 

@@ -133,32 +133,28 @@ cdef class Files:
         _check(result, None)
 
     def replace(self, str path not None, bytes data not None):
-        """The file holds data, or, when this fails or is cut short, what it held before. Nothing is synced."""
-        beside = path + ".new"
-        fd = self.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        try:
-            self.write(fd, data, 0)
-        except OSError:
-            self.close(fd)
-            self.unlink(beside)
-            raise
-        self.close(fd)
-        self.rename(beside, path)
+        """The file holds data, or, when this fails or is cut short, what it held before. Nothing is synced: after a
+        power cut it may hold a part of data."""
+        self._replace(path, data, False)
 
-    def replace_synced(self, str path not None, bytes data not None):
-        """As replace, and what the file holds is on the disk under its name after this."""
+    def replace_durably(self, str path not None, bytes data not None):
+        """The file holds data, on the disk, or, when this fails or is cut short, what it held before."""
+        self._replace(path, data, True)
+        self.sync_directory(os.path.dirname(path) or ".")
+
+    def _replace(self, str path not None, bytes data not None, bint synced):
         beside = path + ".new"
         fd = self.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             self.write(fd, data, 0)
-            self.sync_data(fd)
+            if synced:
+                self.sync_data(fd)
         except OSError:
             self.close(fd)
             self.unlink(beside)
             raise
         self.close(fd)
         self.rename(beside, path)
-        self.sync_directory(os.path.dirname(path))
 
     def sync_data(self, int fd):
         """What was written to the file, and the size needed to read it, are on the disk after this."""

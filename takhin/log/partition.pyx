@@ -290,15 +290,12 @@ cdef class Partition:
                     self.active = last
                     self._checkpoint_bytes = last.size_bytes
                     return
-            self._make_directories()
+            topic_directory = os.path.dirname(self.directory)
+            self.cache.files.make_directory(topic_directory)
+            self.cache.files.make_directory(self.directory)
             self._add_segment(now_ms)
         except OSError as problem:
             raise self._storage_error(problem) from None
-
-    def _make_directories(self):
-        topic_directory = os.path.dirname(self.directory)
-        self.cache.files.make_directory(topic_directory)
-        self.cache.files.make_directory(self.directory)
         # Whoever made them, before our D moves their names have to be on the disk.
         self._unsynced_directories += [os.path.dirname(topic_directory), topic_directory]
 
@@ -623,14 +620,16 @@ cdef class Partition:
             return
         self.synced_offset = max(self.synced_offset, target)
         checkpoint, self._checkpoint = self._checkpoint, None
-        if checkpoint is not None:
+        # Of what was removed while the sync ran, and in the directory of a deleted topic, no index is left behind.
+        if checkpoint is not None and checkpoint[0] in self.segments and not self.failure_is_final:
             segment, summary, count = checkpoint
             try:
                 segment.write_checkpoint(summary, count)
             except OSError:
                 # Then the next start scans from the one before it.
                 pass
-        self._index_sealed()
+        if not self.failure_is_final:
+            self._index_sealed()
         self._move_durable(target)
 
     def _move_durable(self, int64_t target):

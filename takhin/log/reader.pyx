@@ -370,6 +370,8 @@ cdef class Reader:
         batch = <uint8_t*>malloc(size)
         if batch == NULL:
             raise MemoryError()
+        # What can't be read in full is cut.
+        fault = BATCH_CUT
         try:
             with nogil:
                 got = partition.cache.files.read_full(fd, batch, size, self._position, cached)
@@ -378,7 +380,7 @@ cdef class Reader:
             if cached and (got == -FILES_WOULD_BLOCK or 0 <= got < <ssize_t>size):
                 return WOULD_BLOCK
             _check_read(got)
-            if fault or got < <ssize_t>size or not header.base_offset <= self.next_offset < header.next_offset:
+            if fault or not header.base_offset <= self.next_offset < header.next_offset:
                 self._damaged()
             if header.next_offset - header.base_offset != <int64_t>header.record_count:
                 # Records were taken out of it, which nothing does yet: counting does not tell where an offset is.

@@ -30,8 +30,8 @@ from takhin.log.segment import FileCache, Segment, segment_name
 
 logger = logging.getLogger(__name__)
 
-_NAME = re.compile(r"(\d{20})\.log")
-_INDEX_NAME = re.compile(r"(\d{20})\.index")
+SEGMENT_FILE = re.compile(r"(\d{20})\.log")
+INDEX_FILE = re.compile(r"(\d{20})\.index")
 _COPY_BYTES = 1024 * 1024
 # They are sfixed64 in headers.
 MAX_OFFSET = (1 << 63) - 1
@@ -59,8 +59,8 @@ class RecoveredPartition:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Whose files are where."""
+class Place:
+    """Where a partition has its files, and whose they are."""
 
     cache: FileCache
     directory: str
@@ -79,7 +79,7 @@ def recover_partition(
     partition's: a full disk, no more file descriptors.
     """
     found = RecoveredPartition()
-    place = _Place(cache, directory, topic_id, partition)
+    place = Place(cache, directory, topic_id, partition)
     key = (topic_id, partition)
     parts = journal.parts.get(key, []) if journal is not None else []
     proven_offset = journal.ends.get(key, 0) if journal is not None else 0
@@ -91,9 +91,9 @@ def recover_partition(
             names = cache.files.list_directory(directory)
         except FileNotFoundError:
             names = []
-        bases = _base_offsets(_NAME, names)
+        bases = base_offsets(SEGMENT_FILE, names)
         # An index file alone vouches for a segment that is gone.
-        for base_offset in set(_base_offsets(_INDEX_NAME, names)) - set(bases):
+        for base_offset in set(base_offsets(INDEX_FILE, names)) - set(bases):
             summary = _segment(place, base_offset).read_summary()
             proven_offset = max(proven_offset, summary.next_offset if summary is not None else 0)
         if producers is not None and SNAPSHOT_NAME in names:
@@ -114,14 +114,14 @@ def recover_partition(
     return found
 
 
-def _base_offsets(pattern: re.Pattern[str], names: list[str]) -> list[int]:
+def base_offsets(pattern: re.Pattern[str], names: list[str]) -> list[int]:
     """Of the names that are a segment's or an index's: not all numbers of 20 digits are offsets."""
     numbers = [int(match[1]) for name in names if (match := pattern.fullmatch(name))]
     return [number for number in numbers if number <= MAX_OFFSET]
 
 
 def _recover(
-    place: _Place, bases: list[int], log_start_offset: int, proven_offset: int, knows_end: bool,
+    place: Place, bases: list[int], log_start_offset: int, proven_offset: int, knows_end: bool,
     found: RecoveredPartition,
 ) -> None:
     """knows_end: whatever is missing was there once. proven_offset: so was what lies below."""
@@ -147,7 +147,7 @@ def _recover(
             later = bases[position:]
             overlaps = base_offset < expected
             missing = max(expected, log_start_offset)
-            if knows_end or overlaps or proven_offset > missing or _any_proves(place, later, missing):
+            if knows_end or overlaps or proven_offset > missing or any_proves(place, later, missing):
                 found.damage = where
             else:
                 # The end of the one before it had not reached the disk, though it ends with a whole batch; or its name.
@@ -169,8 +169,8 @@ def _recover(
                 # What lies below the log's start is gone anyway.
                 missing = max(segment.next_offset, log_start_offset)
                 torn = not (
-                    knows_end or missing < proven_offset or _was_durable(segment, missing)
-                    or _any_proves(place, later, missing)
+                    knows_end or missing < proven_offset or was_durable(segment, missing)
+                    or any_proves(place, later, missing)
                 )
                 if torn:
                     found.cut_bytes += _set_aside(place, segment, later, where)
@@ -191,7 +191,7 @@ def _recover(
         found.proven_offset = found.segments[-1].next_offset
 
 
-def _read_snapshot(place: _Place, producers: ProducerBudget) -> ProducerStates | None:
+def _read_snapshot(place: Place, producers: ProducerBudget) -> ProducerStates | None:
     files = place.cache.files
     path = os.path.join(place.directory, SNAPSHOT_NAME)
     fd = files.open(path, os.O_RDONLY)
@@ -205,7 +205,7 @@ def _read_snapshot(place: _Place, producers: ProducerBudget) -> ProducerStates |
 
 
 def _recover_producers(
-    place: _Place, producers: ProducerBudget, log_start_offset: int, found: RecoveredPartition
+    place: Place, producers: ProducerBudget, log_start_offset: int, found: RecoveredPartition
 ) -> None:
     """From the snapshot on. A batch that turns out to be damaged was on the disk once: its index file said so."""
     end = max(found.segments[-1].next_offset if found.segments else 0, log_start_offset)
@@ -225,7 +225,7 @@ def _recover_producers(
                 break
 
 
-def _make_durable(place: _Place, scanned: list[Segment], proven_offset: int, found: RecoveredPartition) -> None:
+def _make_durable(place: Place, scanned: list[Segment], proven_offset: int, found: RecoveredPartition) -> None:
     """What a killed process had written may be in the cache only; after a failed sync, in pages that count as clean."""
     for segment in scanned:
         found.rewritten_bytes += segment.rewrite(proven_offset)
@@ -239,11 +239,11 @@ def _make_durable(place: _Place, scanned: list[Segment], proven_offset: int, fou
             logger.warning("%s can't be written: %s", segment.index_path, problem.strerror)
 
 
-def _segment(place: _Place, base_offset: int) -> Segment:
+def _segment(place: Place, base_offset: int) -> Segment:
     return Segment(place.cache, place.directory, place.topic_id, place.partition, base_offset)
 
 
-def _was_durable(damaged: Segment, offset: int) -> bool:
+def was_durable(damaged: Segment, offset: int) -> bool:
     """Whether anything in it proves that the offset, at which the log is damaged, was once on the disk."""
     summary = damaged.read_summary()
     if summary is not None and summary.size_bytes > damaged.size_bytes and summary.next_offset > offset:
@@ -251,13 +251,13 @@ def _was_durable(damaged: Segment, offset: int) -> bool:
     return damaged.proves(damaged.size_bytes, offset)
 
 
-def _any_proves(place: _Place, later: list[int], offset: int) -> bool:
+def any_proves(place: Place, later: list[int], offset: int) -> bool:
     """Whether one of the segments that begin at these offsets proves that the offset was once on the disk."""
     segments = (_segment(place, base) for base in later)
     return any(segment.read_summary() is not None or segment.proves(0, offset) for segment in segments)
 
 
-def _set_aside(place: _Place, torn: Segment, later: list[int], where: str) -> int:
+def _set_aside(place: Place, torn: Segment, later: list[int], where: str) -> int:
     """Move what stands behind the last whole batch into files beside the segment. Returns how many bytes.
 
     The order makes it safe to be killed at any point: what is found half-done is done again.
@@ -277,7 +277,7 @@ def _set_aside(place: _Place, torn: Segment, later: list[int], where: str) -> in
     return moved
 
 
-def _set_segments_aside(place: _Place, bases: list[int]) -> int:
+def _set_segments_aside(place: Place, bases: list[int]) -> int:
     """The last one first: whatever is left when this is cut short is still a run of segments. Returns their bytes."""
     moved = 0
     for base in reversed(bases):
@@ -287,7 +287,7 @@ def _set_segments_aside(place: _Place, bases: list[int]) -> int:
     return moved
 
 
-def _free_name(place: _Place, path: str) -> str:
+def _free_name(place: Place, path: str) -> str:
     """A name beside what was set aside before: nothing is ever written over."""
     number = 1
     free = path
@@ -297,14 +297,14 @@ def _free_name(place: _Place, path: str) -> str:
     return free
 
 
-def _warn(place: _Place, where: str, moved: int) -> None:
+def _warn(place: Place, where: str, moved: int) -> None:
     logger.warning(
         "%s: %s: a torn tail; %d bytes that were never acknowledged as durable are set aside as *.torn-at-*",
         place.directory, where, moved,
     )
 
 
-def _copy_tail(place: _Place, segment: Segment, size_bytes: int) -> None:
+def _copy_tail(place: Place, segment: Segment, size_bytes: int) -> None:
     """Copy what stands behind the segment's last whole batch into a file of its own, and sync that."""
     files = place.cache.files
     path = f"{segment.path}.torn-at-{segment.size_bytes}"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from takhin.codec.batch import SEGMENT_HEADER_SIZE, encode_segment_header
+from takhin.codec.crc32c import crc32c
 from takhin.log.files import Files
 from takhin.log.journal import (
     BLOCK_BYTES,
@@ -36,11 +37,11 @@ from takhin.log.transaction_offsets import TransactionOffsets, decode_offsets
 
 logger = logging.getLogger(__name__)
 
-# Beside journal files that a start could not do without: which partitions need them, a line each.
+# Beside journal files that a start could not do without: which partitions need them, a line each, and a checksum.
 KEPT_FOR = "kept-for"
 
 _MAGIC = b"TKJE"
-_KEPT_FOR_LINE = re.compile(r"([0-9]+)/([0-9]+)", re.ASCII)
+_KEPT_FOR_LINE = re.compile(rb"([0-9]+)/([0-9]+)\n")
 _SEARCH_BYTES = 1024 * 1024
 _COPY_BYTES = 1024 * 1024
 
@@ -89,9 +90,7 @@ class SavedJournal:
     def keep(self, keys: set[tuple[int, int]]) -> None:
         """Leave the files where they are, for the sake of these partitions; all others are settled. Raises OSError."""
         self.close()
-        lines = "".join(f"{topic_id}/{partition}\n" for topic_id, partition in sorted(keys))
-        self.files.replace(os.path.join(self.directory, KEPT_FOR), lines.encode())
-        self.files.sync_directory(self.directory)
+        keep_for(self.files, self.directory, keys)
 
     def remove(self) -> None:
         """Remove the files: all that they hold is on the disk elsewhere. Raises OSError."""
@@ -114,8 +113,9 @@ class SavedJournal:
         self.files.sync_directory(self.directory)
 
     def _remove_kept_for(self) -> None:
-        if self.kept_for is not None:
-            self.files.unlink(os.path.join(self.directory, KEPT_FOR))
+        path = os.path.join(self.directory, KEPT_FOR)
+        if self.files.exists(path):
+            self.files.unlink(path)
 
     def _add(self, fd: int, entry: JournalEntry) -> None:
         self.entries += 1
@@ -158,10 +158,20 @@ class _Run:
 def read_journal(files: Files, directory: str) -> SavedJournal:
     """What the journal's directory holds; nothing when there is none. Raises OSError."""
     found = SavedJournal(files, directory, kept_for=_read_kept_for(files, directory))
+    try:
+        _read_files(found)
+    except BaseException:
+        found.close()
+        raise
+    return found
+
+
+def _read_files(found: SavedJournal) -> None:
+    files = found.files
     runs: list[_Run] = []
     unreadable: list[str] = []
     for name in FILE_NAMES:
-        path = os.path.join(directory, name)
+        path = os.path.join(found.directory, name)
         if not files.exists(path):
             continue
         fd = files.open(path, os.O_RDONLY)
@@ -187,21 +197,30 @@ def read_journal(files: Files, directory: str) -> SavedJournal:
             found._add(run.fd, entry)
     if runs and unreadable and runs[0].first_sequence > 1:
         found._damaged(f"{unreadable[0]}: the header is damaged")
-    return found
+
+
+def keep_for(files: Files, directory: str, keys: set[tuple[int, int]]) -> None:
+    """Note, durably, for the sake of which partitions the journal's files stay where they are. Raises OSError."""
+    lines = "".join(f"{topic_id}/{partition}\n" for topic_id, partition in sorted(keys)).encode()
+    files.replace_durably(os.path.join(directory, KEPT_FOR), lines + _sum_line(lines))
+
+
+def _sum_line(lines: bytes) -> bytes:
+    return b"crc32c %08x\n" % crc32c(lines)
 
 
 def _read_kept_for(files: Files, directory: str) -> frozenset[tuple[int, int]] | None:
-    """None when there is no such file, or it can't be understood."""
+    """None when there is no such file, or it is not whole: a partition that is missed would be taken for whole."""
     path = os.path.join(directory, KEPT_FOR)
     if not files.exists(path):
         return None
     fd = files.open(path, os.O_RDONLY)
     try:
-        lines = files.read(fd, files.size(fd), 0).decode("ascii", "replace").splitlines()
+        *lines, last = files.read(fd, files.size(fd), 0).splitlines(keepends=True) or [b""]
     finally:
         files.close(fd)
     matches = [_KEPT_FOR_LINE.fullmatch(line) for line in lines]
-    if not all(matches):
+    if last != _sum_line(b"".join(lines)) or not all(matches):
         return None
     return frozenset((int(match[1]), int(match[2])) for match in matches if match)
 

@@ -631,16 +631,17 @@ cdef class Segment:
             self.index = None
 
     def unlink(self):
-        """Remove the files. Who is reading the segment reads on. Raises OSError."""
+        """Remove the files, as far as they are there. Who is reading the segment reads on. Raises OSError."""
         self.cache._open.pop(self, None)
         self.dirty = False
         self._unlinked = True
         self._close_file()
-        try:
-            self.cache.files.unlink(self.index_path)
-        except FileNotFoundError:
-            pass
-        self.cache.files.unlink(self.path)
+        for path in (self.index_path, self.path):
+            try:
+                self.cache.files.unlink(path)
+            except FileNotFoundError:
+                # There may have been no index; and the topic may be being deleted at the same time.
+                pass
 
 
 cdef int _check_read(ssize_t got) except -1:

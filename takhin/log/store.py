@@ -168,17 +168,23 @@ class LogStore:
         ]
         share = max(1, -(-len(present) // (4 * _THREADS)))
         parts = [present[start : start + share] for start in range(0, len(present), share)]
-        done = await asyncio.gather(*(self._loop.run_in_executor(self.threads, recover_some, part) for part in parts))
-        found = {
-            (spec.topic_id, spec.partition): result
-            for part, results in zip(parts, done, strict=True)
-            for spec, result in zip(part, results, strict=True)
-        }
-        if store_offsets is not None:
-            await store_offsets(journal.offsets, journal.lost_offsets)
-        elif journal.offsets:
-            raise ValueError("the journal has offsets, and nobody to store them")
-        await self._loop.run_in_executor(self.threads, self._settle_journal, journal, found)
+        work = [self._loop.run_in_executor(self.threads, recover_some, part) for part in parts]
+        try:
+            done = await asyncio.gather(*work)
+            found = {
+                (spec.topic_id, spec.partition): result
+                for part, results in zip(parts, done, strict=True)
+                for spec, result in zip(part, results, strict=True)
+            }
+            if store_offsets is not None:
+                await store_offsets(journal.offsets, journal.lost_offsets)
+            elif journal.offsets:
+                raise ValueError("the journal has offsets, and nobody to store them")
+            await self._loop.run_in_executor(self.threads, self._settle_journal, journal, found)
+        finally:
+            # Where one failed, the others still read the journal.
+            await asyncio.gather(*work, return_exceptions=True)
+            journal.close()
         return [found.get((spec.topic_id, spec.partition)) or RecoveredPartition() for spec in specs]
 
     def _settle_journal(self, journal: SavedJournal, found: dict[tuple[int, int], RecoveredPartition]) -> None:
@@ -227,7 +233,7 @@ class LogStore:
         try:
             await partition.make_durable(end)
             await self._loop.run_in_executor(
-                self.threads, self._files.replace_synced, partition.snapshot_path, snapshot
+                self.threads, self._files.replace_durably, partition.snapshot_path, snapshot
             )
             saved = end
         finally:

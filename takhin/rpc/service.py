@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError, Message
 
 from takhin import __version__
 from takhin.broker.broker import Broker
+from takhin.broker.offset_reset import ResetTo, Target
 from takhin.broker.topics import Topic
 from takhin.errors import Reason, error
 from takhin.rpc.call import Call, Kind, Method, StreamCall
@@ -30,16 +31,20 @@ def takhin_methods(broker: Broker) -> list[Method]:
         Method(f"/{SERVICE}/ProduceMessageStream", Kind.BIDI, handlers.produce_message_stream),
         Method(f"/{SERVICE}/ProduceTransaction", Kind.UNARY, handlers.produce_transaction),
         Method(f"/{SERVICE}/ConsumeMessages", Kind.SERVER_STREAM, handlers.consume_messages),
+        Method(f"/{SERVICE}/Subscribe", Kind.BIDI, handlers.subscribe),
         _unary("InitProducer", pb.InitProducerRequest, handlers.init_producer),
         _unary("CreateTopic", pb.CreateTopicRequest, handlers.create_topic),
         _unary("DeleteTopic", pb.DeleteTopicRequest, handlers.delete_topic),
         _unary("ListTopics", pb.ListTopicsRequest, handlers.list_topics),
         _unary("GetTopic", pb.GetTopicRequest, handlers.get_topic),
         _unary("DescribeTopics", pb.DescribeTopicsRequest, handlers.describe_topics),
+        _unary("UpdateTopic", pb.UpdateTopicRequest, handlers.update_topic),
         _unary("CommitOffset", pb.CommitOffsetRequest, handlers.commit_offset),
         _unary("ListConsumerGroups", pb.ListConsumerGroupsRequest, handlers.list_consumer_groups),
         _unary("DescribeConsumerGroup", pb.DescribeConsumerGroupRequest, handlers.describe_consumer_group),
         _unary("DeleteConsumerGroup", pb.DeleteConsumerGroupRequest, handlers.delete_consumer_group),
+        _unary("FetchOffsets", pb.FetchOffsetsRequest, handlers.fetch_offsets),
+        _unary("ResetOffsets", pb.ResetOffsetsRequest, handlers.reset_offsets),
         _unary("GetPartitionOffsets", pb.GetPartitionOffsetsRequest, handlers.get_partition_offsets),
         _unary("TruncatePartition", pb.TruncatePartitionRequest, handlers.truncate_partition),
         _unary("HealthCheck", pb.HealthCheckRequest, handlers.health_check),
@@ -82,6 +87,9 @@ class _Handlers:
     async def consume_messages(self, request: bytes, call: StreamCall) -> None:
         await self._broker.consuming.consume(request, call)
 
+    async def subscribe(self, call: StreamCall) -> None:
+        await self._broker.subscribing.subscribe(call)
+
     async def init_producer(self, request: pb.InitProducerRequest) -> Message:
         producer_id, epoch = await self._broker.producers.init(request.name, self._broker.topics.partitions())
         return pb.InitProducerResponse(id=producer_id, epoch=epoch)
@@ -113,6 +121,14 @@ class _Handlers:
             _describe_topic(topics.get(name), response.topics.add())
         return response
 
+    async def update_topic(self, request: pb.UpdateTopicRequest) -> Message:
+        topic = await self._broker.topics.update(
+            request.name, request.num_partitions, dict(request.configs), list(request.reset_configs)
+        )
+        response = pb.UpdateTopicResponse(success=True)
+        _describe_topic(topic, response.topic)
+        return response
+
     async def get_partition_offsets(self, request: pb.GetPartitionOffsetsRequest) -> Message:
         partition = self._broker.topics.partition(request.topic, request.partition)
         offset_for_time = None
@@ -136,7 +152,10 @@ class _Handlers:
 
     async def commit_offset(self, request: pb.CommitOffsetRequest) -> Message:
         await self._broker.groups.commit(
-            request.group_id, [(entry.topic, entry.partition, entry.offset) for entry in request.offsets]
+            request.group_id,
+            [(entry.topic, entry.partition, entry.offset) for entry in request.offsets],
+            request.member_id,
+            request.generation if request.member_id or request.generation else None,
         )
         return pb.CommitOffsetResponse(success=True)
 
@@ -153,18 +172,64 @@ class _Handlers:
 
     async def describe_consumer_group(self, request: pb.DescribeConsumerGroupRequest) -> Message:
         group = await self._broker.groups.describe(request.group_id)
-        return pb.DescribeConsumerGroupResponse(
+        response = pb.DescribeConsumerGroupResponse(
             group_id=group.group_id, state=group.state, protocol_type=group.protocol_type
         )
+        for member in group.members:
+            described = response.members.add(
+                member_id=member.member_id, client_id=member.client_id, client_host=member.client_host
+            )
+            for topic, partition, offset in member.assignments:
+                described.assignments.add(topic=topic, partition=partition, offset=offset)
+        return response
 
     async def delete_consumer_group(self, request: pb.DeleteConsumerGroupRequest) -> Message:
         await self._broker.groups.delete(request.group_id)
         return pb.DeleteConsumerGroupResponse(success=True)
 
+    async def fetch_offsets(self, request: pb.FetchOffsetsRequest) -> Message:
+        response = pb.FetchOffsetsResponse()
+        named = [(each.topic, each.partition) for each in request.partitions]
+        for position in await self._broker.group_offsets.fetch(request.group_id, named):
+            response.offsets.add(
+                topic=position.topic,
+                partition=position.partition,
+                committed_offset=position.committed_offset,
+                log_start_offset=position.log_start_offset,
+                end_offset=position.end_offset,
+                lag=position.lag,
+                committed_ms=position.committed_ms,
+            )
+        return response
+
+    async def reset_offsets(self, request: pb.ResetOffsetsRequest) -> Message:
+        response = pb.ResetOffsetsResponse(success=True)
+        named = [(each.topic, each.partition) for each in request.partitions]
+        done = await self._broker.offset_resets.reset(
+            request.group_id, named, list(request.topics), _reset_to(request), dry_run=request.dry_run
+        )
+        for each in done:
+            response.offsets.add(
+                topic=each.topic, partition=each.partition, old_offset=each.old_offset, new_offset=each.new_offset
+            )
+        return response
+
     async def health_check(self, request: pb.HealthCheckRequest) -> Message:
         return pb.HealthCheckResponse(
             status="healthy", version=__version__, uptime_seconds=self._broker.uptime_seconds
         )
+
+
+def _reset_to(request: pb.ResetOffsetsRequest) -> ResetTo:
+    """Raises INVALID_RESET."""
+    to = request.WhichOneof("to")
+    value = getattr(request, to) if to is not None else False
+    if value is False:
+        raise error(
+            Reason.INVALID_RESET,
+            "the request does not say where to: give one of earliest (true), latest (true), offset, time_ms, shift_by",
+        )
+    return ResetTo(Target(to), int(value))
 
 
 def _describe_topic(topic: Topic, info: pb.TopicInfo) -> None:

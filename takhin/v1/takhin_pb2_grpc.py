@@ -59,6 +59,11 @@ class TakhinServiceStub:
                 request_serializer=takhin_dot_v1_dot_takhin__pb2.DescribeTopicsRequest.SerializeToString,
                 response_deserializer=takhin_dot_v1_dot_takhin__pb2.DescribeTopicsResponse.FromString,
                 _registered_method=True)
+        self.UpdateTopic = channel.unary_unary(
+                '/takhin.v1.TakhinService/UpdateTopic',
+                request_serializer=takhin_dot_v1_dot_takhin__pb2.UpdateTopicRequest.SerializeToString,
+                response_deserializer=takhin_dot_v1_dot_takhin__pb2.UpdateTopicResponse.FromString,
+                _registered_method=True)
         self.ProduceMessage = channel.unary_unary(
                 '/takhin.v1.TakhinService/ProduceMessage',
                 request_serializer=takhin_dot_v1_dot_takhin__pb2.ProduceMessageRequest.SerializeToString,
@@ -84,6 +89,11 @@ class TakhinServiceStub:
                 request_serializer=takhin_dot_v1_dot_takhin__pb2.ConsumeMessagesRequest.SerializeToString,
                 response_deserializer=takhin_dot_v1_dot_takhin__pb2.ConsumeMessagesResponse.FromString,
                 _registered_method=True)
+        self.Subscribe = channel.stream_stream(
+                '/takhin.v1.TakhinService/Subscribe',
+                request_serializer=takhin_dot_v1_dot_takhin__pb2.SubscribeRequest.SerializeToString,
+                response_deserializer=takhin_dot_v1_dot_takhin__pb2.SubscribeResponse.FromString,
+                _registered_method=True)
         self.CommitOffset = channel.unary_unary(
                 '/takhin.v1.TakhinService/CommitOffset',
                 request_serializer=takhin_dot_v1_dot_takhin__pb2.CommitOffsetRequest.SerializeToString,
@@ -103,6 +113,16 @@ class TakhinServiceStub:
                 '/takhin.v1.TakhinService/DeleteConsumerGroup',
                 request_serializer=takhin_dot_v1_dot_takhin__pb2.DeleteConsumerGroupRequest.SerializeToString,
                 response_deserializer=takhin_dot_v1_dot_takhin__pb2.DeleteConsumerGroupResponse.FromString,
+                _registered_method=True)
+        self.FetchOffsets = channel.unary_unary(
+                '/takhin.v1.TakhinService/FetchOffsets',
+                request_serializer=takhin_dot_v1_dot_takhin__pb2.FetchOffsetsRequest.SerializeToString,
+                response_deserializer=takhin_dot_v1_dot_takhin__pb2.FetchOffsetsResponse.FromString,
+                _registered_method=True)
+        self.ResetOffsets = channel.unary_unary(
+                '/takhin.v1.TakhinService/ResetOffsets',
+                request_serializer=takhin_dot_v1_dot_takhin__pb2.ResetOffsetsRequest.SerializeToString,
+                response_deserializer=takhin_dot_v1_dot_takhin__pb2.ResetOffsetsResponse.FromString,
                 _registered_method=True)
         self.GetPartitionOffsets = channel.unary_unary(
                 '/takhin.v1.TakhinService/GetPartitionOffsets',
@@ -155,6 +175,13 @@ class TakhinServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateTopic(self, request, context):
+        """Change a topic's configs, give it more partitions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ProduceMessage(self, request, context):
         """Produce: one record or one batch a request.
         """
@@ -190,9 +217,15 @@ class TakhinServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def CommitOffset(self, request, context):
-        """Consumer groups.
+    def Subscribe(self, request_iterator, context):
+        """Consumer groups. One stream is one member, for as long as it lives: docs/groups.md tells how to write one.
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CommitOffset(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -211,6 +244,20 @@ class TakhinServiceServicer:
 
     def DeleteConsumerGroup(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchOffsets(self, request, context):
+        """Where a group stands, and how far behind the logs' ends that is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetOffsets(self, request, context):
+        """Set a group that has no members to other offsets, back or forth: the only way back.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -263,6 +310,11 @@ def add_TakhinServiceServicer_to_server(servicer, server):
                     request_deserializer=takhin_dot_v1_dot_takhin__pb2.DescribeTopicsRequest.FromString,
                     response_serializer=takhin_dot_v1_dot_takhin__pb2.DescribeTopicsResponse.SerializeToString,
             ),
+            'UpdateTopic': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateTopic,
+                    request_deserializer=takhin_dot_v1_dot_takhin__pb2.UpdateTopicRequest.FromString,
+                    response_serializer=takhin_dot_v1_dot_takhin__pb2.UpdateTopicResponse.SerializeToString,
+            ),
             'ProduceMessage': grpc.unary_unary_rpc_method_handler(
                     servicer.ProduceMessage,
                     request_deserializer=takhin_dot_v1_dot_takhin__pb2.ProduceMessageRequest.FromString,
@@ -288,6 +340,11 @@ def add_TakhinServiceServicer_to_server(servicer, server):
                     request_deserializer=takhin_dot_v1_dot_takhin__pb2.ConsumeMessagesRequest.FromString,
                     response_serializer=takhin_dot_v1_dot_takhin__pb2.ConsumeMessagesResponse.SerializeToString,
             ),
+            'Subscribe': grpc.stream_stream_rpc_method_handler(
+                    servicer.Subscribe,
+                    request_deserializer=takhin_dot_v1_dot_takhin__pb2.SubscribeRequest.FromString,
+                    response_serializer=takhin_dot_v1_dot_takhin__pb2.SubscribeResponse.SerializeToString,
+            ),
             'CommitOffset': grpc.unary_unary_rpc_method_handler(
                     servicer.CommitOffset,
                     request_deserializer=takhin_dot_v1_dot_takhin__pb2.CommitOffsetRequest.FromString,
@@ -307,6 +364,16 @@ def add_TakhinServiceServicer_to_server(servicer, server):
                     servicer.DeleteConsumerGroup,
                     request_deserializer=takhin_dot_v1_dot_takhin__pb2.DeleteConsumerGroupRequest.FromString,
                     response_serializer=takhin_dot_v1_dot_takhin__pb2.DeleteConsumerGroupResponse.SerializeToString,
+            ),
+            'FetchOffsets': grpc.unary_unary_rpc_method_handler(
+                    servicer.FetchOffsets,
+                    request_deserializer=takhin_dot_v1_dot_takhin__pb2.FetchOffsetsRequest.FromString,
+                    response_serializer=takhin_dot_v1_dot_takhin__pb2.FetchOffsetsResponse.SerializeToString,
+            ),
+            'ResetOffsets': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetOffsets,
+                    request_deserializer=takhin_dot_v1_dot_takhin__pb2.ResetOffsetsRequest.FromString,
+                    response_serializer=takhin_dot_v1_dot_takhin__pb2.ResetOffsetsResponse.SerializeToString,
             ),
             'GetPartitionOffsets': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPartitionOffsets,
@@ -470,6 +537,33 @@ class TakhinService:
             _registered_method=True)
 
     @staticmethod
+    def UpdateTopic(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/takhin.v1.TakhinService/UpdateTopic',
+            takhin_dot_v1_dot_takhin__pb2.UpdateTopicRequest.SerializeToString,
+            takhin_dot_v1_dot_takhin__pb2.UpdateTopicResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ProduceMessage(request,
             target,
             options=(),
@@ -605,6 +699,33 @@ class TakhinService:
             _registered_method=True)
 
     @staticmethod
+    def Subscribe(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/takhin.v1.TakhinService/Subscribe',
+            takhin_dot_v1_dot_takhin__pb2.SubscribeRequest.SerializeToString,
+            takhin_dot_v1_dot_takhin__pb2.SubscribeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CommitOffset(request,
             target,
             options=(),
@@ -702,6 +823,60 @@ class TakhinService:
             '/takhin.v1.TakhinService/DeleteConsumerGroup',
             takhin_dot_v1_dot_takhin__pb2.DeleteConsumerGroupRequest.SerializeToString,
             takhin_dot_v1_dot_takhin__pb2.DeleteConsumerGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchOffsets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/takhin.v1.TakhinService/FetchOffsets',
+            takhin_dot_v1_dot_takhin__pb2.FetchOffsetsRequest.SerializeToString,
+            takhin_dot_v1_dot_takhin__pb2.FetchOffsetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetOffsets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/takhin.v1.TakhinService/ResetOffsets',
+            takhin_dot_v1_dot_takhin__pb2.ResetOffsetsRequest.SerializeToString,
+            takhin_dot_v1_dot_takhin__pb2.ResetOffsetsResponse.FromString,
             options,
             channel_credentials,
             insecure,

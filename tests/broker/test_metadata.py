@@ -181,6 +181,24 @@ class TestTopics:
         assert len(seen) == 9
         assert seen == sorted(set(seen))
 
+    def test_an_update_replaces_count_and_configs(self, path: Path) -> None:
+        async def scenario(store: MetadataStore) -> None:
+            kept = await store.create_topic("kept", 2, {"retention.ms": "1"}, NOW_MS)
+            topic = await store.create_topic("orders", 2, {"retention.ms": "1", "flush.ms": "5"}, NOW_MS)
+            await store.set_log_start(topic.id, 1, 3)
+            await commit(store, "g", topic, 5)
+            await store.update_topic(topic.id, 7, {"flush.ms": "6", "segment.ms": "9"})
+            with pytest.raises(ValueError, match="has 7 partitions"):
+                await store.update_topic(topic.id, 6, {})
+            await refused(Reason.TOPIC_NOT_FOUND, store.update_topic(topic.id + 1, 7, {}))
+            assert await store.load_topics() == [
+                kept,
+                TopicRow(topic.id, "orders", 7, NOW_MS, {"flush.ms": "6", "segment.ms": "9"}, log_starts={1: 3}),
+            ]
+            assert await store.group_offsets("g") == {(topic.id, 0): 5}
+
+        with_store(path, scenario)
+
     def test_deletion_takes_everything_of_the_topic_along_and_nothing_else(self, path: Path) -> None:
         kept_ids: list[int] = []
 

@@ -1,6 +1,8 @@
 """verify and repair where a killed broker has left a journal: it is a part of what is on the disk."""
 
 import os
+import re
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,8 +13,9 @@ from takhin.v1 import takhin_pb2 as pb
 from tests.broker_process import BrokerProcess, Stub, create_topic, produce, read, values
 from tests.cli.test_repair import assert_nothing_is_lost, logs, repair
 from tests.cli.test_verify import findings, verify
-from tests.cli.tool import TOPIC, Data, broker_on, takhin
+from tests.cli.tool import TAKHIN, TOPIC, Data, broker_on, takhin
 from tests.log.test_recovery import edges
+from tests.trace import joined
 
 PARTITIONS = 4
 
@@ -165,3 +168,49 @@ def test_a_damaged_journal(left: Data) -> None:
     for partition in range(PARTITIONS):
         assert values(read(broker.stub(), TOPIC, partition=partition)) == sent(left, partition)
     broker.terminate()
+
+
+def test_repair_leaves_the_journal_to_whom_it_can_not_repair(left: Data) -> None:
+    """One partition can't be read at all: what the journal has of it is still the only proof of where it ended."""
+    damaged, unreadable = segment(left, 1), segment(left, 0)
+    left.flip(damaged, edges(damaged)[2] + BATCH_HEADER_SIZE)
+    kept_elsewhere = unreadable.rename(left.directory.with_name("elsewhere"))
+    # Neither a broker nor we can read from it.
+    unreadable.mkdir()
+    kept = {path.name: path.read_bytes() for path in journals(left)}
+    done = verify(left)
+    assert done.status == 1 and "can't be judged" in done.out
+    done = repair(left, "--yes", "--json")
+    assert done.status == 1 and done.of_type("done")
+    assert {path.name: path.read_bytes() for path in journals(left)} == kept
+    broker = broker_on(left)
+    assert values(read(broker.stub(), TOPIC, partition=1)) == sent(left, 1, 2)
+    assert produce(broker.stub(), TOPIC, b"new", partition=1, acks=-1).offset == 2
+    broker.terminate()
+    # The disk gives it again, but for what a power cut took.
+    unreadable.rmdir()
+    kept_elsewhere.rename(unreadable)
+    os.truncate(unreadable, tail(left, 0))
+    broker = broker_on(left)
+    assert values(read(broker.stub(), TOPIC)) == sent(left, 0)
+    assert values(read(broker.stub(), TOPIC, partition=1)) == [*sent(left, 1, 2), b"new"]
+    broker.terminate()
+    assert verify(left).status == 0 and not journals(left)
+
+
+def test_repair_writes_anew_what_it_vouches_for(left: Data, strace: list[str], tmp_path: Path) -> None:
+    """After a sync that failed, the cache has pages that count as written and never reached the disk."""
+    damaged = segment(left, 1)
+    left.flip(damaged, edges(damaged)[2] + BATCH_HEADER_SIZE)
+    trace = tmp_path / "trace"
+    subprocess.run(
+        [*strace, "-y", "-e", "trace=pwritev,fdatasync", "-o", str(trace), *TAKHIN, "segment", "repair", "--yes",
+         str(left.directory)],
+        timeout=60, check=True, capture_output=True,
+    )
+    calls = joined(trace.read_text().splitlines())
+    for partition in range(PARTITIONS):
+        path = f"/topics/1/{partition}/{segment(left, partition).name}>"
+        ours = [match[0] for call in calls if path in call and (match := re.search("pwritev|fdatasync", call))]
+        assert ours[-2:] == ["pwritev", "fdatasync"], (partition, ours)
+    assert_served(left, cut_at=2)

@@ -11,6 +11,7 @@ from takhin.cli.journal_view import JournalView
 from takhin.cli.partition_audit import PartitionAudit, Verdict, audit_partition
 from takhin.codec.batch import SEGMENT_HEADER_SIZE, BatchError
 from takhin.log.files import Files
+from takhin.log.journal import BLOCK_BYTES
 from takhin.cli.index_view import read_index_file
 from takhin.log.producers import SNAPSHOT_NAME, ProducerBudget
 from takhin.log.recovery import RecoveredPartition, recover_partition
@@ -231,6 +232,33 @@ def audit_all(directory: Path) -> list[PartitionAudit]:
             audits.append(PartitionAudit("t", TOPIC_ID, partition, path, 0))
             audit_partition(audits[-1], lambda *finding: None, journal, was_clean=False)
     return audits
+
+
+def test_a_damaged_journal_that_is_kept_for_others(quick_path: Path) -> None:
+    """Of the partitions that it is not kept for it tells nothing any more: their tails are torn, if they are."""
+    made = journaled(quick_path)
+    with JournalView(str(made)) as journal:
+        assert len(journal.keys) == PARTITIONS
+    (path,) = (made / "journal").glob("*.journal")
+    data = bytearray(path.read_bytes())
+    data[BLOCK_BYTES] ^= 1  # the first entry's magic; those behind it prove that it was there
+    path.write_bytes(data)
+    segments_of(made, 1)[0].unlink()
+    again = LocalLog(made, SMALL_SEGMENTS, partitions=PARTITIONS, epoch=2)
+    assert [found.damage is not None for found in again.found] == [False, True, False]
+    again.write(b"torn", to=0)
+    killed = again.killed(quick_path / "again")
+    again.close()
+    torn = segments_of(killed, 0)[-1]
+    os.truncate(torn, torn.stat().st_size - 1)
+    verdicts = [audit.verdict for audit in audit_all(killed)]
+    assert verdicts[0] is not None and verdicts[0].is_torn
+    assert verdicts[1] is not None and not verdicts[1].is_torn
+    assert verdicts[2] is None
+    last = LocalLog(killed, SMALL_SEGMENTS, partitions=PARTITIONS, epoch=3)
+    assert [found.damage is not None for found in last.found] == [False, True, False]
+    assert [found.cut_bytes > 0 for found in last.found] == [True, False, False]
+    last.close()
 
 
 def test_a_log_that_ends_before_its_snapshot_of_producers(quick_path: Path) -> None:

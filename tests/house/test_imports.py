@@ -1,4 +1,5 @@
-"""Imports go one way: rpc -> broker -> log -> codec -> errors. cli sees everything, nobody imports cli."""
+"""Imports go one way: rpc -> broker -> log -> codec -> errors. cli sees everything, nobody imports cli, and nobody a
+name that begins with an underscore."""
 
 import ast
 import re
@@ -92,6 +93,8 @@ def objections(room: str, imports: Iterator[tuple[int, str]]) -> list[str]:
             found.append(f"line {line}: only rpc may import {name}")
         if room in ("codec", "log") and re.match(r"google(\.|$)", name):
             found.append(f"line {line}: {room} knows bytes, not the classes of {name}")
+        if target is not None and re.search(r"\._[a-z]", name):
+            found.append(f"line {line}: {name} is its module's own")
         if room == "codec" and any(f"{name}.".startswith(f"{kept_out}.") for kept_out in KEPT_OUT_OF_CODEC):
             found.append(f"line {line}: codec has no I/O and no event loop: {name}")
     return found
@@ -135,6 +138,7 @@ def test_there_is_something_to_check() -> None:
     ("rpc", "from takhin.cli.server import main", "rpc may not import takhin.cli.server.main"),
     ("errors", "from takhin.codec import wire", "errors may not import takhin.codec.wire"),
     ("config", "from takhin.log import ring", "config may not import takhin.log.ring"),
+    ("cli", "from takhin.log.recovery import Place, _set_aside", "takhin.log.recovery._set_aside is its module's own"),
     ("newroom", "", "a new room, newroom"),
 ])
 def test_a_wrong_import_is_found(room: str, text: str, told: str) -> None:

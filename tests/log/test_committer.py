@@ -33,11 +33,12 @@ from tests.log.test_partition import (
     log,
     log_in,
     no_descriptor_left,
+    quick_path,
     segments_of,
     values_of,
 )
 
-__all__ = ["log", "log_in"]
+__all__ = ["log", "log_in", "quick_path"]
 
 
 @contextmanager
@@ -247,6 +248,22 @@ def test_flush_ms(log_in: LogIn, tmp_path: Path) -> None:
     assert log.store.committer.syncs == syncs
     log.append(b"c")
     log.settle(lambda: log.partition.durable_offset == 3)
+
+
+@pytest.mark.parametrize("flush_ms", [-1, 60_000])
+def test_flush_ms_later_than_what_the_journal_holds_waits(
+    log_in: LogIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flush_ms: int
+) -> None:
+    monkeypatch.setattr(committer, "BEHIND_S", 0.05)
+    log = log_in(tmp_path / "data", Config(flush_ms=flush_ms))
+    log.append(b"a")
+    log.run(asyncio.sleep(0.4))
+    assert (log.partition.written_offset, log.partition.durable_offset) == (1, 0)
+    # But what nobody has written to yet is synced.
+    log.sync()
+    syncs = log.store.committer.syncs
+    assert log.partition.roll(NOW_MS) and not log.partition.dirty
+    log.settle(lambda: log.store.committer.syncs > syncs)
 
 
 def test_flush_ms_of_none(log: LocalLog) -> None:
@@ -596,3 +613,33 @@ def test_many_partitions_are_synced_a_few_at_a_time(
     assert most == 4
     assert all(partition.durable_offset == 1 for partition in log.partitions)
     assert log.store.committer.syncs == 60
+
+
+def test_no_index_is_written_for_what_was_removed_while_its_sync_ran(log_in: LogIn, quick_path: Path) -> None:
+    """Nothing would ever remove it, and it would vouch for a segment that is gone."""
+    log = log_in(quick_path / "data")
+    partition = log.partition
+    for _ in range(17):
+        log.write(b"v" * (1 << 20))
+    sync = partition.begin_sync()
+    assert partition.roll(NOW_MS)
+    log.run(log.store.remove_segments(partition.set_log_start(partition.next_offset)))
+    partition.end_sync(*sync, 0)
+    (left,) = segments_of(log.directory)
+    assert os.listdir(left.parent) == [left.name]
+
+
+@pytest.mark.parametrize("rolled", [False, True])
+def test_no_index_is_written_to_a_deleted_topic(log_in: LogIn, quick_path: Path, rolled: bool) -> None:
+    """Its directory could not be removed, as it would not be empty."""
+    log = log_in(quick_path / "data")
+    partition = log.partition
+    for _ in range(17):
+        log.write(b"v" * (1 << 20))
+    if rolled:
+        assert partition.roll(NOW_MS)
+    sync = partition.begin_sync()
+    log.store.close_partition(partition, Reason.TOPIC_NOT_FOUND, "gone")
+    # The directory is looked through, and then removed.
+    partition.end_sync(*sync, 0)
+    assert not list(Path(partition.directory).glob("*.index"))

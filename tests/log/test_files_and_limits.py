@@ -7,12 +7,13 @@ import subprocess
 import sys
 import textwrap
 import threading
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from takhin.codec.messages import ProduceRequest
-from takhin.errors import TakhinError
+from takhin.errors import Reason, TakhinError
 from takhin.log import store
 from takhin.log.files import Files
 from takhin.log.reader import WOULD_BLOCK, Reader
@@ -396,3 +397,32 @@ def test_ten_thousand_partitions(quick_path: Path) -> None:
     assert active < 120 << 20, f"{active / 10_000:.0f} bytes a partition"
     assert files <= 256 + 200
     assert used <= (64 << 20) + (1 << 18)
+
+
+def test_refused_first_appends_leave_nothing_in_memory(log: LocalLog) -> None:
+    """However often clients try again while no segment can be made."""
+    with file_size_limit(10):
+        for _ in range(10):
+            log.refused(Reason.WRITE_FAILED)
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            for _ in range(300):
+                log.refused(Reason.WRITE_FAILED)
+            gc.collect()
+            assert tracemalloc.get_traced_memory()[0] - before < 20_000
+        finally:
+            tracemalloc.stop()
+    log.write(b"after")
+    log.sync()
+    assert log.partition.durable_offset == 1
+
+
+def test_segments_that_are_gone_already_are_no_trouble(log: LocalLog, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a topic that is deleted while retention removes them."""
+    log.write(b"a")
+    assert log.partition.roll(NOW_MS)
+    removed = log.partition.set_log_start(1)
+    os.unlink(removed[0].path)
+    log.run(log.store.remove_segments(removed))
+    assert not caplog.records

@@ -518,6 +518,15 @@ def test_every_byte_of_a_file_counts(log_in: LogIn, tmp_path: Path) -> None:
         os.close(fd)
 
 
+def test_an_entry_that_no_file_has_room_for_is_not_begun(log_in: LogIn, tmp_path: Path) -> None:
+    log = log_in(tmp_path / "data", partitions=3, journal_bytes=SMALL_JOURNAL)
+    for size_bytes in (10, 3000, 10):
+        commit(log, range(3), b"v" * size_bytes)
+        assert all(path.stat().st_size <= SMALL_JOURNAL // 2 for path in journal_paths(log.directory))
+    assert log.store.committer.journal_commits == 2
+    assert all(marks(partition)[1] == 3 for partition in log.partitions)
+
+
 def test_an_entry_is_of_its_own_use_of_the_file(log_in: LogIn, tmp_path: Path) -> None:
     log = log_in(tmp_path / "data", partitions=2)
     commit(log, range(2))

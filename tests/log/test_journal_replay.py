@@ -5,8 +5,11 @@ Everything above what was synced is lost here in some way: names, ends of files,
 
 import os
 import random
+import re
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +19,8 @@ from takhin.codec.batch import BATCH_HEADER_SIZE, SEGMENT_HEADER_SIZE
 from takhin.codec.crc32c import crc32c
 from takhin.errors import Reason, TakhinError
 from takhin.log.files import Files
-from takhin.log.journal import BLOCK_BYTES, FILE_NAMES, HEADER_COPIES
-from takhin.log.replay import SavedJournal, read_journal
+from takhin.log.journal import BLOCK_BYTES, FILE_NAMES, HEADER_COPIES, JournalError, read_entry, read_header
+from takhin.log.replay import KEPT_FOR, SavedJournal, read_journal
 from tests.log.test_journal import (
     SMALL_JOURNAL,
     HeldThread,
@@ -35,12 +38,14 @@ from tests.log.test_partition import (
     LocalLog,
     LogIn,
     batches_in,
+    descriptors_of,
     log_in,
     no_descriptor_left,
     quick_path,
     segments_of,
     values_of,
 )
+from tests.trace import joined
 
 __all__ = ["log_in", "quick_path"]
 
@@ -534,17 +539,7 @@ def test_a_journal_of_a_later_version_refuses_the_start(log_in: LogIn, three: Pa
     with pytest.raises(OSError, match="version is 3, this one knows 1 to 2"):
         log_in(three, partitions=3)
     assert file.path.read_bytes() == bytes(data)
-
-
-def test_a_journal_of_the_first_version_is_read(log_in: LogIn, three: Path) -> None:
-    (file,) = journal_in(three)
-    data = bytearray(file.path.read_bytes())
-    fields = struct.pack("<I", 1) + bytes(data[12:32])
-    for copy in HEADER_COPIES:
-        data[copy + 4:copy + 32] = struct.pack("<I", masked(fields, 0)) + fields
-    file.path.write_bytes(data)
-    log = log_in(three, partitions=3, epoch=2)
-    assert_holds(log, [[value(0, turn) for turn in range(3)]] * 3)
+    assert not descriptors_of(file.path)
 
 
 # What has changed since
@@ -650,6 +645,65 @@ def test_a_damaged_journal_that_is_needed_is_kept(log_in: LogIn, three: Path) ->
     assert_holds(log_in(three, partitions=3, epoch=5), [[value(0, turn) for turn in range(3)]] * 3)
 
 
+def test_a_header_that_is_cut_short_with_a_checksum_that_matches() -> None:
+    for length in range(24):
+        fields = bytes(range(1, length + 1))
+        with pytest.raises(JournalError):
+            read_header(b"TKJ1" + masked(fields, 0).to_bytes(4, "little") + fields)
+
+
+def test_an_entry_that_is_cut_short_anywhere(three: Path) -> None:
+    (path,) = journal_paths(three)
+    whole = path.read_bytes()
+    salt = read_header(whole).salt
+    with path.open("rb") as file:
+        size_bytes = read_entry(Files(), file.fileno(), BLOCK_BYTES, salt).size_bytes
+        end = max(part.place + part.size_bytes for part in read_entry(
+            Files(), file.fileno(), BLOCK_BYTES, salt
+        ).parts)
+    assert end <= BLOCK_BYTES + size_bytes
+    for length in range(BLOCK_BYTES, end):
+        path.write_bytes(whole[:length])
+        with path.open("rb") as file, pytest.raises(JournalError):
+            read_entry(Files(), file.fileno(), BLOCK_BYTES, salt)
+    # As many parts as can be said: they are not read before it is known that they are there.
+    path.write_bytes(whole[:BLOCK_BYTES + 12] + b"\xff" * 4 + whole[BLOCK_BYTES + 16:])
+    with path.open("rb") as file, pytest.raises(JournalError):
+        read_entry(Files(), file.fileno(), BLOCK_BYTES, salt)
+
+
+@pytest.mark.parametrize(("sequence", "durable_sequence", "payload_bytes"), [
+    (1, 0, 100),        # of before the missing one
+    (9, 8, 1 << 40),    # larger than any
+    (9, 7, 100),        # each is written when the one before it has been synced
+])
+def test_a_proof_is_found_behind_what_can_be_no_entry(
+    three: Path, sequence: int, durable_sequence: int, payload_bytes: int
+) -> None:
+    """However much of it there is, and however large it claims to be."""
+    (path,) = journal_paths(three)
+    whole = path.read_bytes()
+    with path.open("rb") as file:
+        second = BLOCK_BYTES + read_entry(Files(), file.fileno(), BLOCK_BYTES, read_header(whole).salt).size_bytes
+    like_one = struct.pack("<4sIIIQQQq", b"TKJE", 1, 2, 1 << 31, sequence, durable_sequence, payload_bytes, 0)
+    rotten = flipped(path, BLOCK_BYTES + 20)
+    path.write_bytes(rotten[:second] + like_one.ljust(BLOCK_BYTES, b"\0") * 20 + whole[second:])
+    found = saved(three)
+    assert found.damage is not None and found.entries == 2
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 4, 12, 30, 55])
+def test_what_proves_ends_in_the_middle(three: Path, kept_bytes: int) -> None:
+    """The first entry is gone; of the last one the beginning is there, and proves nothing."""
+    (path,) = journal_paths(three)
+    whole = path.read_bytes()
+    with path.open("rb") as file:
+        second = BLOCK_BYTES + read_entry(Files(), file.fileno(), BLOCK_BYTES, read_header(whole).salt).size_bytes
+    path.write_bytes(flipped(path, BLOCK_BYTES + 20)[:second + kept_bytes])
+    found = saved(three)
+    assert (found.damage, found.entries) == (None, 0)
+
+
 def test_a_hole_between_segment_and_journal_is_damage(log_in: LogIn, quick_path: Path) -> None:
     """A segment that was on the disk is shorter, or gone: of one partition alone."""
     log = log_in(quick_path / "data", partitions=3)
@@ -682,3 +736,57 @@ def test_a_hole_between_segment_and_journal_is_damage(log_in: LogIn, quick_path:
             assert again.store.committer.journal_commits == 0
             assert journal_paths(copy)[0].read_bytes() == kept
             again.close()
+
+
+# Whom a journal is kept for
+
+
+def kept_for_one(log_in: LogIn, quick_path: Path) -> Path:
+    """A journal that a start has kept, for partition 1 of three alone; the power may be cut now."""
+    log = log_in(quick_path / "data", partitions=3)
+    for number in range(3):
+        commit(log, [number], b"first")
+    commit(log, range(3), b"second")
+    cut = power_cut(log, quick_path / "cut", "short")
+    os.truncate(segments_of(cut, 1)[0], SEGMENT_HEADER_SIZE)
+    again = log_in(cut, partitions=3, epoch=2)
+    assert quarantined(again) == [1]
+    return again.killed(quick_path / "kept")
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "empty"])
+def test_whom_it_is_kept_for_is_believed_when_it_is_whole(log_in: LogIn, quick_path: Path, how: str) -> None:
+    """Else the log of a partition that needs it would be taken for whole, and go on under offsets that were durable."""
+    kept = kept_for_one(log_in, quick_path)
+    path = kept / "journal" / "kept-for"
+    size = path.stat().st_size
+    for at in range(size if how != "empty" else 1):
+        copy = copied(kept, quick_path / "copy")
+        if how == "flip":
+            for bit in range(8):
+                data = bytearray(path.read_bytes())
+                data[at] ^= 1 << bit
+                (copy / "journal" / "kept-for").write_bytes(data)
+                assert saved(copy).concerns((TOPIC_ID, 1))
+        else:
+            os.truncate(copy / "journal" / "kept-for", at)
+            assert saved(copy).concerns((TOPIC_ID, 1))
+    assert quarantined(log_in(copy, partitions=3, epoch=3)) == [1]
+
+
+def test_whom_it_is_kept_for_is_on_the_disk_before_its_name(strace: list[str], tmp_path: Path) -> None:
+    """A name that outlives a power cut without its content would tell that it is kept for nobody."""
+    script = (
+        "from takhin.log.files import Files; from takhin.log.replay import SavedJournal; "
+        f"SavedJournal(Files(), {str(tmp_path)!r}).keep({{(7, 3)}})"
+    )
+    trace = tmp_path / "trace"
+    subprocess.run(
+        [*strace, "-y", "-e", "trace=pwritev,fdatasync,rename,fsync", "-o", str(trace), sys.executable, "-c", script],
+        timeout=60, check=True,
+    )
+    calls = [line for line in joined(trace.read_text().splitlines()) if "kept-for" in line or "fsync" in line]
+    names = [match[0] for line in calls if (match := re.search(r"pwritev|fdatasync|rename|fsync", line))]
+    assert names == ["pwritev", "fdatasync", "rename", "fsync"], calls
+    kept = read_journal(Files(), str(tmp_path))
+    assert kept.concerns((7, 3)) and not kept.concerns((7, 2))

@@ -213,6 +213,20 @@ def test_batches_larger_than_what_a_scan_reads_at_once(log_in: LogIn, tmp_path: 
         log.close()
 
 
+def test_a_rotten_byte_anywhere_in_a_large_batch(tmp_path: Path) -> None:
+    """Its records are not looked at, its checksum is."""
+    made = LocalLog(tmp_path / "made")
+    made.write(b"first", b"v" * 3_000_000)
+    killed = made.killed(tmp_path / "killed")
+    made.close()
+    at = edges(segments_of(killed)[0])
+    for place in (at[1] + 20, at[1] + 200, at[1] + 1_048_576, at[1] + 2_500_000, at[2] - 1):
+        copy = copied(killed, tmp_path / "rotten")
+        flip(segments_of(copy)[0], place)
+        found = recovered(copy)
+        assert (found.damage, found.cut_bytes, end_of(found)) == (None, at[2] - at[1], 1)
+
+
 def test_a_recovery_that_was_killed_is_done_again(tmp_path: Path) -> None:
     killed = make(tmp_path, count=3)
     (path,) = segments_of(killed)
@@ -497,6 +511,20 @@ def test_a_later_segment_proves_the_ones_before_it(tmp_path: Path) -> None:
             assert found.damage is not None and found.cut_bytes == 0
             assert end_of(found) < (int(paths[victim + 1].stem))
             assert logs_in(copy) == before
+
+
+def test_an_index_alone_proves_a_segment_that_is_gone(tmp_path: Path) -> None:
+    """What follows it stays where it is, though nothing in there tells of more."""
+    made = make(tmp_path, 30, config=SMALL_SEGMENTS, clean=True)
+    paths = segments_of(made)
+    assert len(paths) >= 4
+    for path in (paths[0], *paths[2:]):
+        path.with_suffix(".index").unlink()
+    paths[1].unlink()
+    before = contents(made)
+    found = recovered(made)
+    assert found.damage is not None and end_of(found) == int(paths[1].stem)
+    assert contents(made) == before
 
 
 def test_a_missing_first_segment_is_corruption(log_in: LogIn, tmp_path: Path) -> None:

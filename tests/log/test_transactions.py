@@ -4,6 +4,7 @@ import asyncio
 import os
 import select
 import shutil
+import struct
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from takhin.codec.messages import ProduceRequest
 from takhin.errors import Reason, TakhinError
 from takhin.log import transaction
 from takhin.log.files import Files
-from takhin.log.journal import BLOCK_BYTES, MAX_PAYLOAD_BYTES, JournalError
+from takhin.log.journal import BLOCK_BYTES, HEADER_COPIES, MAX_PAYLOAD_BYTES, JournalError
 from takhin.log.replay import read_journal
 from takhin.log.transaction import Transaction, TransactionAppend
 from takhin.log.transaction_offsets import TransactionOffsets, decode_offsets, encode_offsets
@@ -31,6 +32,7 @@ from tests.log.test_journal import (
     journal_paths,
     marks,
 )
+from tests.log.test_journal_replay import assert_holds, masked, three, value
 from tests.log.test_partition import (
     DURABLE,
     NOW_MS,
@@ -46,7 +48,7 @@ from tests.log.test_partition import (
     values_of,
 )
 
-__all__ = ["log_in", "quick_path"]
+__all__ = ["log_in", "quick_path", "three"]
 
 OFFSETS = encode_offsets("g", NOW_MS, [(7, 1, 42), (8, 0, 3)])
 
@@ -721,3 +723,17 @@ def test_a_copy_at_each_step_has_all_of_it_or_nothing(log_in: LogIn, quick_path:
         transact(again, {number: [b"next"] for number in range(3)})
         assert all_values(again) == [values + [b"next"] for values in expected]
         again.close()
+
+
+# Journals without transactions
+
+
+def test_a_journal_of_the_first_version_is_read(log_in: LogIn, three: Path) -> None:
+    (file,) = journal_in(three)
+    data = bytearray(file.path.read_bytes())
+    fields = struct.pack("<I", 1) + bytes(data[12:32])
+    for copy in HEADER_COPIES:
+        data[copy + 4:copy + 32] = struct.pack("<I", masked(fields, 0)) + fields
+    file.path.write_bytes(data)
+    log = log_in(three, partitions=3, epoch=2)
+    assert_holds(log, [[value(0, turn) for turn in range(3)]] * 3)

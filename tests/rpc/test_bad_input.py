@@ -20,6 +20,7 @@ from tests.broker_process import (
     chunk,
     commit,
     create_topic,
+    fetch_offsets,
     offsets,
     produce,
     read,
@@ -38,7 +39,7 @@ SENT = [b"%d" % number for number in range(5)]
 HOT = ("ProduceMessage", "ConsumeMessages")
 NAMED = {  # the requests that begin with a topic's name
     "CreateTopic", "DeleteTopic", "GetTopic", "DescribeTopics", "GetPartitionOffsets",
-    "TruncatePartition", *HOT,
+    "TruncatePartition", "UpdateTopic", *HOT,
 }
 METHODS = {method.name: method.input_type.name for method in pb.DESCRIPTOR.services_by_name["TakhinService"].methods}
 
@@ -128,7 +129,7 @@ BAD_NAMES = {
 def names() -> Iterator[Case]:
     record = pb.Record(value=b"v")
     for name, shown in BAD_NAMES.items():
-        entry = pb.TopicPartitionOffset(topic=name)
+        entry, named = pb.TopicPartitionOffset(topic=name), pb.TopicPartition(topic=name)
         requests: dict[str, Message] = {
             "CreateTopic": pb.CreateTopicRequest(name=name),
             "DeleteTopic": pb.DeleteTopicRequest(name=name),
@@ -139,12 +140,15 @@ def names() -> Iterator[Case]:
             "ProduceMessage": pb.ProduceMessageRequest(topic=name, record=record, required_acks=1),
             "ConsumeMessages": pb.ConsumeMessagesRequest(topic=name, offset=-1),
             "CommitOffset": pb.CommitOffsetRequest(group_id=GROUP, offsets=[entry]),
+            "FetchOffsets": pb.FetchOffsetsRequest(group_id=GROUP, partitions=[named]),
+            "ResetOffsets": pb.ResetOffsetsRequest(group_id=GROUP, topics=[TOPIC, name], latest=True),
+            "UpdateTopic": pb.UpdateTopicRequest(name=name, num_partitions=3),
         }
         for method, request in requests.items():
             yield case(
                 f"topic {name[:20]!r}", method, request, INVALID, Reason.INVALID_TOPIC_NAME, shown, "1 to 249")
     missing = "no-such-topic"
-    entry = pb.TopicPartitionOffset(topic=missing)
+    entry, named = pb.TopicPartitionOffset(topic=missing), pb.TopicPartition(topic=missing)
     for method, request in {
         "DeleteTopic": pb.DeleteTopicRequest(name=missing),
         "GetTopic": pb.GetTopicRequest(name=missing),
@@ -154,6 +158,9 @@ def names() -> Iterator[Case]:
         "ProduceMessage": pb.ProduceMessageRequest(topic=missing, record=record, required_acks=1),
         "ConsumeMessages": pb.ConsumeMessagesRequest(topic=missing, offset=-1),
         "CommitOffset": pb.CommitOffsetRequest(group_id=GROUP, offsets=[entry]),
+        "FetchOffsets": pb.FetchOffsetsRequest(group_id=GROUP, partitions=[named]),
+        "ResetOffsets": pb.ResetOffsetsRequest(group_id=GROUP, partitions=[named], latest=True),
+        "UpdateTopic": pb.UpdateTopicRequest(name=missing, num_partitions=3),
     }.items():
         yield case(
             "a topic that is not there", method, request, Code.NOT_FOUND, Reason.TOPIC_NOT_FOUND, f"'{missing}'",
@@ -163,6 +170,8 @@ def names() -> Iterator[Case]:
             "CommitOffset": pb.CommitOffsetRequest(group_id=group, offsets=[pb.TopicPartitionOffset(topic=TOPIC)]),
             "DescribeConsumerGroup": pb.DescribeConsumerGroupRequest(group_id=group),
             "DeleteConsumerGroup": pb.DeleteConsumerGroupRequest(group_id=group),
+            "FetchOffsets": pb.FetchOffsetsRequest(group_id=group),
+            "ResetOffsets": pb.ResetOffsetsRequest(group_id=group, topics=[TOPIC], latest=True),
         }.items():
             yield case(
                 f"group {group[:20]!r}", method, request, INVALID, Reason.INVALID_GROUP_ID,
@@ -170,6 +179,8 @@ def names() -> Iterator[Case]:
     for method, request in {
         "DescribeConsumerGroup": pb.DescribeConsumerGroupRequest(group_id="nobody"),
         "DeleteConsumerGroup": pb.DeleteConsumerGroupRequest(group_id="nobody"),
+        "FetchOffsets": pb.FetchOffsetsRequest(group_id="nobody"),
+        "ResetOffsets": pb.ResetOffsetsRequest(group_id="nobody", latest=True),
     }.items():
         yield case("an unknown group", method, request, Code.NOT_FOUND, Reason.GROUP_NOT_FOUND, "'nobody'")
 
@@ -184,12 +195,15 @@ def partitions() -> Iterator[Case]:
         (-1, INVALID, Reason.INVALID_PARTITION),
     ]:
         entry = pb.TopicPartitionOffset(topic=TOPIC, partition=number)
+        named = pb.TopicPartition(topic=TOPIC, partition=number)
         for method, request in {
             "ProduceMessage": pb.ProduceMessageRequest(topic=TOPIC, partition=number, record=pb.Record(value=b"v")),
             "ConsumeMessages": pb.ConsumeMessagesRequest(topic=TOPIC, partition=number, offset=-1),
             "GetPartitionOffsets": pb.GetPartitionOffsetsRequest(topic=TOPIC, partition=number),
             "TruncatePartition": pb.TruncatePartitionRequest(topic=TOPIC, partition=number),
             "CommitOffset": pb.CommitOffsetRequest(group_id=GROUP, offsets=[entry]),
+            "FetchOffsets": pb.FetchOffsetsRequest(group_id=GROUP, partitions=[named]),
+            "ResetOffsets": pb.ResetOffsetsRequest(group_id=GROUP, partitions=[named], latest=True),
         }.items():
             if number != -1 or method != "ProduceMessage":
                 yield case(
@@ -365,7 +379,71 @@ def committing() -> Iterator[Case]:
         Reason.OFFSET_OUT_OF_RANGE, "partition 1", partition="1")
 
 
-TABLE = [*malformed(), *names(), *partitions(), *consuming(), *truncating(), *producing(), *creating(), *committing()]
+# Offsets of groups
+
+
+def resetting() -> Iterator[Case]:
+    def request(*numbers: int, **fields: object) -> pb.ResetOffsetsRequest:
+        named = [pb.TopicPartition(topic=TOPIC, partition=number) for number in numbers]
+        return pb.ResetOffsetsRequest(group_id=GROUP, partitions=named, **fields)
+
+    method = "ResetOffsets"
+    for fields in {}, {"earliest": False}, {"latest": False}:
+        yield case(
+            f"to {fields}", method, request(0, **fields), INVALID, Reason.INVALID_RESET, "earliest", "latest", "offset",
+            "time_ms", "shift_by")
+    for offset in 6, 2**63 - 1, -1, -(2**63):
+        for dry_run in False, True:
+            yield case(
+                f"offset {offset}{' dry' * dry_run}", method, request(0, offset=offset, dry_run=dry_run),
+                Code.OUT_OF_RANGE, Reason.OFFSET_OUT_OF_RANGE, f"offset {offset}", "0 to 5", topic=TOPIC, partition="0",
+                log_start_offset="0", end_offset="5")
+    yield case(
+        "a good one and one without a commit", method, request(0, 1, shift_by=1), Code.FAILED_PRECONDITION,
+        Reason.NO_COMMITTED_OFFSET, f"'{GROUP}'", topic=TOPIC, partition="1", group_id=GROUP)
+    yield case(
+        "a partition twice", method, request(0, 1, 0, latest=True), INVALID, Reason.DUPLICATE_PARTITION, "twice",
+        topic=TOPIC, partition="0")
+    yield case(
+        "a partition and its topic", method, request(1, topics=[TOPIC], latest=True), INVALID,
+        Reason.DUPLICATE_PARTITION, "twice", topic=TOPIC, partition="1")
+    many = [pb.TopicPartition(topic=TOPIC)] * 10_001
+    yield case(
+        "10,001 partitions", "FetchOffsets", pb.FetchOffsetsRequest(group_id=GROUP, partitions=many), INVALID,
+        Reason.TOO_MANY_PARTITIONS, "10001", max_partitions="10000")
+
+
+def updating() -> Iterator[Case]:
+    def request(**fields: object) -> pb.UpdateTopicRequest:
+        return pb.UpdateTopicRequest(name=TOPIC, **fields)
+
+    method = "UpdateTopic"
+    for count in 2_000_000_000, 10_001, -1, -(2**31):
+        yield case(
+            f"{count} partitions", method, request(num_partitions=count), INVALID, Reason.INVALID_PARTITION_COUNT,
+            f"num_partitions {count}", "10000")
+    yield case(
+        "fewer partitions", method, request(num_partitions=1, configs={"segment.ms": "5"}), INVALID,
+        Reason.INVALID_PARTITION_COUNT, "num_partitions 1", "the 2", topic=TOPIC, num_partitions="2")
+    yield case("nothing", method, request(), INVALID, Reason.NOTHING_TO_UPDATE, "configs")
+    for config, bad, told in BAD_CONFIGS:
+        yield case(
+            f"{config} = {bad[:20]!r}", method, request(num_partitions=3, configs={config: bad}), INVALID,
+            Reason.INVALID_CONFIG, config, told, config=config)
+    for name in "retention.mz", "", "x" * MIB:
+        for fields in {"reset_configs": ["segment.ms", name]}, {"configs": {name: "1"}}:
+            yield case(
+                f"config {name[:20]!r} in {next(iter(fields))}", method, request(num_partitions=3, **fields), INVALID,
+                Reason.INVALID_CONFIG, "unknown topic config", repr(name)[:20])
+    yield case(
+        "set and reset", method, request(configs={"flush.ms": "1"}, reset_configs=["flush.ms"]), INVALID,
+        Reason.INVALID_CONFIG, "flush.ms", config="flush.ms")
+
+
+TABLE = [
+    *malformed(), *names(), *partitions(), *consuming(), *truncating(), *producing(), *creating(), *committing(),
+    *resetting(), *updating(),
+]
 
 
 @pytest.fixture(scope="module")
@@ -418,14 +496,16 @@ def test_after_the_table_all_is_as_it_was(prepared: BrokerProcess) -> None:
     assert list(stub.ListTopics(pb.ListTopicsRequest(), timeout=DEADLINE_S).topics) == ["beside", TOPIC]
     groups = stub.ListConsumerGroups(pb.ListConsumerGroupsRequest(), timeout=DEADLINE_S).groups
     assert [group.group_id for group in groups] == [GROUP]
-    assert commit(stub, GROUP, (TOPIC, 0, 3)).success, "nothing was committed"
+    assert [(each.partition, each.committed_offset) for each in fetch_offsets(stub, GROUP)] == [(0, 3)]
+    topic = stub.GetTopic(pb.GetTopicRequest(name=TOPIC), timeout=DEADLINE_S).topic
+    assert (topic.num_partitions, dict(topic.configs)) == (2, {}), "nothing was updated"
     assert produce(stub, TOPIC, b"next", acks=-1).offset == 5
 
 
 def test_the_table_has_what_it_must_have() -> None:
     """Every method, and every reason that a request alone can cause on a broker with its default limits."""
     assert {each.method for each in TABLE} == set(METHODS) - {"ProduceMessageStream"}
-    assert len(METHODS) == 17
+    assert len(METHODS) == 19
     seen = {each.reason for each in TABLE}
     elsewhere = {Reason.KEYS_SPAN_PARTITIONS}  # tests/rpc/test_produce.py
     from_requests = {reason for reason in Reason if reason.startswith(("INVALID_", "MALFORMED_", "NO_", "DUPLICATE_"))}
@@ -433,4 +513,5 @@ def test_the_table_has_what_it_must_have() -> None:
     from_requests |= {Reason.RECORD_TOO_LARGE, Reason.TOPIC_EXISTS}
     from_requests |= {reason for reason in Reason if reason.endswith("_NOT_FOUND")} - {Reason.SERVICE_NOT_FOUND}
     from_requests |= {Reason.OFFSET_OUT_OF_RANGE, Reason.OFFSET_BEHIND_COMMITTED}
+    from_requests |= {Reason.TOO_MANY_PARTITIONS, Reason.NOTHING_TO_UPDATE}
     assert seen >= from_requests - elsewhere

@@ -34,7 +34,7 @@ from tests.broker_process import (
 from tests.conftest import StartBroker
 from tests.trace import Trace, position, sent, synced, written
 
-ABORTED = grpc.StatusCode.ABORTED
+ABORTED, DATA_LOSS = grpc.StatusCode.ABORTED, grpc.StatusCode.DATA_LOSS
 
 
 # Kill -9 under load, judged by what clients remember
@@ -292,6 +292,34 @@ def test_a_reader_learns_that_the_log_was_truncated(broker: BrokerProcess) -> No
     expect_truncated(8, 9, offset=10, last_epoch=first)
     assert values(read(stub, topic, offset=8, last_epoch=third)) == [b"newer-8"]
     assert values(read(stub, topic, offset=8, last_epoch=first)) == [b"newer-8"]
+
+
+def test_a_reader_learns_of_it_though_the_partition_could_not_be_read_at_first(broker: BrokerProcess) -> None:
+    """What the power took shows at the start after that one, which follows a clean stop."""
+    topic = new_topic(broker.stub(), flush_ms=-1)
+    first = {produce(broker.stub(), topic, b"old-%d" % number, acks=1).epoch for number in range(10)}.pop()
+    last_size_bytes = batch_bytes(broker, topic)
+    broker.kill()
+    path = broker.segments()[-1]
+    cut(path, 2 * last_size_bytes)
+    elsewhere = path.rename(broker.directory / "elsewhere")
+    path.mkdir()
+    broker.start()
+    with refused(DATA_LOSS, Reason.CORRUPT_BATCH):
+        read(broker.stub(), topic)
+    broker.terminate()
+    path.rmdir()
+    elsewhere.rename(path)
+    for _ in range(2):
+        broker.start()
+        stub = broker.stub()
+        for offset in 9, 10:
+            with refused(ABORTED, Reason.LOG_TRUNCATED) as refusal:
+                read(stub, topic, offset=offset, last_epoch=first)
+            assert refusal.metadata["divergence_offset"] == "8"
+        second = produce(stub, topic, b"new", b"new", b"new").epoch
+        assert second > first and values(read(stub, topic, offset=9, last_epoch=second))[:2] == [b"new"] * 2
+        broker.terminate()
 
 
 def batch_bytes(broker: BrokerProcess, topic: str) -> int:

@@ -12,6 +12,7 @@ from tests.broker_process import (
     BrokerProcess,
     Stub,
     commit,
+    committed,
     new_topic,
     offsets,
     produce,
@@ -34,13 +35,6 @@ def describe(stub: Stub, group: str) -> pb.DescribeConsumerGroupResponse:
 
 def delete(stub: Stub, group: str) -> pb.DeleteConsumerGroupResponse:
     return stub.DeleteConsumerGroup(pb.DeleteConsumerGroupRequest(group_id=group), timeout=DEADLINE_S)
-
-
-def committed_at_least(stub: Stub, group: str, topic: str, offset: int, partition: int = 0) -> bool:
-    """Whether the group's commit is above `offset`: there is no RPC to read it yet, but it does not go back."""
-    with refused(grpc.StatusCode.FAILED_PRECONDITION, Reason.OFFSET_BEHIND_COMMITTED) as refusal:
-        commit(stub, group, (topic, partition, offset))
-    return int(refusal.metadata["committed_offset"]) > offset
 
 
 @pytest.fixture
@@ -119,7 +113,7 @@ def test_all_offsets_of_a_request_are_committed_or_none(
         commit(stub, group, (filled, 0, 4), bad(filled))
     assert commit(stub, group, (filled, 0, 0)).success, "nothing was committed there"
     assert commit(stub, group, (filled, 0, 4), (filled, 1, 4)).success
-    assert committed_at_least(stub, group, filled, 3, 0) and committed_at_least(stub, group, filled, 3, 1)
+    assert committed(stub, group, filled, 0) == committed(stub, group, filled, 1) == 4
 
 
 def test_a_commit_of_nothing(stub: Stub) -> None:
@@ -195,7 +189,7 @@ def test_deleting_a_topic_drops_its_commits(stub: Stub, filled: str) -> None:
     stub.DeleteTopic(pb.DeleteTopicRequest(name=filled), timeout=DEADLINE_S)
     with refused(grpc.StatusCode.NOT_FOUND, Reason.TOPIC_NOT_FOUND):
         commit(stub, group, (filled, 0, 5))
-    assert committed_at_least(stub, group, other, 0)
+    assert committed(stub, group, other) == 1
     stub.CreateTopic(pb.CreateTopicRequest(name=filled), timeout=DEADLINE_S)
     assert commit(stub, group, (filled, 0, 0)).success, "the new topic of that name has no commits"
 
@@ -228,7 +222,7 @@ def test_commits_survive(broker: BrokerProcess, kill: bool) -> None:
     stub = broker.stub()
     assert [each.group_id for each in groups(stub)] == ["stays"]
     for partition, offset in (0, 7), (1, 10):
-        assert committed_at_least(stub, "stays", topic, offset - 1, partition)
+        assert committed(stub, "stays", topic, partition) == offset
         assert commit(stub, "stays", (topic, partition, offset)).success
 
 

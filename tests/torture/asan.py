@@ -13,25 +13,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.torture.copied_tree import ROOT, compile_tree, copy_tree
+
 PLACE = ROOT / "build" / "asan"
-COPIED = ("takhin", "tests", "proto", "docs", "setup.py", "pyproject.toml", "README.md", "Makefile")
 TESTS = (
     "tests/codec", "tests/log", "tests/format", "tests/recovery", "tests/broker/test_consume_paths.py",
     "tests/torture/test_torn.py", "tests/torture/test_rot.py", "tests/torture/test_fuzz.py",
 )
-
-
-def copy_tree() -> None:
-    """The sources, without what was compiled elsewhere; what was compiled here stays, as far as it is still right."""
-    ignored = shutil.ignore_patterns("*.so", "__pycache__", ".pytest_cache", ".hypothesis")
-    for name in COPIED:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, PLACE / name, ignore=ignored, dirs_exist_ok=True)
-        elif source.exists():
-            PLACE.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, PLACE / name)
 
 
 def runtime() -> str:
@@ -62,14 +50,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make asan", description=__doc__)
     parser.add_argument("tests", nargs="*", default=TESTS, help="what pytest is to run")
     arguments = parser.parse_args()
-    copy_tree()
+    copy_tree(PLACE)
     reports = PLACE / "reports"
     shutil.rmtree(reports, ignore_errors=True)
     reports.mkdir(parents=True)
-    subprocess.run(
-        [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--parallel", "2"], cwd=PLACE, check=True,
-        env=os.environ | {"TAKHIN_SANITIZE": "1"},
-    )
+    compile_tree(PLACE, TAKHIN_SANITIZE="1")
     run = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments.tests], cwd=PLACE,
         env=environment(reports), stdout=subprocess.PIPE, text=True,

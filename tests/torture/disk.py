@@ -250,6 +250,27 @@ class Disk:
 
         return walk(self.top, "")
 
+    def unsynced(self) -> list[str]:
+        """What a power cut now might undo, of what can be reached by its name: files by what was written to them, names
+        (with a + or, taken away, a -)."""
+        places: dict[int, str] = {}
+        found = []
+
+        def walk(directory: Directory, prefix: str) -> None:
+            places[id(directory)] = prefix
+            for name, node in directory.current.items():
+                if isinstance(node, Directory):
+                    walk(node, f"{prefix}{name}/")
+                elif node.changes:
+                    found.append(f"{prefix}{name}")
+
+        walk(self.top, "")
+        for change in self.name_changes:
+            for directory, name, node in change.names:
+                if id(directory) in places:
+                    found.append(f"{'-' if node is None else '+'}{places[id(directory)]}{name}")
+        return sorted(found)
+
 
 # By the directory's id: names and what they stand for; None: not there.
 _Names = dict[int, dict[str, Node | None]]

@@ -336,7 +336,7 @@ class Requests:
     """Each RPC through the method table: TakhinError at most, and a refused request changes nothing.
 
     An input is the method's name, a line's end, and the request. For the stream of produce it is sent between two
-    that are right.
+    that are right, for that of a member as its first request or after one that is right.
     """
 
     def __init__(self, directory: Path):
@@ -385,6 +385,8 @@ class Requests:
             if method.kind is Kind.UNARY:
                 answer = await method.handler(request, _Stream([], 1))
                 hold(isinstance(answer, bytes), "an answer that is not bytes")
+            elif method.path.endswith("/Subscribe"):
+                await self._subscribe(method, request)
             elif method.kind is Kind.BIDI:
                 await self._produce_stream(method, request)
             else:
@@ -408,6 +410,17 @@ class Requests:
             answer = pb.ProduceMessageResponse.FromString(stream.answers[number])
             hold(answer.code == 0, f"a right request was refused: {answer.error}")
 
+    async def _subscribe(self, method: Method, request: bytes) -> None:
+        start, leave = REQUESTS["Subscribe"][0], REQUESTS["Subscribe"][-1]
+        for requests in [start, request, leave], [request, leave]:
+            stream = _Stream(requests, 100)
+            try:
+                await method.handler(stream)
+            finally:
+                for answer in stream.answers:
+                    pb.SubscribeResponse.FromString(answer)
+                hold(self._broker.groups.with_members() == [], "a member that is gone is a member")
+
     async def _consume(self, method: Method, request: bytes) -> None:
         stream = _Stream([], 3)
         task = asyncio.ensure_future(method.handler(request, stream))
@@ -420,9 +433,10 @@ class Requests:
         if not task.cancelled():
             task.result()
 
-    def _state(self) -> list[tuple[str, list[int]]]:
+    def _state(self) -> list[tuple[str, dict[str, str], list[int]]]:
         return [
-            (topic.name, [partition.next_offset for partition in topic.partitions]) for topic in self._broker.topics
+            (topic.name, topic.configs, [partition.next_offset for partition in topic.partitions])
+            for topic in self._broker.topics
         ]
 
 

@@ -5,7 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from takhin.broker.metadata import MetadataStore, OffsetCommit
+from takhin.broker.metadata import MetadataStore, OffsetCommit, OffsetReset
 from takhin.errors import StartError, TakhinError
 from tests.torture.bed import Files, scratch
 
@@ -36,7 +36,7 @@ async def snapshot_of(store: MetadataStore) -> Snapshot:
 
 
 def make_metadata(seed: int = 1, topics: int = 18, stopped: bool = False) -> MetadataBase:
-    """Topics, configs, commits, log starts, epochs, deletions; then killed, or stopped in order."""
+    """Topics, configs, commits, resets, updates, log starts, epochs, deletions; then killed, or stopped in order."""
     history: list[Snapshot] = []
 
     async def live(path: Path) -> Files:
@@ -62,6 +62,12 @@ def make_metadata(seed: int = 1, topics: int = 18, stopped: bool = False) -> Met
             commits = [OffsetCommit(row.id, name, 0, 10 * number)]
             await store.commit_offsets(f"group-{number % 8}", commits, NOW_MS, _GROUPS_AT_MOST)
             await note()
+            if number % 6 == 5:
+                resets = [OffsetReset(row.id, name, 0, lambda committed: (committed or 0) // 2)]
+                await store.reset_offsets(f"group-{number % 8}", resets, NOW_MS, _GROUPS_AT_MOST)
+                await note()
+                await store.update_topic(row.id, row.num_partitions + 2, {"segment.ms": str(number)})
+                await note()
             if number % 11 == 10:
                 await store.delete_topic(row.id)
                 await note()

@@ -168,6 +168,10 @@ _MESSAGES: dict[str, list[Message]] = {
     "ListTopics": [pb.ListTopicsRequest()],
     "GetTopic": [pb.GetTopicRequest(name="t")],
     "DescribeTopics": [pb.DescribeTopicsRequest(topics=["t", "other"]), pb.DescribeTopicsRequest()],
+    "UpdateTopic": [
+        pb.UpdateTopicRequest(name="t", configs={"segment.ms": "1000"}, reset_configs=["flush.ms"]),
+        pb.UpdateTopicRequest(name="other", num_partitions=3),
+    ],
     "CommitOffset": [
         pb.CommitOffsetRequest(group_id="g", offsets=[pb.TopicPartitionOffset(topic="t", partition=0, offset=1)]),
         pb.CommitOffsetRequest(
@@ -177,7 +181,35 @@ _MESSAGES: dict[str, list[Message]] = {
     "ListConsumerGroups": [pb.ListConsumerGroupsRequest()],
     "DescribeConsumerGroup": [pb.DescribeConsumerGroupRequest(group_id="g")],
     "DeleteConsumerGroup": [pb.DeleteConsumerGroupRequest(group_id="h")],
+    "FetchOffsets": [
+        pb.FetchOffsetsRequest(group_id="g"),
+        pb.FetchOffsetsRequest(group_id="h", partitions=[pb.TopicPartition(topic="t", partition=1)]),
+    ],
+    "ResetOffsets": [
+        pb.ResetOffsetsRequest(group_id="g", earliest=True, dry_run=True),
+        pb.ResetOffsetsRequest(group_id="h", topics=["t"], latest=True),
+        pb.ResetOffsetsRequest(group_id="g", partitions=[pb.TopicPartition(topic="t")], offset=1),
+        pb.ResetOffsetsRequest(group_id="g", partitions=[pb.TopicPartition(topic="t")], time_ms=1_700_000_000_000),
+        pb.ResetOffsetsRequest(group_id="g", shift_by=-1),
+    ],
+    "Subscribe": [
+        pb.SubscribeRequest(start=pb.SubscribeStart(group_id="m", topics=["t"])),
+        pb.SubscribeRequest(start=pb.SubscribeStart(
+            group_id="m", topics=["t", "other"], client_id="c", start_from=pb.START_FROM_TIME, start_time_ms=1,
+            assignor="range", credit_bytes=1000, commit_mode=pb.COMMIT_MODE_AUTO, member_id="c-1", instance_id="i",
+            session_timeout_ms=1000, max_processing_ms=1000, max_bytes=100)),
+        pb.SubscribeRequest(credit=pb.Credit(bytes=100)),
+        pb.SubscribeRequest(commit=pb.CommitOffsets(
+            id=7, offsets=[pb.TopicPartitionOffset(topic="t", partition=0, offset=1)])),
+        pb.SubscribeRequest(pause=pb.Partitions(partitions=[pb.TopicPartition(topic="t", partition=1)])),
+        pb.SubscribeRequest(resume=pb.Partitions()),
+        pb.SubscribeRequest(seek=pb.Seek(offsets=[pb.TopicPartitionOffset(topic="t", partition=1, offset=-1)])),
+        pb.SubscribeRequest(release=pb.Partitions()),
+        pb.SubscribeRequest(pong=pb.Pong(id=1)),
+        pb.SubscribeRequest(leave=pb.Leave()),
+    ],
     "GetPartitionOffsets": [pb.GetPartitionOffsetsRequest(topic="t", partition=1)],
+    "TruncatePartition": [pb.TruncatePartitionRequest(topic="t", partition=1, before_offset=1)],
     "HealthCheck": [pb.HealthCheckRequest()],
 }
 REQUESTS = {name: [message.SerializeToString() for message in messages] for name, messages in _MESSAGES.items()}

@@ -164,22 +164,19 @@ def _probe(stub: Stub, topic: str, number: int, log: PartitionLog, problems: lis
 
 
 def _read_committed(stub: Stub, ledger: Ledger, contents: Contents) -> None:
-    """A commit of 0 is refused to a group that stands higher, and the refusal says where; else it changes nothing."""
-    asked = {(commit.group, *key) for commit in ledger.commits.values() for key in commit.offsets}
-    for group, topic, number in sorted(asked):
-        if topic not in contents.topics:
-            continue
-        zero = pb.TopicPartitionOffset(topic=topic, partition=number, offset=0)
-        committed = 0
+    """Where each group stands that was to commit something; 0 without a commit."""
+    asked: dict[str, set[tuple[str, int]]] = {}
+    for commit in ledger.commits.values():
+        asked.setdefault(commit.group, set()).update(key for key in commit.offsets if key[0] in contents.topics)
+    for group, keys in sorted(asked.items()):
+        if not keys:
+            continue  # without names the question would be another one
+        named = [pb.TopicPartition(topic=topic, partition=number) for topic, number in sorted(keys)]
         try:
-            stub.CommitOffset(pb.CommitOffsetRequest(group_id=group, offsets=[zero]), timeout=DEADLINE_S)
+            answer = stub.FetchOffsets(
+                pb.FetchOffsetsRequest(group_id=group, partitions=named), timeout=DEADLINE_S)
         except grpc.RpcError as problem:
-            refusal = refusal_of(problem)
-            committed = refusal.number("committed_offset")
-            if refusal.reason == "DISK_FULL":
-                # A commit of 0 where there is none would be a change: it stays unknown.
-                continue
-            if refusal.reason != "OFFSET_BEHIND_COMMITTED":
-                contents.problems.append(f"what {group} committed of {topic}/{number} can't be asked for: {refusal}")
-                continue
-        contents.committed[group, topic, number] = committed
+            contents.problems.append(f"what {group} committed can't be asked for: {refusal_of(problem)}")
+            continue
+        for each in answer.offsets:
+            contents.committed[group, each.topic, each.partition] = each.committed_offset
