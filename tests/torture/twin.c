@@ -70,6 +70,7 @@ struct open_file {
     char *path;             /* NULL: none of ours */
     uint64_t inode;
     int is_directory, dsync;
+    int64_t reserved;       /* up to where room was allocated, beyond its size */
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -257,6 +258,7 @@ static int open_common(int directory, const char *path, int flags, mode_t mode) 
             files[fd].inode = status.st_ino;
             files[fd].is_directory = S_ISDIR(status.st_mode);
             files[fd].dsync = (flags & O_DSYNC) != 0;
+            files[fd].reserved = 0;
             if (!existed)
                 record_flags |= F_CREATED;
             if (existed && (flags & O_TRUNC))
@@ -310,13 +312,18 @@ static size_t bytes_of(const struct iovec *parts, int count) {
     return total;
 }
 
+/* Up to where the file has room already. */
+static int64_t room_end(int fd, const struct stat64 *status) {
+    return status->st_size > files[fd].reserved ? status->st_size : files[fd].reserved;
+}
+
 /* How many of the bytes there is room for: a file that does not grow needs none. */
 static size_t with_room(int fd, int64_t position, size_t size) {
     struct stat64 status;
     int64_t growth;
     if (room_bytes < 0 || fstat64(fd, &status))
         return size;
-    growth = position + (int64_t)size - status.st_size;
+    growth = position + (int64_t)size - room_end(fd, &status);
     if (growth <= 0)
         return size;
     if (growth > room_bytes) {
@@ -539,17 +546,25 @@ static int allocate_common(int fd, int mode, off64_t position, off64_t size, int
     struct open_file *file;
     struct rule *rule;
     struct stat64 status;
+    int64_t growth = 0;
     int result, error = 0;
     pthread_mutex_lock(&lock);
     file = tracked(fd);
     rule = fault_of(K_ALLOCATE, file->path);
-    if (fails(rule) || (room_bytes >= 0 && size > room_bytes)) {
+    if (!fstat64(fd, &status) && position + size > room_end(fd, &status))
+        growth = position + size - room_end(fd, &status);
+    if (fails(rule) || (room_bytes >= 0 && growth > room_bytes)) {
         error = fails(rule) ? rule->error : ENOSPC;
         leave(-1, error);
         return posix_call ? error : -1;
     }
     result = posix_call ? posix_call(fd, position, size) : call(fd, mode, position, size);
     error = errno;
+    if (!result) {
+        files[fd].reserved = position + size > file->reserved ? position + size : file->reserved;
+        if (room_bytes >= 0)
+            room_bytes -= growth;
+    }
     if (!result && !fstat64(fd, &status))
         record(K_ALLOCATE, 0, mode, file->inode, status.st_size, 0, file->path, "", NULL, 0, 0);
     after(rule);
