@@ -99,8 +99,8 @@ class Committer:
         self._journal_commit: JournalCommit | None = None
         self._journal_fds: list[int] = []
         self._journal_paused_until_s = 0.0
-        self._journal_blocked = ""
         self._journal_turns = 0
+        self._journal_blocked = ""
         self._forgotten: set[Partition] = set()
         self._idle: asyncio.Future[None] | None = None
         for lane in (self._front, self._behind):
@@ -278,6 +278,7 @@ class Committer:
             # The file that was full is free again when the segments are synced that it covers.
             self._journal_turns = self._journal.turns
             self._behind.queue.update(dict.fromkeys(self._journal.behind()))
+            self._call_soon(self._go_on)
         if self._journal.blocked != self._journal_blocked:
             self._journal_blocked = self._journal.blocked
             if self._journal_blocked:
@@ -287,7 +288,6 @@ class Committer:
                 )
             else:
                 logger.warning("the journal is used again")
-            self._call_soon(self._go_on)
         if commit is None:
             return False
         self._journal_commit, self._journal_fds = commit, fds
