@@ -20,6 +20,7 @@ MODULES = [
     "takhin.codec.wire",
     "takhin.codec.batch",
     "takhin.codec.messages",
+    "takhin.codec.wal",
     "takhin.log.files",
     "takhin.log.ring",
     "takhin.log.index",
