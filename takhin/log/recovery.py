@@ -11,7 +11,8 @@ offset beyond it. A torn tail is set aside, in files beside the segment, and cut
 partition is served up to it and takes no appends.
 
 What lies above the last offset that is proven durable is written once more before it is synced: after a sync that
-failed, the kernel may take pages for clean that never reached the disk.
+failed, the kernel may take pages for clean that never reached the disk. With a damaged journal only an index file
+proves that: all else may tell of what was on the disk in the journal alone, in the part of it that is gone.
 """
 
 import errno
@@ -62,6 +63,19 @@ class Place:
     partition: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is known of a log before its segments are read.
+
+    proven_offset: what lies below was on the disk once. knows_end: so was whatever is missing. restored: what the
+    journal had of it is on the disk in the segments.
+    """
+
+    proven_offset: int
+    knows_end: bool
+    restored: bool
+
+
 def recover_partition(
     cache: FileCache, directory: str, topic_id: int, partition: int, log_start_offset: int, *, was_clean: bool,
     journal: SavedJournal | None = None,
@@ -89,7 +103,8 @@ def recover_partition(
         for base_offset in set(base_offsets(INDEX_FILE, names)) - set(bases):
             summary = _segment(place, base_offset).read_summary()
             proven_offset = max(proven_offset, summary.next_offset if summary is not None else 0)
-        _recover(place, bases, log_start_offset, proven_offset, knows_end, found)
+        restored = damage is None and (journal is None or journal.damage is None)
+        _recover(place, bases, log_start_offset, _Known(proven_offset, knows_end, restored), found)
     except OSError as problem:
         if problem.errno in PASSING:
             raise
@@ -109,10 +124,8 @@ def base_offsets(pattern: re.Pattern[str], names: list[str]) -> list[int]:
 
 
 def _recover(
-    place: Place, bases: list[int], log_start_offset: int, proven_offset: int, knows_end: bool,
-    found: RecoveredPartition,
+    place: Place, bases: list[int], log_start_offset: int, known: _Known, found: RecoveredPartition
 ) -> None:
-    """knows_end: whatever is missing was there once. proven_offset: so was what lies below."""
     # What retention had taken out of the log when the broker died is still to be removed.
     while len(bases) > 1 and bases[1] <= log_start_offset:
         segment = _segment(place, bases.pop(0))
@@ -135,7 +148,7 @@ def _recover(
             later = bases[position:]
             overlaps = base_offset < expected
             missing = max(expected, log_start_offset)
-            if knows_end or overlaps or proven_offset > missing or any_proves(place, later, missing):
+            if known.knows_end or overlaps or known.proven_offset > missing or any_proves(place, later, missing):
                 found.damage = where
             else:
                 # The end of the one before it had not reached the disk, though it ends with a whole batch; or its name.
@@ -157,7 +170,7 @@ def _recover(
                 # What lies below the log's start is gone anyway.
                 missing = max(segment.next_offset, log_start_offset)
                 torn = not (
-                    knows_end or missing < proven_offset or was_durable(segment, missing)
+                    known.knows_end or missing < known.proven_offset or was_durable(segment, missing)
                     or any_proves(place, later, missing)
                 )
                 if torn:
@@ -174,15 +187,17 @@ def _recover(
         if torn:
             break
     if found.damage is None and (scanned or was_set_aside):
-        _make_durable(place, scanned, max(proven_offset, found.proven_offset), found)
+        _make_durable(place, scanned, known, found)
     if found.damage is None and found.segments:
         found.proven_offset = found.segments[-1].next_offset
 
 
-def _make_durable(place: Place, scanned: list[Segment], proven_offset: int, found: RecoveredPartition) -> None:
+def _make_durable(place: Place, scanned: list[Segment], known: _Known, found: RecoveredPartition) -> None:
     """What a killed process had written may be in the cache only; after a failed sync, in pages that count as clean."""
+    proven_offset = max(known.proven_offset, found.proven_offset)
     for segment in scanned:
-        found.rewritten_bytes += segment.rewrite(proven_offset)
+        # What the journal or a batch's header tells may have been durable in the journal alone.
+        found.rewritten_bytes += segment.rewrite(proven_offset if known.restored else segment.checkpoint_offset)
         segment.sync()
     sync_directories(place.cache.files, place.directory)
     for segment in scanned:
