@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from takhin.errors import Reason
-from takhin.log.files import Files
+from takhin.log.files import PASSING, Files
 from takhin.log.journal import Journal, JournalCommit
 from takhin.log.partition import Partition
-from takhin.log.recovery import PASSING
 from takhin.log.segment import Segment
 from takhin.log.sync import SyncThread
 

@@ -15,13 +15,12 @@ failed, the kernel may take pages for clean that never reached the disk. With a 
 proves that: all else may tell of what was on the disk in the journal alone, in the part of it that is gone.
 """
 
-import errno
 import logging
 import os
 import re
 from dataclasses import dataclass, field
 
-from takhin.log.files import Files
+from takhin.log.files import PASSING, Files
 from takhin.log.replay import SavedJournal, restore_parts, sync_directories
 from takhin.log.segment import FileCache, Segment, segment_name
 
@@ -32,10 +31,6 @@ INDEX_FILE = re.compile(r"(\d{20})\.index")
 _COPY_BYTES = 1024 * 1024
 # They are sfixed64 in headers.
 MAX_OFFSET = (1 << 63) - 1
-# What passes: not a word about what is on the disk.
-PASSING = frozenset(
-    (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN)
-)
 
 
 @dataclass(slots=True)
