@@ -71,6 +71,7 @@ asan: build
 bench: build
 	$(BIN)/python -m pytest bench/micro.py -q --benchmark-columns=median,mean,stddev,rounds,iterations
 	$(BIN)/python -m bench.load
+	$(BIN)/python -m bench.groups
 
 clean:
 	rm -rf build $(VENV) *.egg-info

@@ -24,6 +24,7 @@ MODULES = [
     "takhin.log.files",
     "takhin.log.ring",
     "takhin.log.index",
+    "takhin.log.producers",
     "takhin.log.segment",
     "takhin.log.partition",
     "takhin.log.journal",

@@ -41,6 +41,7 @@ _BOUNDED_BY = (
     ("limits.partitions_per_topic", "limits.partitions", 0),
     ("topics.partitions", "limits.partitions_per_topic", 0),
     ("limits.ring_bytes_per_partition", "limits.ring_bytes", 0),
+    ("limits.members_per_group", "limits.members", 0),
 )
 _DURATION = "ms"
 _SIZE = "bytes"
@@ -107,6 +108,8 @@ class TopicDefaults:
     flush_ms: int = _number(
         1_000, "sync to disk what was written so long ago, asked for or not (flush.ms)", _DURATION, 1, SAFE_INT_MAX,
         minus_one="only when asked for")
+    producer_expiration_ms: int = _number(
+        604_800_000, "forget an idempotent producer that appended nothing for so long", _DURATION, 1, SAFE_INT_MAX)
     retention_check_ms: int = _number(
         300_000, "time between two looks for segments to remove", _DURATION, 10, INT32_MAX)
 
@@ -115,6 +118,13 @@ class TopicDefaults:
 class GroupSettings:
     """[groups]: consumer groups."""
 
+    grace_ms: int = _number(
+        10_000, "keep a member's partitions for so long after its stream was cut", _DURATION, 0, INT32_MAX)
+    revoke_timeout_ms: int = _number(
+        10_000, "take partitions that are to move from a member that has not released them for so long", _DURATION, 1,
+        INT32_MAX)
+    auto_commit_ms: int = _number(
+        1_000, "least time between two commits of a member with commit mode AUTO", _DURATION, 0, INT32_MAX)
     offsets_retention_ms: int = _number(
         604_800_000, "forget what a group has committed when it had no members and committed nothing for so long",
         _DURATION, 1, SAFE_INT_MAX, minus_one="never")
@@ -130,6 +140,11 @@ class Limits:
     partitions_per_topic: int = _number(10_000, "partitions of one topic", "", 1, 1_000_000)
     partitions: int = _number(100_000, "partitions of all topics together", "", 1, 1_000_000)
     groups: int = _number(10_000, "consumer groups", "", 1, 1_000_000)
+    producers: int = _number(
+        100_000, "names of idempotent producers; and producers that partitions know, each once a partition", "", 1,
+        10_000_000)
+    members_per_group: int = _number(1_000, "members of one consumer group", "", 1, 100_000)
+    members: int = _number(10_000, "members of all consumer groups together", "", 1, 1_000_000)
     records_per_request: int = _number(100_000, "records in one produce request", "", 1, 1_000_000)
     ring_bytes: int = _number(
         64 * MIB, "memory for the newest records of all partitions together", _SIZE, 64 * KIB, TIB)

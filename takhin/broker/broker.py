@@ -14,8 +14,10 @@ from takhin.broker.metadata import MetadataStore
 from takhin.broker.offset_expiry import OffsetExpiry
 from takhin.broker.offset_reset import OffsetResets
 from takhin.broker.produce import Producing
+from takhin.broker.producers import Producers
 from takhin.broker.reader_budget import ReaderBudget
 from takhin.broker.retention import Retention
+from takhin.broker.subscribe import Subscribing
 from takhin.broker.topics import Topics
 from takhin.config import Settings
 from takhin.errors import Reason, StartError, TakhinError
@@ -37,15 +39,17 @@ def wall_clock_ms() -> int:
 class Broker:
     """One broker on one data directory.
 
-    start(), then use topics, producing, consuming, log_starts, groups, group_offsets, offset_resets;
-    begin_drain() and stop() end it. All of it on one event loop.
+    start(), then use topics, producers, producing, consuming, subscribing, log_starts, groups, group_offsets,
+    offset_resets; begin_drain() and stop() end it. All of it on one event loop.
     """
 
     topics: Topics
+    producers: Producers
     producing: Producing
     consuming: Consuming
     log_starts: LogStarts
     groups: GroupCoordinator
+    subscribing: Subscribing
     group_offsets: GroupOffsets
     offset_resets: OffsetResets
 
@@ -88,10 +92,17 @@ class Broker:
         self._store = LogStore(settings.data_dir, settings.limits, loop, self._clock_ms, self._on_halt)
         self.topics = Topics(settings, self._metadata, self._store, lambda: self._epoch, self._clock_ms)
         budget = ReaderBudget(settings.limits.reader_bytes, settings.limits.slow_reader_ms)
-        self.producing = Producing(self.topics, settings.limits, self._clock_ms)
+        self.producers = Producers(
+            self._metadata, self._store, settings.limits, settings.topics.producer_expiration_ms, self._clock_ms
+        )
+        self.producing = Producing(self.topics, self.producers, settings.limits, self._clock_ms)
         self.consuming = Consuming(self.topics, self._store, budget, settings.grpc.max_message_bytes)
         self.log_starts = LogStarts(self._metadata, self._store, self._clock_ms)
-        self.groups = GroupCoordinator(self._metadata, self.topics, settings.limits, self._clock_ms)
+        self.groups = GroupCoordinator(
+            self._metadata, self.topics, settings.limits, self._clock_ms, settings.groups
+        )
+        self.topics.on_change(lambda change: self.groups.live.topic_changed(change.name))
+        self.subscribing = Subscribing(self.topics, self.consuming, budget, self.groups, settings.groups)
         self.group_offsets = GroupOffsets(self._metadata, self.topics, self.groups)
         self.offset_resets = OffsetResets(
             self._metadata, self.topics, self.consuming, self.groups, settings.limits, self._clock_ms
@@ -107,6 +118,7 @@ class Broker:
             self.topics, self._metadata, self._store, settings.topics.retention_check_ms, self._clock_ms
         )
         self._keep(retention.run())
+        self._keep(self.producers.run(self.topics.partitions))
         self._keep(OffsetExpiry(self._metadata, self.groups, settings.groups, self._clock_ms).run())
 
     async def _recover(self) -> None:
@@ -115,7 +127,12 @@ class Broker:
         for topic_id in await self._metadata.deleted_topics():
             await self.topics.remove_files(topic_id)
         await self.topics.set_aside_orphans()
+        await self.producers.load()
         topics = await self.topics.load(was_clean=run.was_clean)
+        await self.producers.skip_ids(max(
+            (producer.id for _, partitions in topics for found in partitions for producer in found.producers or ()),
+            default=0,
+        ))
         self._epoch = run.epoch
         highest = max((found.max_epoch for _, partitions in topics for found in partitions), default=0)
         if highest > run.epoch or (highest == run.epoch and not run.was_clean):
@@ -138,6 +155,7 @@ class Broker:
             topics = [(row, found) for row, (_, found) in zip(await self._metadata.load_topics(), topics, strict=True)]
         for row, partitions in topics:
             self.topics.open(row, partitions)
+        await self.groups.live.load()
         logger.info(
             "epoch %d; %d topics, %d partitions; %s; %d bytes scanned, %d cut; %.0f ms",
             self._epoch, len(topics), count, "clean" if run.was_clean else "not stopped cleanly", scanned_bytes,
@@ -153,6 +171,7 @@ class Broker:
         """Refuse new work; streams end, with what they have under way answered."""
         self.producing.begin_drain()
         self.consuming.begin_drain()
+        self.subscribing.begin_drain()
 
     async def stop(self) -> None:
         """Write and sync everything, leave the mark of a clean stop, unlock the data directory."""
@@ -160,6 +179,8 @@ class Broker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._metadata.settle()
+        await self.subscribing.stop()
+        await self.groups.live.stop()
         well = await self._store.close(self.topics.partitions())
         try:
             if well:

@@ -53,7 +53,8 @@ class Consuming:
         self._topics = topics
         self._store = store
         self._budget = budget
-        self._max_bytes = max_message_bytes - _MESSAGE_RESERVE_BYTES
+        # Of a response, at most.
+        self.max_bytes = max_message_bytes - _MESSAGE_RESERVE_BYTES
         self._draining = False
 
     def begin_drain(self) -> None:
@@ -147,7 +148,7 @@ class Consuming:
         ):
             if value < 0:
                 raise error(Reason.INVALID_LIMIT, f"{name} {value} is negative; 0 leaves it to the broker")
-        max_bytes = min(asked.max_bytes or DEFAULT_MAX_BYTES, self._max_bytes)
+        max_bytes = min(asked.max_bytes or DEFAULT_MAX_BYTES, self.max_bytes)
         wait_s = asked.max_wait_ms / 1000 if asked.max_wait_ms else None
         return _Pace(max_bytes, min(max(asked.min_bytes, 1), max_bytes), wait_s)
 
@@ -186,7 +187,7 @@ class Consuming:
         size_bytes = planned_bytes = budget.allowance(max_bytes)
         while True:
             await budget.reserve(lease, planned_bytes)
-            response = await self._read(reader, size_bytes)
+            response = await self.read(reader, size_bytes)
             if response is None:
                 budget.give_back(lease)
                 return
@@ -198,8 +199,8 @@ class Consuming:
             reader.rewind(offset, records_left)
         await self._write(call, lease, response)
 
-    async def _read(self, reader: Reader, max_bytes: int) -> bytes | None:
-        """The next response, from memory or, in a thread, from the disk."""
+    async def read(self, reader: Reader, max_bytes: int) -> bytes | None:
+        """The next response, from memory or, in a thread, from the disk. Raises what reading raises."""
         try:
             response = reader.read(max_bytes)
             if response is WOULD_BLOCK:

@@ -1,4 +1,4 @@
-"""Consumer groups as far as they consist of committed offsets: a group without members is "Empty".
+"""Consumer groups for whoever asks from outside: commits, and what is known of groups. Their members: live_groups.py.
 
 A commit makes the log durable up to each of its offsets before it is stored: a group never stands, not even after a
 power cut, on an offset beyond the records it has seen.
@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from takhin.broker.assignors import GroupPartition
+from takhin.broker.group import STATE_DEAD, STATE_EMPTY, Group
+from takhin.broker.live_groups import LiveGroups
 from takhin.broker.metadata import MetadataStore, OffsetCommit
-from takhin.config import Limits
-from takhin.errors import Reason, error
+from takhin.config import GroupSettings, Limits
+from takhin.errors import Reason, TakhinError, error
 
 MAX_GROUP_ID_CHARACTERS = 249
-STATE_EMPTY = "Empty"
 PROTOCOL_TYPE = "consumer"
 _SHOWN_CHARACTERS = 80
 
@@ -44,6 +46,10 @@ class Topics(Protocol):
         """Raises TOPIC_NOT_FOUND, PARTITION_NOT_FOUND, INVALID_PARTITION."""
         ...
 
+    def shape(self, name: str) -> tuple[int, int] | None:
+        """The topic's id and number of partitions; None when there is no such topic."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class GroupSummary:
@@ -54,6 +60,16 @@ class GroupSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberDescription:
+    """assignments: (topic, partition, committed offset or -1)."""
+
+    member_id: str
+    client_id: str
+    client_host: str
+    assignments: tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class GroupDescription:
     """offsets: committed, by (topic id, partition)."""
 
@@ -61,28 +77,42 @@ class GroupDescription:
     offsets: Mapping[tuple[int, int], int]
     state: str = STATE_EMPTY
     protocol_type: str = PROTOCOL_TYPE
+    members: tuple[MemberDescription, ...] = ()
 
 
 class GroupCoordinator:
     """Commits, and what is known of groups. clock_ms: milliseconds since the epoch."""
 
-    def __init__(self, metadata: MetadataStore, topics: Topics, limits: Limits, clock_ms: Callable[[], int]):
+    def __init__(
+        self, metadata: MetadataStore, topics: Topics, limits: Limits, clock_ms: Callable[[], int],
+        settings: GroupSettings | None = None,
+    ):
         self._metadata = metadata
         self._topics = topics
         self._limits = limits
         self._clock_ms = clock_ms
+        self.live = LiveGroups(metadata, topics, settings or GroupSettings(), limits, clock_ms)
+        self._deleting: set[str] = set()
 
-    async def commit(self, group_id: str, offsets: Sequence[tuple[str, int, int]]) -> None:
+    async def commit(
+        self, group_id: str, offsets: Sequence[tuple[str, int, int]], member_id: str = "", generation: int | None = None
+    ) -> None:
         """Commits (topic, partition, next offset to read), all or none; durable when it returns.
 
+        member_id: for a member, which must have the partitions; generation: the last one it knows of, None when it
+        commits on its own stream. "": for somebody who is none, while the group has no members.
+
         Raises INVALID_GROUP_ID, MALFORMED_REQUEST (no offsets), DUPLICATE_PARTITION, OFFSET_OUT_OF_RANGE,
-        OFFSET_BEHIND_COMMITTED, GROUP_LIMIT, what Topics.partition and make_durable raise, and what the store raises.
+        OFFSET_BEHIND_COMMITTED, GROUP_LIMIT, GROUP_HAS_MEMBERS, FENCED_GENERATION, what Topics.partition and
+        make_durable raise, and what the store raises.
         """
         check_group_id(group_id)
         if not offsets:
             # Not a success without effect: a client whose offsets went to a wrong field would never learn of it.
             raise error(Reason.MALFORMED_REQUEST, "the commit has no offsets; at least one is needed")
         targets = self._targets(offsets)
+        rows = [OffsetCommit(target.topic_id, topic, target.partition, offset) for target, topic, offset in targets]
+        self.check_committer(group_id, rows, member_id, generation)
         # What is written stays: the check of the offsets still holds after the wait. The topic may be gone by then;
         # the store finds that out.
         waits = (target.make_durable(offset) for target, _, offset in targets)
@@ -90,33 +120,85 @@ class GroupCoordinator:
         for failure in await asyncio.gather(*waits, return_exceptions=True):
             if failure is not None:
                 raise failure
-        rows = [OffsetCommit(target.topic_id, topic, target.partition, offset) for target, topic, offset in targets]
+        # Once more: who lost a partition meanwhile may not move its offset under the feet of who has it now. From here
+        # on the database's queue keeps the order: the next owner is told where to begin after this is stored.
+        self.check_committer(group_id, rows, member_id, generation)
         await self._metadata.commit_offsets(group_id, rows, self._clock_ms(), self._limits.groups)
+
+    def check_committer(
+        self, group_id: str, rows: Sequence[OffsetCommit], member_id: str, generation: int | None
+    ) -> None:
+        """Whether a commit may be made by this member, or by nobody in particular; see commit().
+
+        To be asked right before the commit is queued for the database too, with nothing awaited between. Raises
+        GROUP_HAS_MEMBERS, FENCED_GENERATION.
+        """
+        group = self.live.get(group_id)
+        if not member_id and generation is None:
+            if group is not None:
+                raise _has_members(group)
+            return
+        partitions = [GroupPartition(row.topic, row.partition, row.topic_id) for row in rows]
+        (group or Group(group_id, 0, 0)).check_commit(member_id, generation, partitions)
 
     def has_members(self, group_id: str) -> bool:
         """Whether the group has members now."""
-        return False
+        return self.live.get(group_id) is not None
 
     def with_members(self) -> list[str]:
         """The ids of the groups that have members now."""
-        return []
+        return self.live.with_members()
 
     def assigned(self, group_id: str) -> list[tuple[str, int]]:
         """The partitions (topic, partition) that are assigned to members of the group now."""
-        return []
+        group = self.live.get(group_id)
+        if group is None:
+            return []
+        return [(each.topic, each.partition) for member in group.members.values() for each in member.owned]
 
     async def list_groups(self) -> list[GroupSummary]:
-        return [GroupSummary(group_id) for group_id in await self._metadata.list_groups()]
+        summaries = []
+        # Those with members are stored before their members are told so.
+        for group_id in await self._metadata.list_groups():
+            group = self.live.get(group_id)
+            members = len(group.members) if group is not None else 0
+            summaries.append(GroupSummary(group_id, self._state(group_id), member_count=members))
+        return summaries
 
     async def describe(self, group_id: str) -> GroupDescription:
         """Raises INVALID_GROUP_ID, GROUP_NOT_FOUND."""
         check_group_id(group_id)
-        return GroupDescription(group_id, await self._metadata.group_offsets(group_id))
+        offsets = await self._metadata.group_offsets(group_id)
+        group = self.live.get(group_id)
+        members = []
+        for member in group.members.values() if group is not None else ():
+            assignments = tuple(
+                (each.topic, each.partition, offsets.get((each.topic_id, each.partition), -1))
+                for each in sorted(member.owned)
+            )
+            described = member.description
+            members.append(
+                MemberDescription(member.member_id, described.client_id, described.client_host, assignments)
+            )
+        return GroupDescription(group_id, offsets, self._state(group_id), members=tuple(members))
 
     async def delete(self, group_id: str) -> None:
-        """Removes the group and its commits. Raises INVALID_GROUP_ID, GROUP_NOT_FOUND."""
+        """Removes the group and its commits. Raises INVALID_GROUP_ID, GROUP_NOT_FOUND, GROUP_HAS_MEMBERS."""
         check_group_id(group_id)
-        await self._metadata.delete_group(group_id)
+        group = self.live.get(group_id)
+        if group is not None:
+            raise _has_members(group)
+        self._deleting.add(group_id)
+        try:
+            await self._metadata.delete_group(group_id)
+        finally:
+            self._deleting.discard(group_id)
+
+    def _state(self, group_id: str) -> str:
+        group = self.live.get(group_id)
+        if group is not None:
+            return group.state
+        return STATE_DEAD if group_id in self._deleting else STATE_EMPTY
 
     def _targets(self, offsets: Sequence[tuple[str, int, int]]) -> list[tuple[CommitPartition, str, int]]:
         """The partitions, each with its topic's name and the offset to commit, all checked."""
@@ -151,6 +233,15 @@ def _check_offset(topic: str, target: CommitPartition, offset: int) -> None:
             log_start_offset=target.log_start_offset,
             end_offset=end,
         )
+
+
+def _has_members(group: Group) -> TakhinError:
+    return error(
+        Reason.GROUP_HAS_MEMBERS,
+        f"group {group.group_id!r} has {len(group.members)} members: only they may commit, by their streams or with "
+        "member_id and generation, and only without members can it be deleted",
+        group_id=group.group_id,
+    )
 
 
 def check_group_id(group_id: str) -> None:

@@ -76,6 +76,13 @@ class LogStarts:
 
         What can't be removed is logged. Raises what the metadata store does.
         """
+        try:
+            await self._store.keep_producers(partition, offset)
+        except (OSError, TakhinError) as problem:
+            # They are known as long as this broker runs; retention must not wait for it, on a full disk say.
+            logger.warning(
+                "what is known of producers of %s/%d is not saved: %s", partition.topic, partition.partition, problem
+            )
         await self._metadata.through(self._advance(partition, offset))
 
     async def _advance(self, partition: Partition, offset: int) -> None:

@@ -1,4 +1,5 @@
-"""The broker's metadata: topics with their configs, log starts and log epochs; groups with their commits; run state.
+"""The broker's metadata: topics with their configs, log starts and log epochs; groups with their commits; producers'
+ids and names; run state.
 
 Everything is in one SQLite database (sqlite_thread.py: one thread, batched commits, durable when the await returns).
 Partitions' logs are found by the topic's id, never by its name, and an id is never given out twice: files that a
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from takhin.broker.group_store import GROUP_MEMBERS, StoredGroup, ensure_group, load_members, store_members
 from takhin.broker.sqlite_thread import Schema, SqliteThread
 from takhin.errors import Reason, TakhinError, error
 
@@ -19,15 +21,31 @@ T = TypeVar("T")
 
 # Epochs are sfixed32 in batch headers.
 MAX_EPOCH = (1 << 31) - 1
+# What JavaScript clients can hold in a number.
+MAX_PRODUCER_ID = (1 << 53) - 1
+
+# Of version 4.
+_PRODUCERS = (
+    # One row: the lowest id that was never reserved.
+    "CREATE TABLE producer_ids (id INTEGER PRIMARY KEY CHECK (id = 1), next_id INTEGER NOT NULL) STRICT",
+    "INSERT INTO producer_ids (id, next_id) VALUES (1, 1)",
+    f"""CREATE TABLE producer_names (
+        name TEXT NOT NULL PRIMARY KEY,
+        producer_id INTEGER NOT NULL UNIQUE,
+        epoch INTEGER NOT NULL CHECK (epoch BETWEEN 1 AND {MAX_EPOCH}),
+        last_used_ms INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID""",
+)
 
 # used_ms: when the group was last seen with members; 0: never.
 _GROUP_USE = ("ALTER TABLE consumer_groups ADD COLUMN used_ms INTEGER NOT NULL DEFAULT 0",)
 
 SCHEMA = Schema(
     application_id=int.from_bytes(b"TKMD", "big"),
-    version=2,
-    migrations={1: _GROUP_USE},
+    version=4,
+    migrations={1: _GROUP_USE, 2: GROUP_MEMBERS, 3: _PRODUCERS},
     statements=(
+        *_PRODUCERS,
         # One row. clean: the last run ended by end_run(). A database that was never run counts as clean.
         f"""CREATE TABLE run (
             id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -77,6 +95,7 @@ SCHEMA = Schema(
         # For the deletion of a topic.
         "CREATE INDEX committed_offsets_by_topic ON committed_offsets (topic_id)",
         *_GROUP_USE,
+        *GROUP_MEMBERS,
     ),
 )
 
@@ -118,6 +137,16 @@ class OffsetCommit:
     topic: str
     partition: int
     offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProducerName:
+    """A producer's name with its id and its epoch. last_used_ms: by the broker's clock."""
+
+    name: str
+    id: int
+    epoch: int
+    last_used_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,9 +309,46 @@ class MetadataStore:
         """
         return await self._db.write(lambda db: _expire_groups(db, in_use, now_ms, before_ms))
 
+    async def ensure_group(self, group_id: str, max_groups: int) -> int:
+        """Makes the group when it is not there. Returns its generation. Raises GROUP_LIMIT."""
+        return await self._db.write(lambda db: _ensure_group(db, group_id, max_groups))
+
+    async def store_members(
+        self, group_id: str, generation: int, members: Sequence[tuple[str, str]], gone: Sequence[str], now_ms: int
+    ) -> dict[tuple[int, int], int]:
+        """Stores members (id and what encode_member gives) in place of what was stored of them, and removes others.
+
+        Makes the group when it is not there, and removes it when that leaves it without members and commits. Returns
+        its committed offsets, by (topic id, partition).
+        """
+        return await self._db.write(lambda db: store_members(db, group_id, generation, members, gone, now_ms))
+
+    async def load_members(self) -> list[StoredGroup]:
+        """All groups with members."""
+        return await self._db.read(load_members)
+
     async def delete_group(self, group_id: str) -> None:
         """Removes the group and its commits. Raises GROUP_NOT_FOUND."""
         await self._db.write(lambda db: _delete_group(db, group_id))
+
+    async def load_producers(self) -> tuple[int, list[ProducerName]]:
+        """The lowest id that was never reserved (1: none was), and all names."""
+        return await self._db.read(_load_producers)
+
+    async def reserve_producer_ids(self, at_least: int, count: int) -> int:
+        """The first of count ids, none of them below at_least, that were never reserved before."""
+        return await self._db.write(lambda db: _reserve_producer_ids(db, at_least, count))
+
+    async def raise_producer_epoch(self, name: str, new_id: int, now_ms: int, max_names: int) -> ProducerName:
+        """The name with its epoch raised by one; a new name gets new_id, with epoch 1.
+
+        Raises PRODUCER_LIMIT: a new name beyond max_names, or no epoch left.
+        """
+        return await self._db.write(lambda db: _raise_producer_epoch(db, name, new_id, now_ms, max_names))
+
+    async def update_producers(self, used: Sequence[tuple[int, int]], expired: Sequence[tuple[int, int]]) -> None:
+        """used: (id, last used in ms). expired: (id, epoch) of names that go, unless the epoch was raised meanwhile."""
+        await self._db.write(lambda db: _update_producers(db, used, expired))
 
 
 def _begin_run(db: sqlite3.Connection) -> RunState:
@@ -363,7 +429,8 @@ def _delete_topic(db: sqlite3.Connection, topic_id: int) -> None:
     # A group is its commits: without any it would only count against the limit.
     db.executemany(
         """DELETE FROM consumer_groups WHERE id = :id
-        AND NOT EXISTS (SELECT 1 FROM committed_offsets WHERE group_ref = :id)""",
+        AND NOT EXISTS (SELECT 1 FROM committed_offsets WHERE group_ref = :id)
+        AND NOT EXISTS (SELECT 1 FROM group_members WHERE group_ref = :id)""",
         [{"id": group} for (group,) in groups],
     )
 
@@ -453,6 +520,13 @@ def _group_ref_or_new(db: sqlite3.Connection, group_id: str, max_groups: int) ->
         group = db.execute("INSERT INTO consumer_groups (name) VALUES (?)", (group_id,)).lastrowid
         assert group is not None
     return group
+
+
+def _ensure_group(db: sqlite3.Connection, group_id: str, max_groups: int) -> int:
+    if _group_ref(db, group_id) is None:
+        _check_group_limit(db, group_id, max_groups)
+        ensure_group(db, group_id)
+    return db.execute("SELECT generation FROM consumer_groups WHERE name = ?", (group_id,)).fetchone()[0]
 
 
 def _commit_offsets(
@@ -562,3 +636,47 @@ def _delete_group(db: sqlite3.Connection, group_id: str) -> None:
 
 def _no_such_group(group_id: str) -> TakhinError:
     return error(Reason.GROUP_NOT_FOUND, f"there is no group {group_id!r}", group_id=group_id)
+
+
+def _load_producers(db: sqlite3.Connection) -> tuple[int, list[ProducerName]]:
+    names = db.execute("SELECT name, producer_id, epoch, last_used_ms FROM producer_names").fetchall()
+    return db.execute("SELECT next_id FROM producer_ids").fetchone()[0], [ProducerName(*row) for row in names]
+
+
+def _reserve_producer_ids(db: sqlite3.Connection, at_least: int, count: int) -> int:
+    first = max(db.execute("SELECT next_id FROM producer_ids").fetchone()[0], at_least)
+    if first + count > MAX_PRODUCER_ID:
+        raise error(Reason.PRODUCER_LIMIT, f"there are no producer ids left below {MAX_PRODUCER_ID}")
+    db.execute("UPDATE producer_ids SET next_id = ?", (first + count,))
+    return first
+
+
+def _raise_producer_epoch(
+    db: sqlite3.Connection, name: str, new_id: int, now_ms: int, max_names: int
+) -> ProducerName:
+    found = db.execute("SELECT producer_id, epoch FROM producer_names WHERE name = ?", (name,)).fetchone()
+    if found is None and db.execute("SELECT COUNT(*) FROM producer_names").fetchone()[0] >= max_names:
+        raise error(
+            Reason.PRODUCER_LIMIT,
+            f"producer {name!r} would be one more than the {max_names} names allowed (limits.producers)",
+            max_producers=max_names,
+        )
+    producer_id, epoch = (found[0], found[1] + 1) if found is not None else (new_id, 1)
+    if epoch > MAX_EPOCH:
+        raise error(Reason.PRODUCER_LIMIT, f"producer {name!r} has had {MAX_EPOCH} epochs: take another name")
+    db.execute(
+        """INSERT INTO producer_names (name, producer_id, epoch, last_used_ms) VALUES (?, ?, ?, ?)
+        ON CONFLICT (name) DO UPDATE SET
+            producer_id = excluded.producer_id, epoch = excluded.epoch, last_used_ms = excluded.last_used_ms""",
+        (name, producer_id, epoch, now_ms),
+    )
+    return ProducerName(name, producer_id, epoch, now_ms)
+
+
+def _update_producers(
+    db: sqlite3.Connection, used: Sequence[tuple[int, int]], expired: Sequence[tuple[int, int]]
+) -> None:
+    db.executemany(
+        "UPDATE producer_names SET last_used_ms = ? WHERE producer_id = ?", [(ms, producer) for producer, ms in used]
+    )
+    db.executemany("DELETE FROM producer_names WHERE producer_id = ? AND epoch = ?", expired)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from takhin.broker.producers import Producers
 from takhin.broker.topics import Topic, Topics, partition_of
 from takhin.codec.messages import ProduceRequest, encode_produce_failure
 from takhin.config import Limits
@@ -57,8 +58,9 @@ class _Pending:
 class Producing:
     """Takes produce requests as bytes. clock_ms: milliseconds since the epoch."""
 
-    def __init__(self, topics: Topics, limits: Limits, clock_ms: Callable[[], int]):
+    def __init__(self, topics: Topics, producers: Producers, limits: Limits, clock_ms: Callable[[], int]):
         self._topics = topics
+        self._producers = producers
         self._limits = limits
         self._clock_ms = clock_ms
         self._request = ProduceRequest(limits.records_per_request)
@@ -120,6 +122,13 @@ class Producing:
                 topic=topic.name, max_record_bytes=topic.config.max_record_bytes,
             )
         number = scan.partition
+        if scan.is_conditional:
+            partition = self._named_partition(topic, scan)
+            if scan.has_producer:
+                self._producers.check(scan.producer_id, scan.producer_epoch)
+            known = partition.check(scan, durability)
+            if known is not None:
+                return _answered_again(partition, *known, acks, scan.timeout_ms)
         partition = self._choose(topic, scan) if number == -1 else partition_of(topic, number)
         response = partition.append(scan, self._clock_ms(), durability)
         if acks == ACKS_NONE:
@@ -127,6 +136,15 @@ class Producing:
         if acks == ACKS_WRITTEN:
             return _Pending(response, partition.written(), 0, partition)
         return _Pending(response, partition.durable(), scan.timeout_ms, partition)
+
+    def _named_partition(self, topic: Topic, scan: ProduceRequest) -> Partition:
+        if scan.partition == -1:
+            raise error(
+                Reason.INVALID_PARTITION,
+                "a request with producer or expected_offset names its partition: what they say is said of one",
+                topic=topic.name, partition=-1,
+            )
+        return partition_of(topic, scan.partition)
 
     def _choose(self, topic: Topic, scan: ProduceRequest) -> Partition:
         """By the records' key; without one, the same partition for all of a batch, then the next."""
@@ -210,6 +228,16 @@ class _ProduceStream:
             if not self._changed.done():
                 self._changed.set_result(None)
             self._changed = None
+
+
+def _answered_again(
+    partition: Partition, response: bytes, end_offset: int, acks: int, timeout_ms: int
+) -> bytes | _Pending:
+    """The answer to a duplicate whose records lie below end_offset: when its own required_acks is reached."""
+    if acks == ACKS_NONE:
+        return response
+    done = partition.written_to(end_offset) if acks == ACKS_WRITTEN else partition.durable_to(end_offset)
+    return response if done is None else _Pending(response, done, timeout_ms if acks == ACKS_DURABLE else 0, partition)
 
 
 def _draining_error() -> TakhinError:

@@ -103,6 +103,11 @@ class Topics:
         """The topic that has this id; None when it is gone."""
         return self._by_id.get(topic_id)
 
+    def shape(self, name: str) -> tuple[int, int] | None:
+        """The topic's id and number of partitions; None when there is no such topic."""
+        topic = self._by_name.get(name)
+        return (topic.id, len(topic.partitions)) if topic is not None else None
+
     def partition(self, topic_name: str, partition: int) -> Partition:
         """Raises INVALID_TOPIC_NAME, TOPIC_NOT_FOUND, INVALID_PARTITION, PARTITION_NOT_FOUND."""
         return partition_of(self.get(topic_name), partition)

@@ -1,4 +1,4 @@
-"""takhin segment dump: what segment, index and journal files hold."""
+"""takhin segment dump: what segment, index, journal and snapshot files hold."""
 
 import os
 import re
@@ -11,8 +11,10 @@ from takhin.cli.command import EXIT_FAILED, EXIT_OK, CommandError
 from takhin.cli.dump_journal import journal_parts
 from takhin.cli.index_view import NO_TIMESTAMP_MS, read_index_file
 from takhin.cli.segment_walk import BatchHeader, DamagedPart, SegmentFile, SegmentStart, WholeBatch
+from takhin.cli.snapshot_view import read_snapshot_file
 from takhin.cli.show import base64_of, bytes_of, count_of, print_json, time_of
 from takhin.cli.terminal import Output
+from takhin.log.producers import SNAPSHOT_NAME
 
 # A segment, or what recovery cut off one, which begins with a batch.
 _SEGMENT = re.compile(r"(\d{20})\.log(?:\.torn-at-(\d+)(?:\.\d+)?)?")
@@ -83,6 +85,8 @@ class _Dumper:
             self._index(path)
         elif _JOURNAL.fullmatch(name):
             self._journal(path)
+        elif name == SNAPSHOT_NAME:
+            self._snapshot(path)
         else:
             self._unnamed(path, name, named)
 
@@ -98,8 +102,10 @@ class _Dumper:
             self._index(path)
         elif magic[:4] == b"TKJ1":
             self._journal(path)
+        elif magic[:4] == b"TKP1":
+            self._snapshot(path)
         elif named:
-            raise CommandError(f"{path} is no segment, index or journal file")
+            raise CommandError(f"{path} is no segment, index, journal or snapshot file")
         else:
             size_bytes = os.lstat(path).st_size
             self._tell("file", f"{path}  {count_of(size_bytes, 'byte')}, not shown", file=path, size_bytes=size_bytes)
@@ -219,6 +225,39 @@ class _Dumper:
                 f"  offset {entry.offset} at byte {entry.position}, max timestamp before it "
                 f"{_largest(entry.max_timestamp_ms)}",
                 offset=entry.offset, position=entry.position, max_timestamp_ms=entry.max_timestamp_ms,
+            )
+
+    # Snapshots of producers
+
+    def _snapshot(self, path: str) -> None:
+        found = read_snapshot_file(path)
+        self.damaged |= found.problem is not None
+        size = count_of(found.size_bytes, "byte")
+        if found.problem is not None:
+            self._tell("snapshot", f"{path}  snapshot of producers, {size}; DAMAGED: {found.problem}", file=path,
+                       size_bytes=found.size_bytes, problem=found.problem)
+            return
+        self._tell(
+            "snapshot",
+            f"{path}  snapshot of producers, {size}: topic id {found.topic_id}, partition {found.partition}, what lies "
+            f"below offset {found.offset}, {count_of(len(found.producers), 'producer')}; {_state(None)}",
+            file=path, size_bytes=found.size_bytes, topic_id=found.topic_id, partition=found.partition,
+            offset=found.offset, producers=len(found.producers), problem=None,
+        )
+        for producer in found.producers:
+            batches = producer.batches_known
+            self._tell(
+                "producer",
+                f"  producer {producer.id}, epoch {producer.epoch}, last append {time_of(producer.last_append_ms)}: "
+                + ", ".join(
+                    f"sequence {each[0]} at offset {each[2]} ({count_of(each[1], 'record')})" for each in batches
+                ),
+                producer_id=producer.id, producer_epoch=producer.epoch, last_append_ms=producer.last_append_ms,
+                batches=[
+                    {"sequence": sequence, "record_count": count, "base_offset": offset, "timestamp_ms": timestamp_ms,
+                     "epoch": epoch}
+                    for sequence, count, offset, timestamp_ms, epoch in batches
+                ],
             )
 
     # Journals

@@ -8,7 +8,9 @@ from takhin.cli.index_view import read_index_file
 from takhin.cli.journal_view import JournalView
 from takhin.cli.segment_audit import DAMAGE, NOTE, TORN, SegmentAudit, Tell, audit_segment
 from takhin.cli.show import count_of
+from takhin.cli.snapshot_view import read_snapshot_file
 from takhin.log.files import Files
+from takhin.log.producers import SNAPSHOT_NAME
 from takhin.log.recovery import (
     INDEX_FILE,
     PASSING,
@@ -46,9 +48,9 @@ class Verdict:
 class PartitionAudit:
     """What was found. directory: of its files. log_start: 0 when the metadata does not tell. removable: segments before
     the log's start, which the next start removes; segments: those behind them, in order. stray_indexes: the paths of
-    whole index files that have no segment, and the offset up to which each vouches. proven_offset: the journal tells
-    that the log went so far. knows_end: whatever is missing was there once. restores: all of this is as it will be once
-    the next start has written what the journal holds."""
+    whole index files that have no segment, and the offset up to which each vouches; snapshot_offset: so does a whole
+    snapshot of producers. proven_offset: the journal tells that the log went so far. knows_end: whatever is missing was
+    there once. restores: all of this is as it will be once the next start has written what the journal holds."""
 
     topic: str
     topic_id: int
@@ -58,6 +60,7 @@ class PartitionAudit:
     removable: list[SegmentAudit] = field(default_factory=list)
     segments: list[SegmentAudit] = field(default_factory=list)
     stray_indexes: dict[str, int] = field(default_factory=dict)
+    snapshot_offset: int = 0
     proven_offset: int = 0
     knows_end: bool = False
     restores: bool = False
@@ -93,7 +96,8 @@ class PartitionAudit:
         if self.verdict.gone_before is not None:
             return self.log_start, self.verdict.gone_before
         ends = [segment.highest_offset for segment in self.segments] + list(self.stray_indexes.values())
-        ends += [segment.index_vouches_offset for segment in self.segments] + [self.proven_offset]
+        ends += [segment.index_vouches_offset for segment in self.segments]
+        ends += [self.proven_offset, self.snapshot_offset]
         highest = max(ends + [self.verdict.next_offset])
         return self.verdict.next_offset, highest
 
@@ -121,9 +125,9 @@ def audit_partition(audit: PartitionAudit, tell: Tell, journal: JournalView, *, 
     # Of a damaged journal nobody knows how far it went: then no tail is taken for torn.
     knows_end = was_clean or journal.is_damaged(key)
     told: list[tuple[str, str, int | None, str]] = []
-    as_it_is = replace(audit, segments=[], removable=[], stray_indexes={})
+    as_it_is = replace(audit, segments=[], removable=[], stray_indexes={}, snapshot_offset=0)
     _audit_files(as_it_is, audit.directory, lambda *finding: told.append(finding), journal.end(key), knows_end)
-    restored = replace(audit, segments=[], removable=[], stray_indexes={}, restores=True)
+    restored = replace(audit, segments=[], removable=[], stray_indexes={}, snapshot_offset=0, restores=True)
     told_restored: list[tuple[str, str, int | None, str]] = []
     try:
         differs = journal.differs(key, audit.directory, audit.log_start)
@@ -208,7 +212,7 @@ def judge(audit: PartitionAudit, directory: str) -> Verdict | None:
     """
     segments = audit.segments
     place = Place(FileCache(Files(), _OPEN_FILES), directory, audit.topic_id, audit.partition)
-    proven_offset = max([audit.proven_offset, *audit.stray_indexes.values()])
+    proven_offset = max([audit.proven_offset, audit.snapshot_offset, *audit.stray_indexes.values()])
 
     def is_torn(missing: int, number: int) -> bool:
         """Whether nothing, the segments from that number on included, proves that the log went on at that offset."""
@@ -295,10 +299,30 @@ def _other_files(audit: PartitionAudit, directory: str, names: list[str], bases:
         elif match := INDEX_FILE.fullmatch(name):
             if int(match[1]) not in bases:
                 _stray_index(audit, path, int(match[1]), tell)
-        elif name.endswith(".index.new"):
+        elif name == SNAPSHOT_NAME:
+            _snapshot(audit, path, tell)
+        elif name.endswith((".index.new", f"{SNAPSHOT_NAME}.new")):
             pass  # one that was being written when the broker died
         elif not SEGMENT_FILE.fullmatch(name):
             tell(NOTE, path, None, "no file of the log; nobody reads it")
+
+
+def _snapshot(audit: PartitionAudit, path: str, tell: Tell) -> None:
+    """It tells only of what was on the disk."""
+    try:
+        found = read_snapshot_file(path)
+    except OSError as problem:
+        if problem.errno in PASSING:
+            raise
+        tell(NOTE, path, None, f"{problem.strerror}; a snapshot of producers")
+        return
+    what = found.problem
+    if what is None and (found.topic_id, found.partition) != (audit.topic_id, audit.partition):
+        what = f"it is of topic id {found.topic_id}, partition {found.partition}"
+    if what is not None:
+        tell(NOTE, path, None, f"a snapshot of producers that can't be used ({what}): the next start reads all batches")
+    else:
+        audit.snapshot_offset = found.offset
 
 
 def _stray_index(audit: PartitionAudit, path: str, base_offset: int, tell: Tell) -> None:

@@ -24,6 +24,7 @@ from takhin.cli.terminal import Output
 from takhin.cli.verify import print_finding, print_summary
 from takhin.errors import TakhinError
 from takhin.log.files import Files
+from takhin.log.producers import SNAPSHOT_NAME
 from takhin.log.replay import keep_for
 from takhin.log.segment import FileCache, Segment
 
@@ -157,6 +158,9 @@ def _plan_end(plan: Plan, audit: PartitionAudit, verdict: Verdict) -> None:
         if os.path.exists(segment.index_path):
             plan.moved.append(segment.index_path)
     plan.moved += audit.stray_indexes
+    # It would tell of records that are none any more, and vouch for them. Another one is made from the log.
+    if audit.snapshot_offset > verdict.next_offset:
+        plan.moved.append(os.path.join(audit.directory, SNAPSHOT_NAME))
 
 
 def _print_plan(out: Output, data_dir: str, plan: Plan, as_json: bool) -> None:

@@ -18,10 +18,10 @@ def add(groups: Any) -> None:
 
 def _add_dump(commands: Any) -> None:
     command = _command(
-        commands, "dump", "show what segment, index and journal files hold", _dump,
-        description="Shows what is in a segment (.log), index or journal file, or in each of those in a directory: "
-        "headers, batches, with --records the records. Damage is shown where it is, and what can be read behind it "
-        "too. Of a running broker's files it shows what is there at the moment.",
+        commands, "dump", "show what segment, index, journal and snapshot files hold", _dump,
+        description="Shows what is in a segment (.log), index, journal or producers' snapshot file, or in each of "
+        "those in a directory: headers, batches, with --records the records. Damage is shown where it is, and what "
+        "can be read behind it too. Of a running broker's files it shows what is there at the moment.",
         epilog="Exit status: 0 when all was whole, 1 when there is damage or an end that is cut short, 2 when nothing "
         "could be shown.",
     )

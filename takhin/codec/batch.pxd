@@ -55,6 +55,7 @@ cdef uint8_t* write_record(
 ) noexcept nogil
 cdef const uint8_t* skip_record(const uint8_t* at, const uint8_t* end) noexcept nogil
 cdef const uint8_t* skip_records(const uint8_t* at, const uint8_t* end, int64_t count) noexcept nogil
+cdef int64_t first_timestamp(const uint8_t* at, const uint8_t* end) noexcept nogil
 cdef int64_t find_timestamp(
     const uint8_t* at, const uint8_t* end, int64_t from_record, int64_t timestamp_ms
 ) noexcept nogil

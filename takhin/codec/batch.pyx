@@ -246,6 +246,12 @@ cdef int64_t _stored_timestamp(const uint8_t* at, const uint8_t* end) noexcept n
     return timestamp_ms
 
 
+cdef int64_t first_timestamp(const uint8_t* at, const uint8_t* end) noexcept nogil:
+    """The timestamp of the first of the stored records between at and end; 0 when none lies whole there."""
+    cdef const uint8_t* after = skip_record(at, end)
+    return _stored_timestamp(at, after) if after != NULL else 0
+
+
 cdef int64_t find_timestamp(
     const uint8_t* at, const uint8_t* end, int64_t from_record, int64_t timestamp_ms
 ) noexcept nogil:

@@ -2,6 +2,8 @@
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 
+from takhin.codec.wire cimport Field
+
 cdef struct RecordSpan:
     uint32_t start          # within the request
     uint32_t size
@@ -17,6 +19,14 @@ cdef class ProduceRequest:
     cdef readonly uint32_t largest_record_bytes
     # Whether it came as `records`: then it keeps a batch of its own.
     cdef readonly bint is_batch
+    # Whether producer or expected_offset is given: then it is appended under a condition.
+    cdef readonly bint is_conditional
+    cdef readonly bint has_producer
+    cdef readonly bint has_expected_offset
+    cdef readonly int64_t producer_id
+    cdef readonly int32_t producer_epoch
+    cdef readonly int64_t producer_sequence
+    cdef readonly int64_t expected_offset
     cdef size_t records_bytes
     cdef const uint8_t* data
     cdef RecordSpan* spans
@@ -25,6 +35,8 @@ cdef class ProduceRequest:
     cdef bytes _request
     cdef int _add(self, const uint8_t* record, size_t size) noexcept
     cdef int _read(self, const uint8_t* end) noexcept
+    cdef int _read_producer(self, const Field* producer) noexcept
+    cdef int _check_condition(self) except -1
     cdef int _fail(self, int fault) except -1
 
 
@@ -47,7 +59,7 @@ cdef class ResponsePrefix:
     cdef uint8_t* data
     cdef size_t size
     cdef object produced(
-        self, int64_t offset, int64_t timestamp_ms, uint32_t record_count, int durability, int32_t epoch
+        self, int64_t offset, int64_t timestamp_ms, uint32_t record_count, int durability, int32_t epoch, bint duplicate
     )
     cdef size_t consumed_size(self, int64_t high_watermark, int64_t log_start, bint caught_up) noexcept nogil
     cdef uint8_t* write_consumed(

@@ -6,6 +6,13 @@ class ProduceRequest:
     record_count: int
     largest_record_bytes: int
     is_batch: bool
+    is_conditional: bool
+    has_producer: bool
+    has_expected_offset: bool
+    producer_id: int
+    producer_epoch: int
+    producer_sequence: int
+    expected_offset: int
     def __init__(self, max_records: int) -> None: ...
     def read(self, request: bytes) -> None: ...
     def key_partition(self, num_partitions: int) -> int: ...

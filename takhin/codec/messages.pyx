@@ -66,7 +66,8 @@ cdef class ProduceRequest:
     def read(self, bytes request not None):
         """Read a request and hold its records against the rules of ingest.
 
-        Raises InvalidArgument: MALFORMED_REQUEST, MALFORMED_RECORD, NO_RECORD, RECORD_AND_RECORDS, TOO_MANY_RECORDS.
+        Raises InvalidArgument: MALFORMED_REQUEST, MALFORMED_RECORD, NO_RECORD, RECORD_AND_RECORDS, TOO_MANY_RECORDS,
+        INVALID_PRODUCER, INVALID_OFFSET.
         """
         cdef int fault
         cdef Py_ssize_t size = len(request)
@@ -84,6 +85,12 @@ cdef class ProduceRequest:
         self.records_bytes = 0
         self.largest_record_bytes = 0
         self.is_batch = False
+        self.is_conditional = False
+        self.has_producer = False
+        self.has_expected_offset = False
+        self.producer_id = 0
+        self.producer_epoch = 0
+        self.producer_sequence = 0
         fault = self._read(self.data + size)
         if fault:
             self._fail(fault)
@@ -91,6 +98,8 @@ cdef class ProduceRequest:
             raise error(
                 Reason.NO_RECORD, "the request has no record: set field 3 (record) or field 6 (records)"
             )
+        if self.is_conditional:
+            self._check_condition()
 
     cdef int _read(self, const uint8_t* end) noexcept:
         # Negative: the fault lies within a record.
@@ -137,10 +146,62 @@ cdef class ProduceRequest:
                 fault = as_int32(&field, &self.timeout_ms)
                 if fault:
                     return fault
+            elif field.number == 7:
+                fault = self._read_producer(&field)
+                if fault:
+                    return fault
+            elif field.number == 8:
+                fault = _as_int64(&field, &self.expected_offset)
+                if fault:
+                    return fault
+                self.is_conditional = True
+                self.has_expected_offset = True
         self.topic = PyBytes_FromStringAndSize(<const char*>topic, <Py_ssize_t>topic_size)
         if has_record and self.is_batch:
             return FAULT_BOTH
         return FAULT_NONE
+
+    cdef int _read_producer(self, const Field* producer) noexcept:
+        """A ProducerState; given twice, the two are merged, as protobuf has it."""
+        cdef Cursor cursor
+        cdef Field field
+        cdef int fault
+        if producer.wire_type != WIRE_LENGTH:
+            return FAULT_WIRE_TYPE
+        self.is_conditional = True
+        self.has_producer = True
+        cursor.at = producer.data
+        cursor.end = producer.data + producer.size
+        while cursor.at < cursor.end:
+            fault = read_field(&cursor, False, &field)
+            if fault:
+                return fault
+            if field.number == 1:
+                fault = _as_int64(&field, &self.producer_id)
+            elif field.number == 2:
+                fault = as_int32(&field, &self.producer_epoch)
+            elif field.number == 3:
+                fault = _as_int64(&field, &self.producer_sequence)
+            if fault:
+                return fault
+        return FAULT_NONE
+
+    cdef int _check_condition(self) except -1:
+        if self.has_producer and not (
+            0 <= self.producer_id <= SAFE_INT64 and self.producer_epoch >= 0
+            and 0 <= self.producer_sequence <= SAFE_INT64 - <int64_t>self.record_count
+        ):
+            raise error(
+                Reason.INVALID_PRODUCER,
+                f"a producer of id {self.producer_id}, epoch {self.producer_epoch}, sequence {self.producer_sequence} "
+                "is not possible: none of them is negative, and id and sequence stay below 2^53",
+            )
+        if self.has_expected_offset and not 0 <= self.expected_offset <= SAFE_INT64:
+            raise error(
+                Reason.INVALID_OFFSET,
+                f"expected_offset {self.expected_offset} is not possible: offsets lie between 0 and 2^53 - 1",
+            )
+        return 0
 
     cdef int _add(self, const uint8_t* record, size_t size) noexcept:
         cdef RecordFacts facts
@@ -311,12 +372,12 @@ cdef class ResponsePrefix:
         free(self.data)
 
     cdef object produced(
-        self, int64_t offset, int64_t timestamp_ms, uint32_t record_count, int durability, int32_t epoch
+        self, int64_t offset, int64_t timestamp_ms, uint32_t record_count, int durability, int32_t epoch, bint duplicate
     ):
         """An encoded ProduceMessageResponse."""
         cdef size_t size = (
             self.size + _field_size(offset) + _field_size(timestamp_ms) + _field_size(record_count)
-            + _field_size(durability) + _field_size(epoch)
+            + _field_size(duplicate) + _field_size(durability) + _field_size(epoch)
         )
         cdef bytes response = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
         cdef uint8_t* at = <uint8_t*>PyBytes_AS_STRING(response)
@@ -325,6 +386,7 @@ cdef class ResponsePrefix:
         at = _put(at, 3, offset)
         at = _put(at, 4, timestamp_ms)
         at = _put(at, 6, record_count)
+        at = _put(at, 9, duplicate)
         at = _put(at, 10, durability)
         at = _put(at, 11, epoch)
         return response

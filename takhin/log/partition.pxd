@@ -4,6 +4,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 
 from takhin.codec.batch cimport BatchHeader
 from takhin.codec.messages cimport ProduceRequest, ResponsePrefix
+from takhin.log.producers cimport ProducerState, ProducerStates
 from takhin.log.ring cimport Ring
 from takhin.log.segment cimport FileCache, Segment
 
@@ -16,6 +17,7 @@ cdef class Partition:
     cdef FileCache cache
     cdef ResponsePrefix prefix
     cdef Ring ring
+    cdef readonly ProducerStates producers
     cdef object _committer
     cdef object _create_future
 
@@ -57,6 +59,10 @@ cdef class Partition:
     cdef list _sync_waiters         # (offset, futures)
     cdef object _data_future        # shared: whoever waits for it must not cancel it
 
+    cdef int _note_producer(
+        self, ProducerState producer, ProduceRequest request, int64_t base_offset, int64_t first_timestamp_ms,
+        int64_t now_ms
+    ) noexcept
     cdef int _open_batch(self, size_t needed, int64_t now_ms) except -1
     cdef int _close_batch(self) noexcept
     cdef int _write(self) except? -1

@@ -23,10 +23,19 @@ from takhin.codec.batch cimport (
 from takhin.codec.messages cimport ProduceRequest, RecordSpan, ResponsePrefix
 from takhin.codec.wire cimport SAFE_INT64
 from takhin.log.files cimport iovec
+from takhin.log.producers cimport (
+    VERDICT_APPEND,
+    VERDICT_DUPLICATE,
+    ProducerBatch,
+    ProducerState,
+    ProducerStates,
+    refusal,
+)
 from takhin.log.ring cimport Ring, RingBatch
 from takhin.log.segment cimport FileCache, Segment
 
 from takhin.errors import Reason, error
+from takhin.log.producers import SNAPSHOT_NAME
 
 # Writes that are larger let other threads have the interpreter meanwhile; for smaller ones that costs more than it
 # gives.
@@ -45,13 +54,13 @@ cdef class Partition:
 
     committer: is told when there is something to write (touch), to sync (want_sync), or when the partition no longer
     takes appends (halted). create_future makes futures of the event loop. segments: what recovery found, in order;
-    all of it counts as durable, or, with proven_offset, what lies below that.
+    all of it counts as durable, or, with proven_offset, what lies below that. producers: what recovery knows of them.
     """
 
     def __init__(
         self, str topic not None, int64_t topic_id, int32_t partition, str directory not None,
-        FileCache cache not None, Ring ring not None, committer, create_future, segments, int64_t log_start_offset,
-        epochs, int32_t epoch, int64_t proven_offset=-1
+        FileCache cache not None, Ring ring not None, ProducerStates producers not None, committer, create_future,
+        segments, int64_t log_start_offset, epochs, int32_t epoch, int64_t proven_offset=-1
     ):
         cdef Segment last
         self.topic = topic
@@ -60,6 +69,7 @@ cdef class Partition:
         self.directory = directory
         self.cache = cache
         self.ring = ring
+        self.producers = producers
         self.prefix = ResponsePrefix(topic.encode(), partition)
         self.segments = tuple(segments)
         self._committer = committer
@@ -111,11 +121,42 @@ cdef class Partition:
 
     # Append: A
 
+    def check(self, ProduceRequest request not None, int durability):
+        """Hold a conditional request against what is accepted so far; to be called right before append().
+
+        None: it is to be appended. Otherwise it is a duplicate: (response, end), true once written_to(end) or
+        durable_to(end) says so. Raises PRODUCER_FENCED, PRODUCER_UNKNOWN, PRODUCER_LIMIT, SEQUENCE_GAP,
+        SEQUENCE_OUT_OF_WINDOW, OFFSET_MISMATCH, and what `failure` says.
+        """
+        cdef ProducerBatch found
+        cdef int verdict = VERDICT_APPEND
+        if request.has_producer:
+            verdict = self.producers.judge(request, &found)
+            if verdict == VERDICT_DUPLICATE:
+                return self.prefix.produced(
+                    found.base_offset, found.first_timestamp_ms, found.record_count, durability, found.epoch, True
+                ), found.base_offset + <int64_t>found.record_count
+        if self.failure is not None:
+            # Before a gap: it may come from requests that were refused for this, and tells less.
+            raise error(*self.failure, topic=self.topic, partition=self.partition)
+        if verdict != VERDICT_APPEND:
+            raise refusal(verdict, request, self.producers, self.topic, self.partition)
+        if request.has_expected_offset and request.expected_offset != self.next_offset:
+            raise error(
+                Reason.OFFSET_MISMATCH,
+                f"the next offset of {self.topic}/{self.partition} is {self.next_offset}, not the expected "
+                f"{request.expected_offset}",
+                topic=self.topic, partition=self.partition, expected_offset=request.expected_offset,
+                end_offset=self.next_offset,
+            )
+        return None
+
     def append(self, ProduceRequest request not None, int64_t now_ms, int durability):
         """Append the request's records: one batch, or with others of this tick a part of one.
 
-        Returns the encoded ProduceMessageResponse that is true once written() or durable() says so (for durability
-        "accepted" it is true at once). Raises what `failure` says, ResourceExhausted, Unavailable.
+        A request that is conditional was given to check() before. Returns the encoded ProduceMessageResponse that is
+        true once written() or durable() says so (for durability "accepted" it is true at once). Raises what `failure`
+        says, ResourceExhausted, Unavailable.
         """
         cdef size_t needed = request.records_bytes + <size_t>request.record_count * RECORD_OVERHEAD_BYTES
         cdef RingBatch* batch
@@ -128,6 +169,9 @@ cdef class Partition:
         cdef int64_t pending
         cdef uint32_t i
         cdef bint stamp
+        # A producer's batch is known by its header.
+        cdef bint has_own_batch = request.is_batch or request.has_producer
+        cdef ProducerState producer = None
         if self.failure is not None:
             raise error(*self.failure, topic=self.topic, partition=self.partition)
         if self.cache.no_room is not None:
@@ -141,8 +185,10 @@ cdef class Partition:
         ):
             self.roll(now_ms)
         # Requests of a tick share a batch as far as the ring's chunk has room for them: a batch lies in one chunk.
-        if request.is_batch or not self._batch_open or self.ring.room() < needed:
+        if has_own_batch or not self._batch_open or self.ring.room() < needed:
             self._close_batch()
+            if request.has_producer:
+                producer = self.producers.touch(request.producer_id)
             self._open_batch(needed, now_ms)
         batch = self.ring.batch(self.ring.next - 1)
         base_offset = self.next_offset
@@ -168,12 +214,33 @@ cdef class Partition:
         batch.size += <uint32_t>(at - start)
         batch.next_offset = self.next_offset
         self.ring.take(<size_t>(at - start))
-        if request.is_batch:
+        if producer is not None:
+            self._note_producer(producer, request, base_offset, first_timestamp_ms, now_ms)
+        if has_own_batch:
             self._close_batch()
         if not self.unwritten:
             self.unwritten = True
             self._committer.touch(self)
-        return self.prefix.produced(base_offset, first_timestamp_ms, request.record_count, durability, self.epoch)
+        return self.prefix.produced(
+            base_offset, first_timestamp_ms, request.record_count, durability, self.epoch, False
+        )
+
+    cdef int _note_producer(
+        self, ProducerState producer, ProduceRequest request, int64_t base_offset, int64_t first_timestamp_ms,
+        int64_t now_ms
+    ) noexcept:
+        """The open batch is the request's: its header says whose it is, and a retry of it will be known."""
+        cdef ProducerBatch batch
+        self._header.producer_id = request.producer_id
+        self._header.producer_epoch = request.producer_epoch
+        self._header.producer_sequence = request.producer_sequence
+        batch.sequence = request.producer_sequence
+        batch.base_offset = base_offset
+        batch.first_timestamp_ms = first_timestamp_ms
+        batch.record_count = request.record_count
+        batch.epoch = self.epoch
+        producer.add(request.producer_epoch, &batch, now_ms)
+        return 0
 
     cdef int _open_batch(self, size_t needed, int64_t now_ms) except -1:
         cdef RingBatch* batch
@@ -189,6 +256,9 @@ cdef class Partition:
         self._header.record_count = 0
         self._header.append_time_ms = now_ms
         self._header.max_timestamp_ms = -SAFE_INT64
+        self._header.producer_id = -1
+        self._header.producer_epoch = -1
+        self._header.producer_sequence = -1
         self._batch_open = True
         return 0
 
@@ -205,9 +275,6 @@ cdef class Partition:
         self._header.uncompressed_bytes = self._header.payload_bytes
         self._header.epoch = self.epoch
         self._header.durable_offset = self.durable_offset
-        self._header.producer_id = -1
-        self._header.producer_epoch = -1
-        self._header.producer_sequence = -1
         self._header.flags = 0
         write_batch_header(batch.data, &self._header)
         return 0
@@ -254,6 +321,8 @@ cdef class Partition:
             raise error(*self.failure, topic=self.topic, partition=self.partition)
         if self.active.size_bytes == SEGMENT_HEADER_BYTES:
             return False
+        # Before its headers are gone, which may be soon.
+        self.producers.take_snapshot(self.written_offset, self._written_position)
         sealed = self.active
         try:
             self._add_segment(now_ms)
@@ -343,6 +412,8 @@ cdef class Partition:
         self.ring.unwritten = self.ring.next
         self._written_position = self.ring.appended_bytes
         self.written_offset = self.next_offset
+        if self.producers.unsettled:
+            self.producers.settle()
         if not self.active.dirty:
             self.active.dirty = True
             self._unsynced.append(self.active)
@@ -401,6 +472,9 @@ cdef class Partition:
         self.ring.drop_unwritten()
         self._batch_open = False
         self.next_offset = self.written_offset
+        if self.producers.unsettled:
+            # What was told of these batches is void: a retry of one is no duplicate.
+            self.producers.undo()
 
     def resume(self, int32_t epoch):
         """Take appends again, in a new epoch; the metadata knows it already."""
@@ -410,6 +484,30 @@ cdef class Partition:
         self.epochs = [entry for entry in self.epochs if entry[1] < self.written_offset]
         self.epochs.append((epoch, self.written_offset))
         self.failure = None
+
+    # Producers
+
+    @property
+    def snapshot_path(self):
+        return os.path.join(self.directory, SNAPSHOT_NAME)
+
+    def save_producers(self):
+        """Write the snapshot, unless it tells nothing new. Only when all that is written is durable. Raises OSError."""
+        if self.segments and self.producers.snapshot_offset < self.written_offset:
+            self._save(self.producers.encode(self.written_offset), self.written_offset)
+
+    def save_no_producers(self):
+        """Write a snapshot that tells of none, while there has never been any. Raises OSError."""
+        if self.segments and self.producers.snapshot_offset < 0 and not self.failure_is_final:
+            self._save(self.producers.encode(self.durable_offset), self.durable_offset)
+
+    def _save(self, bytes snapshot not None, int64_t end):
+        self.cache.files.replace(self.snapshot_path, snapshot)
+        self.producers.end_save(end)
+
+    def expire_producers(self, int64_t steady_ms, int64_t expiration_ms):
+        """See ProducerStates.expire."""
+        return self.producers.expire(steady_ms, expiration_ms)
 
     # What others wait for
 
@@ -425,16 +523,27 @@ cdef class Partition:
         self._durable_waiters.append(future)
         return future
 
-    async def make_durable(self, int64_t offset):
-        """Return when all below offset (which is written) is on the disk. Raises what `failure` says."""
+    def written_to(self, int64_t offset):
+        """As written(), for what was appended below offset; None: it is."""
+        return None if offset <= self.written_offset else self.written()
+
+    def durable_to(self, int64_t offset):
+        """As durable(), for what was appended below offset; None: it is. Raises what `failure` says."""
         if offset <= self.durable_offset:
-            return
+            return None
         if self.failure_is_final:
             raise error(*self.failure, topic=self.topic, partition=self.partition)
+        if offset > self.written_offset:
+            return self.durable()
         future = self._create_future()
         self._sync_waiters.append((offset, [future]))
         self._committer.want_sync(self)
-        failure = await future
+        return future
+
+    async def make_durable(self, int64_t offset):
+        """Return when all below offset (which is written) is on the disk. Raises what `failure` says."""
+        future = self.durable_to(offset)
+        failure = await future if future is not None else None
         if failure is not None:
             raise error(*failure, topic=self.topic, partition=self.partition)
 
@@ -489,6 +598,7 @@ cdef class Partition:
             # When the sync is over, the next start need not scan what the active segment holds now.
             self._checkpoint = (self.active, *self.active.checkpoint())
             self._checkpoint_bytes = self.active.size_bytes
+            self.producers.take_snapshot(self.written_offset, self._written_position)
         for segment in segments:
             # A write that comes while the sync runs makes it dirty again.
             segment.dirty = False
@@ -544,6 +654,8 @@ cdef class Partition:
             else:
                 waiting.append((offset, futures))
         self._sync_waiters = waiting
+        if self.producers.snapshot_is_due(self.durable_offset):
+            self.producers.write_snapshot(self.cache.files, self.snapshot_path)
 
     def _index_sealed(self):
         """Write the index files of the sealed segments that are on the disk now."""
@@ -629,6 +741,7 @@ cdef class Partition:
         self.fail(reason, message)
         self.wake_readers()
         self.ring.close()
+        self.producers.close()
         for segment in self.segments:
             segment.close()
 

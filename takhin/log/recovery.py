@@ -13,6 +13,9 @@ partition is served up to it and takes no appends.
 What lies above the last offset that is proven durable is written once more before it is synced: after a sync that
 failed, the kernel may take pages for clean that never reached the disk. With a damaged journal only an index file
 proves that: all else may tell of what was on the disk in the journal alone, in the part of it that is gone.
+
+What is known of idempotent producers is read last: from their snapshot, which vouches for the log as index files do,
+and from the batches behind it; from all batches where there is none.
 """
 
 import logging
@@ -21,6 +24,7 @@ import re
 from dataclasses import dataclass, field
 
 from takhin.log.files import PASSING, Files
+from takhin.log.producers import SNAPSHOT_NAME, ProducerBudget, ProducerStates
 from takhin.log.replay import SavedJournal, restore_parts, sync_directories
 from takhin.log.segment import FileCache, Segment, segment_name
 
@@ -46,6 +50,8 @@ class RecoveredPartition:
     proven_offset: int = 0
     # Damage that is not a torn tail, in words: the partition is served up to it and takes no appends.
     damage: str | None = None
+    # None: nothing is known of any.
+    producers: ProducerStates | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +79,13 @@ class _Known:
 
 def recover_partition(
     cache: FileCache, directory: str, topic_id: int, partition: int, log_start_offset: int, *, was_clean: bool,
-    journal: SavedJournal | None = None,
+    journal: SavedJournal | None = None, producers: ProducerBudget | None = None,
 ) -> RecoveredPartition:
     """Recover one partition. Blocks on the disk. What can't be read counts as damage.
 
-    journal: what the journal holds; its parts of this partition are written to the segments first. Raises OSError for
-    what passes, and is no fault of the partition's: a full disk, no more file descriptors.
+    journal: what the journal holds; its parts of this partition are written to the segments first. producers: what
+    known producers count against; None: they are not looked for. Raises OSError for what passes, and is no fault of the
+    partition's: a full disk, no more file descriptors.
     """
     found = RecoveredPartition()
     place = Place(cache, directory, topic_id, partition)
@@ -98,17 +105,19 @@ def recover_partition(
         for base_offset in set(base_offsets(INDEX_FILE, names)) - set(bases):
             summary = _segment(place, base_offset).read_summary()
             proven_offset = max(proven_offset, summary.next_offset if summary is not None else 0)
+        if producers is not None and SNAPSHOT_NAME in names:
+            found.producers = _read_snapshot(place, producers)
+            proven_offset = max(proven_offset, found.producers.snapshot_offset if found.producers is not None else 0)
         restored = damage is None and (journal is None or journal.damage is None)
         _recover(place, bases, log_start_offset, _Known(proven_offset, knows_end, restored), found)
+        if producers is not None:
+            _recover_producers(place, producers, log_start_offset, found)
     except OSError as problem:
         if problem.errno in PASSING:
             raise
         found.damage = f"{problem.filename or directory}: {problem.strerror}"
         return found
     found.damage = damage or found.damage
-    end = max(found.segments[-1].next_offset if found.segments else 0, log_start_offset)
-    if found.damage is None and end < proven_offset:
-        found.damage = f"{directory}: the log ends at offset {end}, and once went on to {proven_offset}"
     return found
 
 
@@ -181,10 +190,47 @@ def _recover(
             found.max_epoch = max(found.max_epoch, segment.max_epoch)
         if torn:
             break
+    end = max(found.segments[-1].next_offset if found.segments else 0, log_start_offset)
+    if found.damage is None and end < known.proven_offset:
+        found.damage = f"{place.directory}: the log ends at offset {end}, and once went on to {known.proven_offset}"
     if found.damage is None and (scanned or was_set_aside):
         _make_durable(place, scanned, known, found)
     if found.damage is None and found.segments:
         found.proven_offset = found.segments[-1].next_offset
+
+
+def _read_snapshot(place: Place, producers: ProducerBudget) -> ProducerStates | None:
+    files = place.cache.files
+    path = os.path.join(place.directory, SNAPSHOT_NAME)
+    fd = files.open(path, os.O_RDONLY)
+    try:
+        known = ProducerStates.decode(files.read(fd, files.size(fd), 0), place.topic_id, place.partition, producers)
+    finally:
+        files.close(fd)
+    if known is None:
+        logger.warning("%s is not whole: the headers of all batches are read in its place", path)
+    return known
+
+
+def _recover_producers(
+    place: Place, producers: ProducerBudget, log_start_offset: int, found: RecoveredPartition
+) -> None:
+    """From the snapshot on. A batch that turns out to be damaged was on the disk once: its index file said so."""
+    end = max(found.segments[-1].next_offset if found.segments else 0, log_start_offset)
+    if found.producers is not None and found.producers.snapshot_offset > end:
+        found.producers.close()
+        found.producers = None
+    if found.producers is None:
+        if not producers.in_use or not found.segments:
+            return
+        found.producers = ProducerStates(producers, place.topic_id, place.partition)
+    from_offset = max(found.producers.snapshot_offset, 0)
+    for segment in found.segments:
+        if segment.next_offset > from_offset:
+            damage = segment.replay_producers(found.producers, from_offset)
+            if damage is not None:
+                found.damage = found.damage or damage
+                break
 
 
 def _make_durable(place: Place, scanned: list[Segment], known: _Known, found: RecoveredPartition) -> None:

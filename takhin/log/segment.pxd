@@ -5,6 +5,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from takhin.codec.batch cimport BatchHeader
 from takhin.log.files cimport Files
 from takhin.log.index cimport OffsetIndex
+from takhin.log.producers cimport ProducerStates
 
 
 cdef class FileCache:
@@ -51,6 +52,9 @@ cdef class Segment:
     cdef int64_t locate(self, int64_t offset) except -1
     cdef int _check_at(
         self, int fd, int64_t position, int64_t file_size, uint8_t* buffer, BatchHeader* header
+    ) except -1
+    cdef int _replay(
+        self, ProducerStates states, const BatchHeader* header, int64_t position, const uint8_t* data
     ) except -1
     cdef int64_t locate_time(self, int64_t timestamp_ms) except -1
     cdef void _note_header(self, const BatchHeader* header) noexcept

@@ -25,6 +25,7 @@ from takhin.codec.batch cimport (
     SEGMENT_HEADER_BYTES,
     BatchHeader,
     check_batch,
+    first_timestamp,
     is_segment_header,
     read_batch_header,
 )
@@ -32,6 +33,7 @@ from takhin.codec.crc32c cimport crc32c_of, mask
 from takhin.codec.wire cimport SAFE_INT64
 from takhin.log.files cimport Files
 from takhin.log.index cimport INDEX_HEADER_BYTES, INDEX_INTERVAL_BYTES, OffsetIndex
+from takhin.log.producers cimport ProducerBatch, ProducerStates
 
 from takhin.codec.batch import encode_segment_header
 from takhin.log.index import SegmentSummary, read_summary
@@ -406,6 +408,76 @@ cdef class Segment:
             return 0
         size = BATCH_HEADER_BYTES + <int64_t>batch.payload_bytes
         return size if size <= file_size - position else 0
+
+    def replay_producers(self, ProducerStates states not None, int64_t from_offset):
+        """Tell states of the producers' batches from from_offset on; each is checked.
+
+        Returns None, or, when one is damaged, where and how, in words. Raises OSError.
+        """
+        cdef Files files = self.cache.files
+        cdef int64_t position = self.locate(from_offset) if from_offset > self.base_offset else SEGMENT_HEADER_BYTES
+        cdef int fd = self.acquire()
+        cdef uint8_t* buffer = <uint8_t*>malloc(SCAN_BYTES)
+        # What the buffer holds: so many bytes of the file, from there on.
+        cdef ssize_t got = 0
+        cdef int64_t start = position
+        cdef BatchHeader header
+        cdef const uint8_t* batch
+        cdef int fault
+        cdef bint is_in_buffer
+        try:
+            if buffer == NULL:
+                raise MemoryError()
+            while position < self.size_bytes:
+                batch = buffer + (position - start)
+                is_in_buffer = True
+                with nogil:
+                    fault = check_batch(batch, buffer + got, &header)
+                if fault == BATCH_CUT and (got == 0 or start != position):
+                    start = position
+                    with nogil:
+                        got = files.read_full(fd, buffer, SCAN_BYTES, start, False)
+                    _check_read(got)
+                    if got > 0:
+                        continue
+                elif fault == BATCH_CUT:
+                    is_in_buffer = False
+                    fault = self._check_at(fd, position, self.size_bytes, buffer, &header)
+                    got = 0
+                if fault:
+                    return f"{os.path.basename(self.path)} at byte {position}: {_damage(fault)}"
+                if header.base_offset >= from_offset and header.producer_id >= 0:
+                    self._replay(states, &header, position, batch if is_in_buffer else NULL)
+                position += BATCH_HEADER_BYTES + <int64_t>header.payload_bytes
+                if got == 0:
+                    start = position
+            return None
+        finally:
+            free(buffer)
+            self.release()
+
+    cdef int _replay(
+        self, ProducerStates states, const BatchHeader* header, int64_t position, const uint8_t* data
+    ) except -1:
+        """data: the batch at position; NULL: to be read. Raises OSError."""
+        cdef ProducerBatch batch
+        cdef bytes read
+        if data == NULL:
+            read = self.cache.files.read(
+                self._fd, BATCH_HEADER_BYTES + <size_t>header.payload_bytes, position
+            )
+            if <size_t>len(read) < BATCH_HEADER_BYTES + <size_t>header.payload_bytes:
+                return 0
+            data = <const uint8_t*>PyBytes_AS_STRING(read)
+        batch.sequence = header.producer_sequence
+        batch.base_offset = header.base_offset
+        batch.record_count = header.record_count
+        batch.epoch = header.epoch
+        batch.first_timestamp_ms = first_timestamp(
+            data + BATCH_HEADER_BYTES, data + BATCH_HEADER_BYTES + header.payload_bytes
+        )
+        states.restore(header.producer_id, header.producer_epoch, &batch, header.append_time_ms)
+        return 0
 
     cdef void _note_header(self, const BatchHeader* header) noexcept:
         self.note(

@@ -1,12 +1,13 @@
 """All the partitions of a data directory: their files, their shared budgets, their threads.
 
-Layout: LOCK, journal/, topics/<topic id>/<partition>/<base offset>.log and .index. A partition's directory comes into
-being with its first append, so that a topic costs nothing before.
+Layout: LOCK, journal/, topics/<topic id>/<partition>/<base offset>.log and .index, and producers.snapshot beside them.
+A partition's directory comes into being with its first append, so that a topic costs nothing before.
 """
 
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,6 +20,7 @@ from takhin.log.files import PASSING, Files
 from takhin.log.journal import Journal
 from takhin.log.partition import Partition
 from takhin.log.partition_config import PartitionConfig
+from takhin.log.producers import ProducerBudget, ProducerStates
 from takhin.log.recovery import RecoveredPartition, recover_partition
 from takhin.log.replay import SavedJournal, read_journal
 from takhin.log.ring import Ring, RingBudget
@@ -64,6 +66,7 @@ class LogStore:
         self._cache = FileCache(self._files, limits.open_files)
         self._journal = Journal(self._files, os.path.join(data_dir, "journal"), limits.journal_bytes)
         self.rings = RingBudget(limits.ring_bytes, limits.ring_bytes_per_partition)
+        self.producers = ProducerBudget(limits.producers)
         # Blocking work: recovery, reads that have to wait for the disk, removal of files.
         self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="takhin-log")
         self.committer = Committer(
@@ -142,7 +145,7 @@ class LogStore:
             key = (spec.topic_id, spec.partition)
             return recover_partition(
                 self._cache, self.directory(*key), *key, spec.log_start_offset, was_clean=was_clean,
-                journal=journal if journal.concerns(key) else None,
+                journal=journal if journal.concerns(key) else None, producers=self.producers,
             )
 
         def recover_some(some: list[PartitionSpec]) -> list[RecoveredPartition]:
@@ -220,10 +223,14 @@ class LogStore:
 
     def open_partition(self, spec: PartitionSpec, found: RecoveredPartition, epoch: int) -> Partition:
         """The partition, ready to append to and read from."""
+        producers = found.producers
+        if producers is None:
+            producers = ProducerStates(self.producers, spec.topic_id, spec.partition)
+        producers.restart(time.monotonic_ns() // 1_000_000, self._clock_ms())
         partition = Partition(
             spec.topic, spec.topic_id, spec.partition, self.directory(spec.topic_id, spec.partition), self._cache,
-            Ring(self.rings), self.committer, self._loop.create_future, found.segments, spec.log_start_offset,
-            spec.epochs, epoch, found.proven_offset if found.damage is not None else -1,
+            Ring(self.rings), producers, self.committer, self._loop.create_future, found.segments,
+            spec.log_start_offset, spec.epochs, epoch, found.proven_offset if found.damage is not None else -1,
         )
         partition.configure(spec.config)
         if found.damage is not None:
@@ -233,6 +240,22 @@ class LogStore:
                 f"appended ({found.damage})",
             )
         return partition
+
+    async def keep_producers(self, partition: Partition, offset: int) -> None:
+        """What is known of producers from batches below offset outlives these. Raises OSError, and as make_durable."""
+        end = partition.written_offset
+        snapshot = partition.producers.begin_save(offset, end)
+        if snapshot is None:
+            return
+        saved = -1
+        try:
+            await partition.make_durable(end)
+            await self._loop.run_in_executor(
+                self.threads, self._files.replace_durably, partition.snapshot_path, snapshot
+            )
+            saved = end
+        finally:
+            partition.producers.end_save(saved)
 
     async def remove_segments(self, segments: list[Segment]) -> None:
         """Remove the files of segments that are out of the log. What fails is logged, and found at the next start."""
@@ -360,6 +383,11 @@ class LogStore:
                         segment.write_index()
                     except OSError as problem:
                         logger.error("%s can't be written: %s", segment.index_path, problem.strerror)
+                try:
+                    if self.producers.in_use:
+                        partition.save_producers()
+                except OSError as problem:
+                    logger.error("%s can't be written: %s", partition.snapshot_path, problem.strerror)
             return well
 
         well = await self._loop.run_in_executor(self.threads, write_indexes)

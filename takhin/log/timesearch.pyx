@@ -196,7 +196,6 @@ cdef int64_t _look_through(
 cdef int64_t _claimed_size(const uint8_t* batch, const uint8_t* end) noexcept nogil:
     """How large the batch says it is, of which the end is missing; of its header alone, when that is not whole."""
     cdef BatchHeader header
-    if end - batch < BATCH_HEADER_BYTES:
-        return BATCH_HEADER_BYTES
+    header.payload_bytes = 0
     read_batch_header(batch, end, &header)
     return BATCH_HEADER_BYTES + <int64_t>header.payload_bytes

@@ -30,6 +30,8 @@ def takhin_methods(broker: Broker) -> list[Method]:
         Method(f"/{SERVICE}/ProduceMessage", Kind.UNARY, handlers.produce_message),
         Method(f"/{SERVICE}/ProduceMessageStream", Kind.BIDI, handlers.produce_message_stream),
         Method(f"/{SERVICE}/ConsumeMessages", Kind.SERVER_STREAM, handlers.consume_messages),
+        _unary("InitProducer", pb.InitProducerRequest, handlers.init_producer),
+        Method(f"/{SERVICE}/Subscribe", Kind.BIDI, handlers.subscribe),
         _unary("CreateTopic", pb.CreateTopicRequest, handlers.create_topic),
         _unary("DeleteTopic", pb.DeleteTopicRequest, handlers.delete_topic),
         _unary("ListTopics", pb.ListTopicsRequest, handlers.list_topics),
@@ -80,6 +82,13 @@ class _Handlers:
 
     async def consume_messages(self, request: bytes, call: StreamCall) -> None:
         await self._broker.consuming.consume(request, call)
+
+    async def subscribe(self, call: StreamCall) -> None:
+        await self._broker.subscribing.subscribe(call)
+
+    async def init_producer(self, request: pb.InitProducerRequest) -> Message:
+        producer_id, epoch = await self._broker.producers.init(request.name, self._broker.topics.partitions())
+        return pb.InitProducerResponse(id=producer_id, epoch=epoch)
 
     # Topics
 
@@ -139,7 +148,10 @@ class _Handlers:
 
     async def commit_offset(self, request: pb.CommitOffsetRequest) -> Message:
         await self._broker.groups.commit(
-            request.group_id, [(entry.topic, entry.partition, entry.offset) for entry in request.offsets]
+            request.group_id,
+            [(entry.topic, entry.partition, entry.offset) for entry in request.offsets],
+            request.member_id,
+            request.generation if request.member_id or request.generation else None,
         )
         return pb.CommitOffsetResponse(success=True)
 
@@ -156,9 +168,16 @@ class _Handlers:
 
     async def describe_consumer_group(self, request: pb.DescribeConsumerGroupRequest) -> Message:
         group = await self._broker.groups.describe(request.group_id)
-        return pb.DescribeConsumerGroupResponse(
+        response = pb.DescribeConsumerGroupResponse(
             group_id=group.group_id, state=group.state, protocol_type=group.protocol_type
         )
+        for member in group.members:
+            described = response.members.add(
+                member_id=member.member_id, client_id=member.client_id, client_host=member.client_host
+            )
+            for topic, partition, offset in member.assignments:
+                described.assignments.add(topic=topic, partition=partition, offset=offset)
+        return response
 
     async def delete_consumer_group(self, request: pb.DeleteConsumerGroupRequest) -> Message:
         await self._broker.groups.delete(request.group_id)

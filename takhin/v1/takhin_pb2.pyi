@@ -13,10 +13,28 @@ class Durability(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DURABILITY_ACCEPTED: _ClassVar[Durability]
     DURABILITY_WRITTEN: _ClassVar[Durability]
     DURABILITY_DURABLE: _ClassVar[Durability]
+
+class StartFrom(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    START_FROM_EARLIEST: _ClassVar[StartFrom]
+    START_FROM_LATEST: _ClassVar[StartFrom]
+    START_FROM_TIME: _ClassVar[StartFrom]
+    START_FROM_NONE: _ClassVar[StartFrom]
+
+class CommitMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    COMMIT_MODE_MANUAL: _ClassVar[CommitMode]
+    COMMIT_MODE_AUTO: _ClassVar[CommitMode]
 DURABILITY_UNSPECIFIED: Durability
 DURABILITY_ACCEPTED: Durability
 DURABILITY_WRITTEN: Durability
 DURABILITY_DURABLE: Durability
+START_FROM_EARLIEST: StartFrom
+START_FROM_LATEST: StartFrom
+START_FROM_TIME: StartFrom
+START_FROM_NONE: StartFrom
+COMMIT_MODE_MANUAL: CommitMode
+COMMIT_MODE_AUTO: CommitMode
 
 class TopicPartition(_message.Message):
     __slots__ = ("topic", "partition")
@@ -189,6 +207,16 @@ class DescribeTopicsResponse(_message.Message):
     topics: _containers.RepeatedCompositeFieldContainer[TopicInfo]
     def __init__(self, topics: _Optional[_Iterable[_Union[TopicInfo, _Mapping]]] = ...) -> None: ...
 
+class ProducerState(_message.Message):
+    __slots__ = ("id", "epoch", "sequence")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    epoch: int
+    sequence: int
+    def __init__(self, id: _Optional[int] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
 class UpdateTopicRequest(_message.Message):
     __slots__ = ("name", "num_partitions", "configs", "reset_configs")
     class ConfigsEntry(_message.Message):
@@ -219,23 +247,27 @@ class UpdateTopicResponse(_message.Message):
     def __init__(self, success: _Optional[bool] = ..., error: _Optional[str] = ..., topic: _Optional[_Union[TopicInfo, _Mapping]] = ...) -> None: ...
 
 class ProduceMessageRequest(_message.Message):
-    __slots__ = ("topic", "partition", "record", "required_acks", "timeout_ms", "records")
+    __slots__ = ("topic", "partition", "record", "required_acks", "timeout_ms", "records", "producer", "expected_offset")
     TOPIC_FIELD_NUMBER: _ClassVar[int]
     PARTITION_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
     REQUIRED_ACKS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
+    PRODUCER_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_OFFSET_FIELD_NUMBER: _ClassVar[int]
     topic: str
     partition: int
     record: Record
     required_acks: int
     timeout_ms: int
     records: _containers.RepeatedCompositeFieldContainer[Record]
-    def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., record: _Optional[_Union[Record, _Mapping]] = ..., required_acks: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ...) -> None: ...
+    producer: ProducerState
+    expected_offset: int
+    def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., record: _Optional[_Union[Record, _Mapping]] = ..., required_acks: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., producer: _Optional[_Union[ProducerState, _Mapping]] = ..., expected_offset: _Optional[int] = ...) -> None: ...
 
 class ProduceMessageResponse(_message.Message):
-    __slots__ = ("topic", "partition", "offset", "timestamp", "error", "record_count", "code", "reason", "durability", "epoch")
+    __slots__ = ("topic", "partition", "offset", "timestamp", "error", "record_count", "code", "reason", "duplicate", "durability", "epoch")
     TOPIC_FIELD_NUMBER: _ClassVar[int]
     PARTITION_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
@@ -244,6 +276,7 @@ class ProduceMessageResponse(_message.Message):
     RECORD_COUNT_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    DUPLICATE_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     topic: str
@@ -254,9 +287,26 @@ class ProduceMessageResponse(_message.Message):
     record_count: int
     code: int
     reason: str
+    duplicate: bool
     durability: Durability
     epoch: int
-    def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., offset: _Optional[int] = ..., timestamp: _Optional[int] = ..., error: _Optional[str] = ..., record_count: _Optional[int] = ..., code: _Optional[int] = ..., reason: _Optional[str] = ..., durability: _Optional[_Union[Durability, str]] = ..., epoch: _Optional[int] = ...) -> None: ...
+    def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., offset: _Optional[int] = ..., timestamp: _Optional[int] = ..., error: _Optional[str] = ..., record_count: _Optional[int] = ..., code: _Optional[int] = ..., reason: _Optional[str] = ..., duplicate: _Optional[bool] = ..., durability: _Optional[_Union[Durability, str]] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class InitProducerRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class InitProducerResponse(_message.Message):
+    __slots__ = ("id", "epoch", "error")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    epoch: int
+    error: str
+    def __init__(self, id: _Optional[int] = ..., epoch: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
 
 class ConsumeMessagesRequest(_message.Message):
     __slots__ = ("topic", "partition", "offset", "max_bytes", "min_bytes", "max_wait_ms", "until_end", "start_time_ms", "max_records", "last_epoch")
@@ -357,12 +407,16 @@ class ConsumeMessagesResponse(_message.Message):
     def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., high_watermark: _Optional[int] = ..., records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., error: _Optional[str] = ..., batches: _Optional[_Iterable[_Union[BatchHeader, _Mapping]]] = ..., log_start_offset: _Optional[int] = ..., caught_up: _Optional[bool] = ..., segment: _Optional[_Union[SegmentHeader, _Mapping]] = ...) -> None: ...
 
 class CommitOffsetRequest(_message.Message):
-    __slots__ = ("group_id", "offsets")
+    __slots__ = ("group_id", "offsets", "member_id", "generation")
     GROUP_ID_FIELD_NUMBER: _ClassVar[int]
     OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_ID_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
     group_id: str
     offsets: _containers.RepeatedCompositeFieldContainer[TopicPartitionOffset]
-    def __init__(self, group_id: _Optional[str] = ..., offsets: _Optional[_Iterable[_Union[TopicPartitionOffset, _Mapping]]] = ...) -> None: ...
+    member_id: str
+    generation: int
+    def __init__(self, group_id: _Optional[str] = ..., offsets: _Optional[_Iterable[_Union[TopicPartitionOffset, _Mapping]]] = ..., member_id: _Optional[str] = ..., generation: _Optional[int] = ...) -> None: ...
 
 class CommitOffsetResponse(_message.Message):
     __slots__ = ("success", "error")
@@ -371,6 +425,202 @@ class CommitOffsetResponse(_message.Message):
     success: bool
     error: str
     def __init__(self, success: _Optional[bool] = ..., error: _Optional[str] = ...) -> None: ...
+
+class SubscribeRequest(_message.Message):
+    __slots__ = ("start", "credit", "commit", "pause", "resume", "seek", "release", "leave", "pong")
+    START_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
+    SEEK_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
+    PONG_FIELD_NUMBER: _ClassVar[int]
+    start: SubscribeStart
+    credit: Credit
+    commit: CommitOffsets
+    pause: Partitions
+    resume: Partitions
+    seek: Seek
+    release: Partitions
+    leave: Leave
+    pong: Pong
+    def __init__(self, start: _Optional[_Union[SubscribeStart, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., commit: _Optional[_Union[CommitOffsets, _Mapping]] = ..., pause: _Optional[_Union[Partitions, _Mapping]] = ..., resume: _Optional[_Union[Partitions, _Mapping]] = ..., seek: _Optional[_Union[Seek, _Mapping]] = ..., release: _Optional[_Union[Partitions, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ...) -> None: ...
+
+class SubscribeStart(_message.Message):
+    __slots__ = ("group_id", "topics", "client_id", "start_from", "start_time_ms", "assignor", "credit_bytes", "commit_mode", "member_id", "instance_id", "session_timeout_ms", "max_processing_ms", "max_bytes")
+    GROUP_ID_FIELD_NUMBER: _ClassVar[int]
+    TOPICS_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    START_FROM_FIELD_NUMBER: _ClassVar[int]
+    START_TIME_MS_FIELD_NUMBER: _ClassVar[int]
+    ASSIGNOR_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_MODE_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_ID_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
+    SESSION_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    MAX_PROCESSING_MS_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    group_id: str
+    topics: _containers.RepeatedScalarFieldContainer[str]
+    client_id: str
+    start_from: StartFrom
+    start_time_ms: int
+    assignor: str
+    credit_bytes: int
+    commit_mode: CommitMode
+    member_id: str
+    instance_id: str
+    session_timeout_ms: int
+    max_processing_ms: int
+    max_bytes: int
+    def __init__(self, group_id: _Optional[str] = ..., topics: _Optional[_Iterable[str]] = ..., client_id: _Optional[str] = ..., start_from: _Optional[_Union[StartFrom, str]] = ..., start_time_ms: _Optional[int] = ..., assignor: _Optional[str] = ..., credit_bytes: _Optional[int] = ..., commit_mode: _Optional[_Union[CommitMode, str]] = ..., member_id: _Optional[str] = ..., instance_id: _Optional[str] = ..., session_timeout_ms: _Optional[int] = ..., max_processing_ms: _Optional[int] = ..., max_bytes: _Optional[int] = ...) -> None: ...
+
+class Credit(_message.Message):
+    __slots__ = ("bytes",)
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    bytes: int
+    def __init__(self, bytes: _Optional[int] = ...) -> None: ...
+
+class CommitOffsets(_message.Message):
+    __slots__ = ("offsets", "id")
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    offsets: _containers.RepeatedCompositeFieldContainer[TopicPartitionOffset]
+    id: int
+    def __init__(self, offsets: _Optional[_Iterable[_Union[TopicPartitionOffset, _Mapping]]] = ..., id: _Optional[int] = ...) -> None: ...
+
+class Partitions(_message.Message):
+    __slots__ = ("partitions",)
+    PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    partitions: _containers.RepeatedCompositeFieldContainer[TopicPartition]
+    def __init__(self, partitions: _Optional[_Iterable[_Union[TopicPartition, _Mapping]]] = ...) -> None: ...
+
+class Seek(_message.Message):
+    __slots__ = ("offsets",)
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    offsets: _containers.RepeatedCompositeFieldContainer[TopicPartitionOffset]
+    def __init__(self, offsets: _Optional[_Iterable[_Union[TopicPartitionOffset, _Mapping]]] = ...) -> None: ...
+
+class Leave(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Pong(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    def __init__(self, id: _Optional[int] = ...) -> None: ...
+
+class SubscribeResponse(_message.Message):
+    __slots__ = ("joined", "assigned", "revoking", "records", "committed", "caught_up", "ping", "lost", "failed", "credit_bytes")
+    JOINED_FIELD_NUMBER: _ClassVar[int]
+    ASSIGNED_FIELD_NUMBER: _ClassVar[int]
+    REVOKING_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    CAUGHT_UP_FIELD_NUMBER: _ClassVar[int]
+    PING_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    joined: Joined
+    assigned: Assigned
+    revoking: Revoking
+    records: ConsumeMessagesResponse
+    committed: Committed
+    caught_up: CaughtUp
+    ping: Ping
+    lost: Lost
+    failed: Failed
+    credit_bytes: int
+    def __init__(self, joined: _Optional[_Union[Joined, _Mapping]] = ..., assigned: _Optional[_Union[Assigned, _Mapping]] = ..., revoking: _Optional[_Union[Revoking, _Mapping]] = ..., records: _Optional[_Union[ConsumeMessagesResponse, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., caught_up: _Optional[_Union[CaughtUp, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., lost: _Optional[_Union[Lost, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., credit_bytes: _Optional[int] = ...) -> None: ...
+
+class Joined(_message.Message):
+    __slots__ = ("member_id", "generation", "session_timeout_ms", "ping_interval_ms")
+    MEMBER_ID_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SESSION_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    PING_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
+    member_id: str
+    generation: int
+    session_timeout_ms: int
+    ping_interval_ms: int
+    def __init__(self, member_id: _Optional[str] = ..., generation: _Optional[int] = ..., session_timeout_ms: _Optional[int] = ..., ping_interval_ms: _Optional[int] = ...) -> None: ...
+
+class Assigned(_message.Message):
+    __slots__ = ("added", "generation", "partitions")
+    ADDED_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    added: _containers.RepeatedCompositeFieldContainer[TopicPartitionOffset]
+    generation: int
+    partitions: _containers.RepeatedCompositeFieldContainer[TopicPartition]
+    def __init__(self, added: _Optional[_Iterable[_Union[TopicPartitionOffset, _Mapping]]] = ..., generation: _Optional[int] = ..., partitions: _Optional[_Iterable[_Union[TopicPartition, _Mapping]]] = ...) -> None: ...
+
+class Revoking(_message.Message):
+    __slots__ = ("partitions", "generation", "deadline_ms")
+    PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    partitions: _containers.RepeatedCompositeFieldContainer[TopicPartition]
+    generation: int
+    deadline_ms: int
+    def __init__(self, partitions: _Optional[_Iterable[_Union[TopicPartition, _Mapping]]] = ..., generation: _Optional[int] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+
+class Lost(_message.Message):
+    __slots__ = ("partitions", "generation", "reason")
+    PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    partitions: _containers.RepeatedCompositeFieldContainer[TopicPartition]
+    generation: int
+    reason: str
+    def __init__(self, partitions: _Optional[_Iterable[_Union[TopicPartition, _Mapping]]] = ..., generation: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Committed(_message.Message):
+    __slots__ = ("offsets", "id", "error", "code", "reason")
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    offsets: _containers.RepeatedCompositeFieldContainer[TopicPartitionOffset]
+    id: int
+    error: str
+    code: int
+    reason: str
+    def __init__(self, offsets: _Optional[_Iterable[_Union[TopicPartitionOffset, _Mapping]]] = ..., id: _Optional[int] = ..., error: _Optional[str] = ..., code: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class CaughtUp(_message.Message):
+    __slots__ = ("partitions",)
+    PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    partitions: _containers.RepeatedCompositeFieldContainer[TopicPartition]
+    def __init__(self, partitions: _Optional[_Iterable[_Union[TopicPartition, _Mapping]]] = ...) -> None: ...
+
+class Ping(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    def __init__(self, id: _Optional[int] = ...) -> None: ...
+
+class Failed(_message.Message):
+    __slots__ = ("topic", "partition", "offset", "error", "code", "reason")
+    TOPIC_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    topic: str
+    partition: int
+    offset: int
+    error: str
+    code: int
+    reason: str
+    def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., offset: _Optional[int] = ..., error: _Optional[str] = ..., code: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ListConsumerGroupsRequest(_message.Message):
     __slots__ = ()

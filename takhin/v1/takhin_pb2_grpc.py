@@ -74,10 +74,20 @@ class TakhinServiceStub:
                 request_serializer=takhin_dot_v1_dot_takhin__pb2.ProduceMessageRequest.SerializeToString,
                 response_deserializer=takhin_dot_v1_dot_takhin__pb2.ProduceMessageResponse.FromString,
                 _registered_method=True)
+        self.InitProducer = channel.unary_unary(
+                '/takhin.v1.TakhinService/InitProducer',
+                request_serializer=takhin_dot_v1_dot_takhin__pb2.InitProducerRequest.SerializeToString,
+                response_deserializer=takhin_dot_v1_dot_takhin__pb2.InitProducerResponse.FromString,
+                _registered_method=True)
         self.ConsumeMessages = channel.unary_stream(
                 '/takhin.v1.TakhinService/ConsumeMessages',
                 request_serializer=takhin_dot_v1_dot_takhin__pb2.ConsumeMessagesRequest.SerializeToString,
                 response_deserializer=takhin_dot_v1_dot_takhin__pb2.ConsumeMessagesResponse.FromString,
+                _registered_method=True)
+        self.Subscribe = channel.stream_stream(
+                '/takhin.v1.TakhinService/Subscribe',
+                request_serializer=takhin_dot_v1_dot_takhin__pb2.SubscribeRequest.SerializeToString,
+                response_deserializer=takhin_dot_v1_dot_takhin__pb2.SubscribeResponse.FromString,
                 _registered_method=True)
         self.CommitOffset = channel.unary_unary(
                 '/takhin.v1.TakhinService/CommitOffset',
@@ -181,6 +191,13 @@ class TakhinServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def InitProducer(self, request, context):
+        """The id and epoch of an idempotent producer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ConsumeMessages(self, request, context):
         """Consume one partition; follows the log until cancelled (or until_end, or max_records).
         """
@@ -188,9 +205,15 @@ class TakhinServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def CommitOffset(self, request, context):
-        """Consumer groups.
+    def Subscribe(self, request_iterator, context):
+        """Consumer groups. One stream is one member, for as long as it lives: docs/groups.md tells how to write one.
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CommitOffset(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -290,10 +313,20 @@ def add_TakhinServiceServicer_to_server(servicer, server):
                     request_deserializer=takhin_dot_v1_dot_takhin__pb2.ProduceMessageRequest.FromString,
                     response_serializer=takhin_dot_v1_dot_takhin__pb2.ProduceMessageResponse.SerializeToString,
             ),
+            'InitProducer': grpc.unary_unary_rpc_method_handler(
+                    servicer.InitProducer,
+                    request_deserializer=takhin_dot_v1_dot_takhin__pb2.InitProducerRequest.FromString,
+                    response_serializer=takhin_dot_v1_dot_takhin__pb2.InitProducerResponse.SerializeToString,
+            ),
             'ConsumeMessages': grpc.unary_stream_rpc_method_handler(
                     servicer.ConsumeMessages,
                     request_deserializer=takhin_dot_v1_dot_takhin__pb2.ConsumeMessagesRequest.FromString,
                     response_serializer=takhin_dot_v1_dot_takhin__pb2.ConsumeMessagesResponse.SerializeToString,
+            ),
+            'Subscribe': grpc.stream_stream_rpc_method_handler(
+                    servicer.Subscribe,
+                    request_deserializer=takhin_dot_v1_dot_takhin__pb2.SubscribeRequest.FromString,
+                    response_serializer=takhin_dot_v1_dot_takhin__pb2.SubscribeResponse.SerializeToString,
             ),
             'CommitOffset': grpc.unary_unary_rpc_method_handler(
                     servicer.CommitOffset,
@@ -568,6 +601,33 @@ class TakhinService:
             _registered_method=True)
 
     @staticmethod
+    def InitProducer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/takhin.v1.TakhinService/InitProducer',
+            takhin_dot_v1_dot_takhin__pb2.InitProducerRequest.SerializeToString,
+            takhin_dot_v1_dot_takhin__pb2.InitProducerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ConsumeMessages(request,
             target,
             options=(),
@@ -584,6 +644,33 @@ class TakhinService:
             '/takhin.v1.TakhinService/ConsumeMessages',
             takhin_dot_v1_dot_takhin__pb2.ConsumeMessagesRequest.SerializeToString,
             takhin_dot_v1_dot_takhin__pb2.ConsumeMessagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Subscribe(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/takhin.v1.TakhinService/Subscribe',
+            takhin_dot_v1_dot_takhin__pb2.SubscribeRequest.SerializeToString,
+            takhin_dot_v1_dot_takhin__pb2.SubscribeResponse.FromString,
             options,
             channel_credentials,
             insecure,

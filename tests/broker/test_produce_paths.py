@@ -515,6 +515,7 @@ def test_a_stream_whose_client_leaves(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(tmp_path) as broker:
             (partition,) = await topic_of(broker)
+            idle = asyncio.all_tasks()
             # By cancelling.
             stream = Stream([request(b"a", acks=-1)], ends=False)
             task = asyncio.ensure_future(broker.producing.produce_stream(stream))
@@ -534,7 +535,7 @@ def test_a_stream_whose_client_leaves(tmp_path: Path) -> None:
                 await broker.producing.produce_stream(stream)
             assert len(stream.answers) == 1
             await asyncio.sleep(0)
-            assert len(asyncio.all_tasks()) <= 3
+            assert asyncio.all_tasks() == idle
             assert (await produce(broker, b"e", acks=-1)).offset == partition.written_offset - 1
 
     run(scenario())

@@ -13,11 +13,12 @@ from takhin.codec.batch import SEGMENT_HEADER_SIZE, BatchError
 from takhin.log.files import Files
 from takhin.log.journal import BLOCK_BYTES
 from takhin.cli.index_view import read_index_file
-from takhin.log.recovery import recover_partition
+from takhin.log.producers import SNAPSHOT_NAME, ProducerBudget
+from takhin.log.recovery import RecoveredPartition, recover_partition
 from takhin.log.replay import read_journal
 from takhin.log.segment import FileCache
 from tests.log.test_partition import TOPIC_ID, LocalLog, quick_path, segments_of
-from tests.log.test_recovery import SMALL_SEGMENTS, contents, copied, edges, end_of, make, recovered
+from tests.log.test_recovery import SMALL_SEGMENTS, contents, copied, edges, end_of, make
 
 __all__ = ["quick_path"]
 
@@ -35,12 +36,21 @@ def audited(directory: Path, was_clean: bool) -> tuple[Verdict | None, list[tupl
     return audit.verdict, told
 
 
+def recovered(directory: Path, was_clean: bool) -> RecoveredPartition:
+    path = str(directory / "topics" / str(TOPIC_ID) / "0")
+    return recover_partition(
+        FileCache(Files(), 100), path, TOPIC_ID, 0, 0, was_clean=was_clean, producers=ProducerBudget(100)
+    )
+
+
 def spoil(rng: random.Random, directory: Path) -> str:
     """One fault, as a disk or a power cut might leave it; gives its name."""
     paths = segments_of(directory)
     path = rng.choice(paths)
     size = path.stat().st_size
-    kind = rng.choice(["flip", "zeros", "cut", "cut at a batch", "remove", "index", "garbage", "header", "copy"])
+    kind = rng.choice([
+        "flip", "zeros", "cut", "cut at a batch", "remove", "index", "garbage", "header", "copy", "snapshot"
+    ])
     data = bytearray(path.read_bytes())
     at = rng.randrange(size)
     if kind == "flip":
@@ -61,6 +71,15 @@ def spoil(rng: random.Random, directory: Path) -> str:
         for index in path.parent.glob("*.index"):
             if rng.random() < 0.7:
                 index.unlink()
+        return kind
+    elif kind == "snapshot":
+        snapshot = path.parent / SNAPSHOT_NAME
+        if snapshot.exists() and rng.random() < 0.5:
+            snapshot.unlink()
+        elif snapshot.exists():
+            told = bytearray(snapshot.read_bytes())
+            told[rng.randrange(len(told))] ^= 1 << rng.randrange(8)
+            snapshot.write_bytes(told)
         return kind
     elif kind == "garbage":
         data += rng.randbytes(rng.randrange(1, 200))
@@ -170,7 +189,7 @@ def test_as_recovery_judges_with_a_journal(quick_path: Path) -> None:
         for audit in verdicts:
             found = recover_partition(
                 FileCache(Files(), 100), audit.directory, TOPIC_ID, audit.partition, 0, was_clean=False,
-                journal=journal)
+                journal=journal, producers=ProducerBudget(100))
             message = f"round {number}: {audit.verdict} {found.damage} {found.cut_bytes}"
             seen["restored"] += audit.restores
             if audit.verdict is None:
@@ -213,6 +232,23 @@ def audit_all(directory: Path) -> list[PartitionAudit]:
             audits.append(PartitionAudit("t", TOPIC_ID, partition, path, 0))
             audit_partition(audits[-1], lambda *finding: None, journal, was_clean=False)
     return audits
+
+
+def test_a_log_that_ends_before_its_snapshot_of_producers(quick_path: Path) -> None:
+    """Nothing else of it tells that there was more."""
+    made = make(quick_path, count=5, clean=True)
+    (path,) = segments_of(made)
+    path.with_suffix(".index").unlink()
+    os.truncate(path, edges(path)[3])
+    for was_clean in (True, False):
+        verdict, told = audited(made, was_clean)
+        assert verdict is not None and not verdict.is_torn and verdict.next_offset == 3
+        assert any(severity == "damage" and "once went on to 5" in what for severity, what in told)
+        found = recovered(made, was_clean)
+        assert found.damage is not None and end_of(found) == 3
+    (path.parent / SNAPSHOT_NAME).unlink()
+    verdict, _ = audited(made, False)
+    assert verdict is None and recovered(made, False).damage is None
 
 
 def test_a_damaged_journal_that_is_kept_for_others(quick_path: Path) -> None:

@@ -156,6 +156,18 @@ record_fields = st.one_of(
 record_bytes = record_messages().map(pb.Record.SerializeToString) | shuffled(record_fields)
 
 
+# Encoded ProducerStates; also what two of them merge to keeps the rules.
+producer_bytes = shuffled(
+    st.one_of(
+        st.builds(varint_field, st.sampled_from([1, 3]), st.integers(0, SAFE_INT64 - 100)),
+        st.builds(varint_field, st.just(2), st.integers(0, 2**31 - 1)),
+        st.builds(padded_varint_field, st.sampled_from([1, 2, 3]), st.integers(0, 127), st.integers(2, 10)),
+        unknown_fields(4),
+    ),
+    max_size=4,
+)
+
+
 @st.composite
 def request_bytes(draw: st.DrawFn) -> bytes:
     """A ProduceMessageRequest to be accepted: fields in any order, scalars repeated, unknown ones, padded varints."""
@@ -164,9 +176,11 @@ def request_bytes(draw: st.DrawFn) -> bytes:
             st.one_of(
                 st.builds(bytes_field, st.just(1), texts.map(str.encode)),
                 st.builds(varint_field, st.sampled_from([2, 4, 5]), int32s),
-                unknown_fields(7),
-                st.builds(padded_varint_field, st.sampled_from([2, 4, 5]), st.integers(0, 127), st.integers(2, 10)),
-                st.builds(padded_bytes_field, st.sampled_from([1, 7]), st.just(b"a"), st.integers(2, 5)),
+                st.builds(bytes_field, st.just(7), producer_bytes),
+                st.builds(varint_field, st.just(8), st.integers(0, SAFE_INT64)),
+                unknown_fields(9),
+                st.builds(padded_varint_field, st.sampled_from([2, 4, 5, 8]), st.integers(0, 127), st.integers(2, 10)),
+                st.builds(padded_bytes_field, st.sampled_from([1, 9]), st.just(b"a"), st.integers(2, 5)),
             ),
             max_size=6,
         )
@@ -206,6 +220,7 @@ _NASTY = [
 wild_fields = st.one_of(
     st.builds(any_field, st.integers(0, 20), st.integers(0, 7)),
     st.builds(varint_field, st.integers(0, 20), int64s),
+    st.builds(bytes_field, st.just(7), st.builds(varint_field, st.integers(1, 4), int64s)),
     st.builds(padded_varint_field, st.integers(1, 20), st.integers(0, 127), st.integers(2, 10)),
     st.builds(padded_bytes_field, st.integers(1, 20), st.just(b"a"), st.integers(2, 10)),
     st.builds(header, st.sampled_from(_NASTY), st.sampled_from(_NASTY)),

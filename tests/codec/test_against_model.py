@@ -50,6 +50,16 @@ def test_header_bytes(data: bytes) -> None:
     check_record_bytes(record)
 
 
+def producer_of(request: ProduceRequest) -> codec_model.ProducerState | None:
+    if not request.has_producer:
+        return None
+    return codec_model.ProducerState(request.producer_id, request.producer_epoch, request.producer_sequence)
+
+
+def expected_offset_of(request: ProduceRequest) -> int | None:
+    return request.expected_offset if request.has_expected_offset else None
+
+
 @tries(150)
 @given(request_bytes() | doubtful_requests | mutated(request_bytes()) | mutated(doubtful_requests))
 def test_produce_requests(data: bytes) -> None:
@@ -64,6 +74,8 @@ def test_produce_requests(data: bytes) -> None:
     request.read(data)
     for name in ("topic", "partition", "required_acks", "timeout_ms", "is_batch"):
         assert getattr(request, name) == getattr(expected, name), name
+    assert (producer_of(request), expected_offset_of(request)) == (expected.producer, expected.expected_offset)
+    assert request.is_conditional == (expected.producer is not None or expected.expected_offset is not None)
     assert [request.record(i) for i in range(request.record_count)] == expected.encoded
 
 

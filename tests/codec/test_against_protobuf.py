@@ -53,6 +53,15 @@ def assert_same_meaning(request: ProduceRequest, data: bytes) -> None:
     assert request.required_acks == parsed.required_acks
     assert request.timeout_ms == parsed.timeout_ms
     assert request.is_batch == (not parsed.HasField("record"))
+    assert request.has_producer == parsed.HasField("producer")
+    assert request.has_expected_offset == parsed.HasField("expected_offset")
+    if request.has_producer:
+        producer = parsed.producer
+        assert (request.producer_id, request.producer_epoch, request.producer_sequence) == (
+            producer.id, producer.epoch, producer.sequence
+        )
+    if request.has_expected_offset:
+        assert request.expected_offset == parsed.expected_offset
     records = list(parsed.records) if request.is_batch else [parsed.record]
     assert request.record_count == len(records)
     encoded = [request.record(i) for i in range(request.record_count)]

@@ -195,3 +195,9 @@ def test_there_are_partitions_to_choose_from() -> None:
     request.read(one_record(keyed(b"abc")))
     with pytest.raises(ValueError):
         request.key_partition(0)
+
+
+def test_a_request_of_two_gibibytes_is_refused_unread() -> None:
+    """Places within it would not fit into 32 bits. (Its zeros are never touched: they take no memory.)"""
+    with pytest.raises(InvalidArgument, match="below 2 GiB"):
+        ProduceRequest(10).read(bytes(1 << 31))

@@ -1,12 +1,15 @@
 """The examples run as they stand, and the README shows them as they are."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import grpc
 import pytest
 
-from tests.broker_process import BrokerProcess
+from takhin.v1 import takhin_pb2 as pb
+from tests.broker_process import BrokerProcess, create_topic, produce, wait_until
 
 TOP = Path(__file__).parents[2]
 EXAMPLES = sorted((TOP / "examples" / "python").glob("*.py"))
@@ -19,6 +22,39 @@ def test_an_example_runs(example: Path, broker: BrokerProcess) -> None:
     assert done.stderr == ""
     if example.name == "first_conversation.py":
         assert done.stdout == "stored in partition 1 at offset 0\n0: world hello\n"
+    if example.name == "group_member.py":
+        assert done.stdout.splitlines() == [
+            "0/0: job 0", "0/1: job 2", "1/0: job 1", "1/1: job 3", "committed: 0/2", "committed: 1/2"]
+
+
+def test_members_of_the_example_share_a_topic(broker: BrokerProcess) -> None:
+    """Two of them, until Ctrl-C."""
+    stub = broker.stub()
+    create_topic(stub, "shared", 2)
+    command = [sys.executable, "-u", TOP / "examples" / "python" / "group_member.py", broker.address, "g", "shared"]
+    members = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    request = pb.DescribeConsumerGroupRequest(group_id="g")
+
+    def shares() -> list[int]:
+        try:
+            return [len(each.assignments) for each in stub.DescribeConsumerGroup(request).members]
+        except grpc.RpcError:
+            return []  # no group yet
+
+    wait_until(lambda: shares() == [1, 1])
+    for number in range(10):
+        produce(stub, "shared", b"%d" % number, partition=number % 2)
+    wait_until(lambda: sum(each.committed_offset for each in stub.FetchOffsets(
+        pb.FetchOffsetsRequest(group_id="g")).offsets) == 10)
+    told = []
+    for member in members:
+        member.send_signal(signal.SIGINT)
+        out, errors = member.communicate(timeout=60)
+        assert errors == ""
+        told.append(out.splitlines())
+    assert sorted(map(len, told)) == [5, 5]
+    assert {line.partition(": ")[2] for lines in told for line in lines} == {f"b'{number}'" for number in range(10)}
 
 
 def test_the_readme_shows_the_first_conversation() -> None:

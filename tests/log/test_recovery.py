@@ -527,6 +527,27 @@ def test_an_index_alone_proves_a_segment_that_is_gone(tmp_path: Path) -> None:
     assert contents(made) == before
 
 
+def test_an_index_alone_proves_the_last_segment_that_is_gone(tmp_path: Path) -> None:
+    """What is left is whole, and ends with a batch."""
+    made = make(tmp_path, 30, config=SMALL_SEGMENTS, clean=True)
+    last = segments_of(made)[-1]
+    last.unlink()
+    before = contents(made)
+    found = recovered(made)
+    assert found.damage is not None and end_of(found) == int(last.stem)
+    assert contents(made) == before
+
+
+def test_a_segment_that_its_index_vouches_for_ends_early_with_a_batch(tmp_path: Path) -> None:
+    made = make(tmp_path, 5, clean=True)
+    (path,) = segments_of(made)
+    os.truncate(path, edges(path)[3])
+    before = contents(made)
+    found = recovered(made)
+    assert found.damage is not None and end_of(found) == 3
+    assert contents(made) == before
+
+
 def test_a_missing_first_segment_is_corruption(log_in: LogIn, tmp_path: Path) -> None:
     killed = make(tmp_path, count=15, synced=15, config=SMALL_SEGMENTS)
     segments_of(killed)[0].unlink()

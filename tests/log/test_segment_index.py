@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from takhin.codec.batch import BATCH_HEADER_SIZE, SEGMENT_HEADER_SIZE, read_batch
+from takhin.codec.crc32c import crc32c
 from takhin.errors import Code, Reason, TakhinError
 from takhin.log.files import Files
 from takhin.log.index import INDEX_HEADER_SIZE, OffsetIndex, SegmentSummary, read_summary
@@ -29,6 +30,7 @@ from tests.log.test_partition import (
     segments_of,
     values_of,
 )
+from tests.model.codec_model import masked
 
 __all__ = ["log", "log_in"]
 
@@ -540,6 +542,43 @@ def test_a_batch_that_is_damaged_after_it_was_begun(log: LocalLog, length: bytes
         with pytest.raises(TakhinError) as caught:
             read(200)
         assert (caught.value.reason, reader.next_offset) == (Reason.CORRUPT_BATCH, 1)
+
+
+@pytest.mark.parametrize("max_bytes", [250, 1 << 20])
+def test_a_batch_that_is_whole_and_another_one(log: LocalLog, max_bytes: int) -> None:
+    """Its checksum matches; but it is not the one that follows what was read."""
+    for number in range(30):
+        log.append(*(b"%02d" % number + b"v" * 100 for _ in range(3)), batch=True)
+        log.partition.flush()
+    log.sync()
+    log.drop_rings()
+    (path,) = segments_of(log.directory)
+    size = {BATCH_HEADER_SIZE + batch.payload_bytes for batch in batches_in(path)[10:13]}
+    assert len(size) == 1
+    reader = Reader(log.partition, 0)
+    while reader.next_offset < 33:
+        # One batch.
+        assert read_on(reader, 600, cold=True) is not None
+    data = path.read_bytes()
+    # The one at which the reader stands, and the one behind it, change places.
+    (step,) = size
+    start = SEGMENT_HEADER_SIZE + sum(BATCH_HEADER_SIZE + batch.payload_bytes for batch in batches_in(path)[:11])
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(data[start + step:start + 2 * step] + data[start:start + step])
+    with pytest.raises(TakhinError) as caught:
+        reader.read_blocking(max_bytes)
+    assert (caught.value.reason, reader.next_offset) == (Reason.CORRUPT_BATCH, 33)
+
+
+@pytest.mark.parametrize("entries", [1, 3, 1 << 20])
+def test_an_index_that_counts_more_entries_than_it_has(entries: int) -> None:
+    """Both of its checksums match: as if it had been written so."""
+    whole = OffsetIndex().encode(SegmentSummary(0, 5, 500, 1, 1, 1))
+    assert OffsetIndex.decode(whole) is not None
+    sums = struct.pack("<I", entries) + whole[16:60]
+    rest = sums + struct.pack("<I", masked(crc32c(sums)))
+    assert OffsetIndex.decode(whole[:8] + struct.pack("<I", masked(crc32c(rest))) + rest) is None
 
 
 # Readers and retention

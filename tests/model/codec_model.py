@@ -17,6 +17,8 @@ MALFORMED_RECORD = "MALFORMED_RECORD"
 NO_RECORD = "NO_RECORD"
 RECORD_AND_RECORDS = "RECORD_AND_RECORDS"
 TOO_MANY_RECORDS = "TOO_MANY_RECORDS"
+INVALID_PRODUCER = "INVALID_PRODUCER"
+INVALID_OFFSET = "INVALID_OFFSET"
 
 
 class Refused(ValueError):
@@ -191,6 +193,13 @@ def read_record(data: bytes) -> Record:
 # --- requests ---
 
 
+@dataclass(frozen=True)
+class ProducerState:
+    id: int = 0
+    epoch: int = 0
+    sequence: int = 0
+
+
 @dataclass
 class ProduceRequest:
     topic: bytes = b""
@@ -198,6 +207,8 @@ class ProduceRequest:
     required_acks: int = 0
     timeout_ms: int = 0
     is_batch: bool = False
+    producer: ProducerState | None = None
+    expected_offset: int | None = None
     # The bytes of each record as they came, and what they say.
     encoded: list[bytes] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
@@ -212,6 +223,19 @@ def _add_record(request: ProduceRequest, encoded: bytes, max_records: int) -> No
         raise Refused("too many", TOO_MANY_RECORDS)
     request.encoded.append(encoded)
     request.records.append(record)
+
+
+def _read_producer(data: bytes, producer: ProducerState) -> ProducerState:
+    """A ProducerState merged into one that came before it."""
+    for one in fields(data, minimal=False):
+        match one.number:
+            case 1:
+                producer = replace(producer, id=as_int64(one))
+            case 2:
+                producer = replace(producer, epoch=as_int32(one))
+            case 3:
+                producer = replace(producer, sequence=as_int64(one))
+    return producer
 
 
 def read_produce_request(data: bytes, max_records: int) -> ProduceRequest:
@@ -238,10 +262,21 @@ def read_produce_request(data: bytes, max_records: int) -> ProduceRequest:
                 encoded = as_bytes(one)
                 request.is_batch = True
                 _add_record(request, encoded, max_records)
+            case 7:
+                request.producer = _read_producer(as_bytes(one), request.producer or ProducerState())
+            case 8:
+                request.expected_offset = as_int64(one)
     if has_record and request.is_batch:
         raise Refused("record and records", RECORD_AND_RECORDS)
     if not request.records:
         raise Refused("no record", NO_RECORD)
+    producer = request.producer
+    if producer is not None:
+        numbers = (producer.id, producer.epoch, producer.sequence)
+        if min(numbers) < 0 or max(producer.id, producer.sequence + len(request.records)) > SAFE_INT64:
+            raise Refused("an impossible producer", INVALID_PRODUCER)
+    if request.expected_offset is not None and not 0 <= request.expected_offset <= SAFE_INT64:
+        raise Refused("an impossible offset", INVALID_OFFSET)
     return request
 
 

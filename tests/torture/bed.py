@@ -19,13 +19,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from takhin.codec.batch import BATCH_HEADER_SIZE, SEGMENT_HEADER_SIZE
+from takhin.codec.batch import BATCH_HEADER_SIZE, SEGMENT_HEADER_SIZE, Batch
 from takhin.codec.messages import ProduceRequest
 from takhin.config import Limits
 from takhin.errors import Reason, TakhinError
 from takhin.log.files import Files as FileAccess
 from takhin.log.index import INDEX_HEADER_SIZE, read_summary
 from takhin.log.partition import Partition
+from takhin.log.producers import SNAPSHOT_NAME, ProducerBudget, ProducerStates
 from takhin.log.reader import WOULD_BLOCK, Reader
 from takhin.log.recovery import RecoveredPartition, recover_partition
 from takhin.log.segment import FileCache
@@ -53,12 +54,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Base:
-    """One partition as it was left. files: by name; records: by offset; places: the batches of each segment."""
+    """One partition as it was left. files: by name; records: by offset; places: the batches of each segment; batches:
+    the headers of all of them."""
 
     name: str
     files: Files
     records: list[pb.Record]
     places: dict[str, list[Place]]
+    batches: list[Batch]
     was_clean: bool
 
     @property
@@ -90,9 +93,15 @@ def make_base(
     with scratch() as directory:
         log = LocalLog(directory / "made", Config(segment_bytes=segment_bytes))
         written = 0
+        sequences = {1: 0, 2: 0, 3: 0}
         while written < total_bytes:
             values = [value_of(chance, largest_value) for _ in range(chance.choice((1, 1, 2, 5)))]
-            log.append(*values, batch=True)
+            request = pb.ProduceMessageRequest(topic="t", records=[pb.Record(value=value) for value in values])
+            if chance.random() < 0.5:
+                producer = chance.choice((1, 1, 2, 3))
+                request.producer.CopyFrom(pb.ProducerState(id=producer, sequence=sequences[producer]))
+                sequences[producer] += len(values)
+            log.append_request(request)
             log.tick()
             written = log.partition.size_bytes
             if written < total_bytes * sync_until and chance.random() < 0.3:
@@ -109,6 +118,7 @@ def read_base(name: str, directory: Path, was_clean: bool) -> Base:
     files: Files = {}
     records: list[pb.Record] = []
     places: dict[str, list[Place]] = {}
+    batches: list[Batch] = []
     for path in segments_of(directory):
         at = SEGMENT_HEADER_SIZE
         places[path.name] = []
@@ -116,11 +126,26 @@ def read_base(name: str, directory: Path, was_clean: bool) -> Base:
             end = at + BATCH_HEADER_SIZE + batch.payload_bytes
             places[path.name].append(Place(at, end, batch.base_offset, batch.next_offset, batch.durable_offset))
             at = end
+            batches.append(batch)
         records += pb.ConsumeMessagesResponse.FromString(path.read_bytes()).records
     for path in segments_of(directory)[0].parent.iterdir():
         files[path.name] = path.read_bytes()
     assert [record.offset for record in records] == list(range(len(records)))
-    return Base(name, files, records, places, was_clean)
+    return Base(name, files, records, places, batches, was_clean)
+
+
+Known = dict[int, list[tuple[int, int, int, int, int]]]
+
+
+def producers_of(base: Base, end: int) -> Known:
+    """What the batches before `end` tell of producers: of each its last five, as ProducerState.batches_known does."""
+    known: Known = {}
+    for batch in base.batches:
+        if batch.producer_id >= 0 and batch.next_offset <= end:
+            first_ms = base.records[batch.base_offset].timestamp
+            told = (batch.producer_sequence, batch.record_count, batch.base_offset, first_ms, batch.epoch)
+            known.setdefault(batch.producer_id, []).append(told)
+    return {producer: batches[-5:] for producer, batches in known.items()}
 
 
 # What is to be expected
@@ -151,6 +176,12 @@ def summary_of(files: Files, segment: str) -> tuple[int, int] | None:
     return found[0].size_bytes, found[0].next_offset
 
 
+def snapshot_end_of(files: Files) -> int:
+    """The offset up to which a whole snapshot of producers vouches; 0: there is none."""
+    states = ProducerStates.decode(files.get(SNAPSHOT_NAME, b""), TOPIC_ID, 0, ProducerBudget(0))
+    return states.snapshot_offset if states is not None else 0
+
+
 def index_of(segment: str) -> str:
     return segment.removesuffix(_SEGMENT_SUFFIX) + ".index"
 
@@ -167,6 +198,7 @@ def verdict(base: Base, files: Files) -> Verdict:
     proven = (
         base.was_clean
         or (summary is not None and summary[0] > position)
+        or snapshot_end_of(files) > offset
         or any(summary_of(files, name) is not None for name in later)
         or any(place.durable_offset > offset for place in _whole_behind(base, files, segment, position, later))
     )
@@ -201,9 +233,10 @@ def _whole_behind(base: Base, files: Files, segment: str, position: int, later: 
 
 
 def proves_nothing(base: Base) -> Base:
-    """The same log as if nothing of it had ever been synced and no index been written: a base of torn tails only."""
-    files = {name: data for name, data in base.files.items() if not name.endswith(".index")}
-    return Base(base.name, files, base.records, base.places, False)
+    """The same log as if nothing of it had ever been synced, nor anything beside it been written: a base of torn tails
+    only."""
+    files = {name: data for name, data in base.files.items() if name.endswith(_SEGMENT_SUFFIX)}
+    return Base(base.name, files, base.records, base.places, base.batches, False)
 
 
 # Where it is tried
@@ -263,7 +296,9 @@ class Bed:
         """What a start makes of the directory; close() the partition before the next."""
         spec = PartitionSpec("t", TOPIC_ID, 0, 0, (), self._config)
         # Not in a thread, as a store does: there is only this one to do.
-        found = recover_partition(self._cache, str(self._place), TOPIC_ID, 0, 0, was_clean=was_clean)
+        found = recover_partition(
+            self._cache, str(self._place), TOPIC_ID, 0, 0, was_clean=was_clean, producers=self.store.producers
+        )
         return found, self.store.open_partition(spec, found, epoch)
 
     def end(self, partition: Partition, clean: bool) -> None:
@@ -271,6 +306,7 @@ class Bed:
         if clean:
             for segment in partition.segments:
                 segment.write_index()
+            partition.save_producers()
         self.store.close_partition(partition, Reason.DRAINING, "ended")
 
     def append_durable(self, partition: Partition, *values: bytes) -> int:

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.broker_process import MIB, SERVER, SERVICE, BrokerProcess
+from takhin.v1 import takhin_pb2 as pb
+from tests.broker_process import MIB, SERVER, SERVICE, BrokerProcess, error_info
 from tests.torture.common import Run, run_from_arguments
 from tests.torture.crash import World, scratch
 from tests.torture.oracle_process import OracleProcess
@@ -59,6 +60,8 @@ MEANWHILE = ("nothing", "kill", "stop")
 DEADLINE_S = 30
 # A disk counts as full when so many requests were refused.
 _REFUSALS = 10
+# So many at a time are made where the metadata is to grow.
+_NEW_GROUPS = 16
 _NAMESPACE = "TAKHIN_TORTURE_NAMESPACE"
 KEPT: dict[str, Any] = {
     "kept": [2, {"segment.bytes": "65536"}],
@@ -189,9 +192,26 @@ class _Round:
                 disk.wait_for(lambda: self._figures()["figures"].get("records", 0) > 100, "nothing is taken")
             # With the filler the disk may be full already: then the ballast must not take what its end gives.
             disk.fill()
-        # Most changes of the metadata fit into the room that they have.
-        enough = 1 if filling.metadata else _REFUSALS
-        disk.wait_for(lambda: self._refusals() >= enough, "the disk does not get full, or nobody is told so")
+        if filling.metadata:
+            # Most changes fit into the room that the metadata has; what makes it grow does not.
+            disk.wait_for(self._is_a_new_group_refused, "the metadata grows without room, or nobody is told so")
+        else:
+            disk.wait_for(lambda: self._refusals() >= _REFUSALS, "the disk does not get full, or nobody is told so")
+
+    def _is_a_new_group_refused(self) -> bool:
+        """Make some more groups, of names so long that few of them fill a page. Whether there was no room for one."""
+        stub = self.broker.stub()
+        position = pb.TopicPartitionOffset(topic="kept", partition=0, offset=0)
+        calls = [
+            stub.CommitOffset.future(
+                pb.CommitOffsetRequest(group_id=f"{self.rng.getrandbits(64):x}".ljust(249, "-"), offsets=[position]),
+                timeout=DEADLINE_S,
+            )
+            for _ in range(_NEW_GROUPS)
+        ]
+        reasons = {error_info(problem).reason for call in calls if (problem := call.exception()) is not None}
+        self.disk.check(reasons <= {"DISK_FULL"}, f"new groups are refused for {reasons}")
+        return bool(reasons)
 
     def _refusals(self) -> int:
         return self._figures()["reasons"].get("DISK_FULL", 0)

@@ -19,6 +19,7 @@ from takhin.codec.crc32c import crc32c, masked
 from takhin.codec.messages import ConsumeRequest, ProduceRequest
 from takhin.errors import InvalidArgument, Reason, TakhinError
 from takhin.log.index import INDEX_HEADER_SIZE, OffsetIndex, read_summary
+from takhin.log.producers import SNAPSHOT_HEADER_SIZE, SNAPSHOT_NAME, ProducerBudget, ProducerStates
 from takhin.rpc.call import Kind, Method
 from takhin.rpc.service import SERVICE, takhin_methods
 from takhin.v1 import takhin_pb2 as pb
@@ -70,6 +71,12 @@ class ProduceRequests(_Stateless):
         if refused is None:
             records = [self._request.record(number) for number in range(self._request.record_count)]
             hold(records == model.encoded, "other records than the model's")
+            request = self._request
+            state = (request.producer_id, request.producer_epoch, request.producer_sequence)
+            producer = codec_model.ProducerState(*state) if request.has_producer else None
+            hold(producer == model.producer, "another producer than the model's")
+            expected_offset = request.expected_offset if request.has_expected_offset else None
+            hold(expected_offset == model.expected_offset, "another expected_offset than the model's")
             try:
                 partition = self._request.key_partition(7)
             except InvalidArgument as refusal:
@@ -179,6 +186,38 @@ def lying_index(index: bytes, chance: random.Random) -> bytes:
     return index[:8] + struct.pack("<I", masked(crc32c(index[12:]))) + index[12:]
 
 
+class Snapshots(_Stateless):
+    """Snapshots of producers whose checksums match, whatever they say."""
+
+    def __init__(self, directory: Path):
+        base = make_base("snapshot", 1, segment_bytes=1 << 20, total_bytes=20_000, sync_until=1, was_clean=True)
+        self._snapshot = base.files[SNAPSHOT_NAME]
+
+    def make(self, chance: random.Random) -> bytes:
+        return lying_snapshot(self._snapshot, chance)
+
+    def check(self, data: bytes) -> None:
+        budget = ProducerBudget(100)
+        states = ProducerStates.decode(data, 1, 0, budget)
+        if states is None:
+            hold(budget.used == 0, f"{budget.used} producers of what is refused")
+            return
+        hold(budget.used == len(states), f"{budget.used} producers are counted, {len(states)} are there")
+        hold(all(1 <= len(state.batches_known) <= 5 for state in states), "a producer of so many batches")
+        again = ProducerStates.decode(states.encode(states.snapshot_offset), 1, 0, budget)
+        hold(again is not None, "what is believed is refused when it was written again")
+
+
+def lying_snapshot(snapshot: bytes, chance: random.Random) -> bytes:
+    """A snapshot with numbers changed or bytes gone, and its checksum made to match."""
+    places = ((12, 4), (16, 8), (24, 8), (32, 4), (40, 8), (48, 4), (52, 4), (56, 8), (64, 8), (88, 4))
+    place, width = chance.choice(places)
+    snapshot = lie(snapshot, place, width, chance)
+    if chance.random() < 0.3:
+        snapshot = snapshot[: chance.randrange(SNAPSHOT_HEADER_SIZE, len(snapshot))]
+    return snapshot[:8] + struct.pack("<I", masked(crc32c(snapshot[12:]))) + snapshot[12:]
+
+
 # Recovery
 
 
@@ -212,6 +251,8 @@ class Directories:
                     files[name] = files[name][: place.start] + batch + files[name][place.end :]
                 case 3 if name.endswith(".index"):
                     files[name] = lying_index(files[name], chance) if len(files[name]) > 80 else b""
+                case 3 if name == SNAPSHOT_NAME:
+                    files[name] = lying_snapshot(files[name], chance) if len(files[name]) > 100 else b""
                 case 4:
                     files[f"{chance.choice((0, 1, 50, 2**63 - 1, 10**20 - 1)):020d}.log"] = files[name]
                 case _:
@@ -295,7 +336,7 @@ class Requests:
     """Each RPC through the method table: TakhinError at most, and a refused request changes nothing.
 
     An input is the method's name, a line's end, and the request. For the stream of produce it is sent between two
-    that are right.
+    that are right, for that of a member as its first request or after one that is right.
     """
 
     def __init__(self, directory: Path):
@@ -313,11 +354,13 @@ class Requests:
 
     async def _start(self) -> None:
         plain = settings(self._directory)
-        limits = replace(plain.limits, partitions_per_topic=16, topics=20, groups=20)
+        limits = replace(plain.limits, partitions_per_topic=16, topics=20, groups=20, producers=20)
         self._broker = Broker(replace(plain, limits=limits))
         await self._broker.start()
         self._methods = {method.path: method for method in takhin_methods(self._broker)}
         await self._broker.topics.create("t", 2, 1, {"segment.bytes": "100000", "retention.bytes": "1000000"})
+        await self._broker.producers.init("", [])
+        await self._broker.producers.init("n", [])
         await self._broker.producing.produce(REQUESTS["ProduceMessage"][0])
 
     def make(self, chance: random.Random) -> bytes:
@@ -342,6 +385,8 @@ class Requests:
             if method.kind is Kind.UNARY:
                 answer = await method.handler(request, _Stream([], 1))
                 hold(isinstance(answer, bytes), "an answer that is not bytes")
+            elif method.path.endswith("/Subscribe"):
+                await self._subscribe(method, request)
             elif method.kind is Kind.BIDI:
                 await self._produce_stream(method, request)
             else:
@@ -365,6 +410,17 @@ class Requests:
             answer = pb.ProduceMessageResponse.FromString(stream.answers[number])
             hold(answer.code == 0, f"a right request was refused: {answer.error}")
 
+    async def _subscribe(self, method: Method, request: bytes) -> None:
+        start, leave = REQUESTS["Subscribe"][0], REQUESTS["Subscribe"][-1]
+        for requests in [start, request, leave], [request, leave]:
+            stream = _Stream(requests, 100)
+            try:
+                await method.handler(stream)
+            finally:
+                for answer in stream.answers:
+                    pb.SubscribeResponse.FromString(answer)
+                hold(self._broker.groups.with_members() == [], "a member that is gone is a member")
+
     async def _consume(self, method: Method, request: bytes) -> None:
         stream = _Stream([], 3)
         task = asyncio.ensure_future(method.handler(request, stream))
@@ -386,5 +442,5 @@ class Requests:
 
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "produce": ProduceRequests, "consume": ConsumeRequests, "batch": Batches, "index": Indexes,
-    "directory": Directories, "request": Requests,
+    "snapshot": Snapshots, "directory": Directories, "request": Requests,
 }

@@ -44,13 +44,16 @@ class _Stream:
 
 @dataclass(slots=True)
 class PartitionView:
-    """What a client can read of a partition. records: (offset, epoch, value) from start to end."""
+    """What a client can read of a partition. records: (offset, epoch, value) from start to end; batches: (sequence,
+    records, offset, epoch) by producer, as the headers tell; known: the same as the broker knows it."""
 
     start: int
     end: int
     durable: int
     failure: str | None
     records: list[tuple[int, int, bytes]] = field(default_factory=list)
+    batches: dict[int, list[tuple[int, int, int, int]]] = field(default_factory=dict)
+    known: dict[int, list[tuple[int, int, int, int]]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -103,9 +106,11 @@ class InProcess:
     async def delete_topic(self, name: str) -> None:
         await self.call("DeleteTopic", pb.DeleteTopicRequest(name=name), pb.DeleteTopicResponse)
 
-    async def produce(self, topic: str, partition: int, values: list[bytes], acks: int) -> pb.ProduceMessageResponse:
+    async def produce(
+        self, topic: str, partition: int, values: list[bytes], acks: int, producer: pb.ProducerState | None = None
+    ) -> pb.ProduceMessageResponse:
         """One record, or of several a batch."""
-        message = pb.ProduceMessageRequest(topic=topic, partition=partition, required_acks=acks)
+        message = pb.ProduceMessageRequest(topic=topic, partition=partition, required_acks=acks, producer=producer)
         if len(values) == 1:
             message.record.value = values[0]
         else:
@@ -125,17 +130,13 @@ class InProcess:
 
     async def read(self, topic: str, partition: int, offset: int = EARLIEST) -> list[tuple[int, int, bytes]]:
         """(offset, epoch, value) of every record from offset on. Raises TakhinError, Hung."""
+        return records_of(await self._responses(topic, partition, offset))
+
+    async def _responses(self, topic: str, partition: int, offset: int) -> list[pb.ConsumeMessagesResponse]:
         request = pb.ConsumeMessagesRequest(topic=topic, partition=partition, offset=offset, until_end=True)
         stream = _Stream()
         await patient(self._methods["ConsumeMessages"](request.SerializeToString(), stream), "ConsumeMessages")
-        records: list[tuple[int, int, bytes]] = []
-        for message in stream.messages:
-            response = pb.ConsumeMessagesResponse.FromString(message)
-            epochs = {
-                at: batch.epoch for batch in response.batches for at in range(batch.base_offset, batch.next_offset)
-            }
-            records += [(record.offset, epochs.get(record.offset, -1), record.value) for record in response.records]
-        return records
+        return [pb.ConsumeMessagesResponse.FromString(message) for message in stream.messages]
 
     # All there is
 
@@ -152,15 +153,31 @@ class InProcess:
                     partition.log_start_offset, partition.written_offset, partition.durable_offset, failure
                 )
                 view.partitions[topic.name, partition.partition] = found
+                for state in partition.producers:
+                    found.known[state.id] = [(*each[:3], each[4]) for each in state.batches_known]
                 if found.end > found.start:
                     try:
-                        found.records = await self.read(topic.name, partition.partition)
+                        responses = await self._responses(topic.name, partition.partition, EARLIEST)
+                        found.records = records_of(responses)
+                        for batch in (batch for response in responses for batch in response.batches):
+                            if batch.producer_id >= 0:
+                                told = (batch.producer_sequence, batch.record_count, batch.base_offset, batch.epoch)
+                                found.batches.setdefault(batch.producer_id, []).append(told)
                     except TakhinError as problem:
                         found.failure = found.failure or f"{problem.reason}: {problem.message}"
         for group in await patient(self.broker.groups.list_groups(), "the groups"):
             view.commits[group.group_id] = dict((await self.broker.groups.describe(group.group_id)).offsets)
         view.strays = sorted({path.name for path in (self.data_dir / "topics").iterdir()} - ids)
         return view
+
+
+def records_of(responses: list[pb.ConsumeMessagesResponse]) -> list[tuple[int, int, bytes]]:
+    """(offset, epoch, value) of every record; epoch -1: its batch's header did not come with it."""
+    records: list[tuple[int, int, bytes]] = []
+    for response in responses:
+        epochs = {at: batch.epoch for batch in response.batches for at in range(batch.base_offset, batch.next_offset)}
+        records += [(record.offset, epochs.get(record.offset, -1), record.value) for record in response.records]
+    return records
 
 
 async def patient(work: Any, what: str) -> Any:

@@ -2,9 +2,10 @@
 
 from takhin.errors import Reason, TakhinError
 from takhin.log.partition import Partition
+from takhin.log.producers import SNAPSHOT_NAME
 from takhin.log.recovery import RecoveredPartition
 from takhin.v1 import takhin_pb2 as pb
-from tests.torture.bed import Base, Bed, Files, Verdict, index_of, read_all, verdict
+from tests.torture.bed import Base, Bed, Files, Verdict, index_of, producers_of, read_all, verdict
 from tests.torture.common import Run
 
 _NEW = (b"appended after the damage", b"", b"x" * 300)
@@ -45,6 +46,8 @@ def judge(
     hold(not expected.proven, f"proven to {expected.at} and not quarantined: the log ends at {len(records)}")
     hold(len(records) == expected.whole_until, f"{len(records)} records of {expected.whole_until} that are whole")
     hold(partition.written_offset == len(records), f"the log ends at {partition.written_offset}")
+    known = {state.id: state.batches_known for state in partition.producers}
+    hold(known == producers_of(base, len(records)), f"of producers it knows {known}")
     _judge_cut(base, files, expected, found, bed.files())
     _judge_going_on(bed, base, partition, records, stop, max_bytes)
     run.add(**{"cut" if found.cut_bytes else "whole": 1})
@@ -128,8 +131,8 @@ def _judge_going_on(
     bed.end(partition, False)
     after = bed.files()
     for name, data in before.items():
-        # The log grows, and indexes are disposable.
-        if name not in map(index_of, [*base.segments, name]):
+        # The log grows; indexes and the producers' snapshot are written anew.
+        if name not in (*map(index_of, [*base.segments, name]), SNAPSHOT_NAME):
             hold(after.get(name, b"")[: len(data)] == data, f"{name} was changed by going on")
     _, partition = bed.recover(False, 4)
     bed.end(partition, False)

@@ -200,6 +200,12 @@ class Ledger:
             broken.append(f"begins at {found.start}, and its start was moved to {log.start}")
         if found.durable != found.end:
             broken.append(f"ends at {found.end}, of which {found.durable} is durable after a start")
+        for producer in found.known.keys() | found.batches.keys():
+            # What retention has taken may be known still.
+            known = [batch for batch in found.known.get(producer, []) if batch[2] >= found.start]
+            if known != found.batches.get(producer, [])[-5:]:
+                told = found.batches.get(producer, [])[-5:]
+                broken.append(f"knows {known} of producer {producer}, and the log has {told}")
         if [offset for offset, _, _ in found.records] != list(range(found.start, found.end)):
             broken.append(f"has a gap: {[offset for offset, _, _ in found.records][:50]} from {found.start}")
         known = self.sequences.get(place, set())

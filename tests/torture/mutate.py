@@ -146,7 +146,15 @@ _MESSAGES: dict[str, list[Message]] = {
           for record in RECORDS for acks in (0, 1, -1)),
         pb.ProduceMessageRequest(topic="t", partition=-1, records=RECORDS, timeout_ms=1000),
         pb.ProduceMessageRequest(topic="t", partition=1, records=RECORDS[:2], required_acks=1),
+        *(pb.ProduceMessageRequest(
+            topic="t", records=RECORDS[:2], required_acks=acks, producer=pb.ProducerState(id=1, sequence=sequence),
+          ) for sequence, acks in ((0, 1), (2, 0), (4, -1), (6, 1))),
+        pb.ProduceMessageRequest(topic="t", partition=1, record=RECORDS[1], expected_offset=0),
+        pb.ProduceMessageRequest(
+            topic="t", partition=1, record=RECORDS[1], expected_offset=3, producer=pb.ProducerState(id=2, epoch=1)
+        ),
     ],
+    "InitProducer": [pb.InitProducerRequest(), pb.InitProducerRequest(name="n")],
     "ConsumeMessages": [
         pb.ConsumeMessagesRequest(topic="t", offset=-1, until_end=True),
         pb.ConsumeMessagesRequest(topic="t", partition=1, offset=0, max_bytes=200, max_records=5),
@@ -183,6 +191,22 @@ _MESSAGES: dict[str, list[Message]] = {
         pb.ResetOffsetsRequest(group_id="g", partitions=[pb.TopicPartition(topic="t")], offset=1),
         pb.ResetOffsetsRequest(group_id="g", partitions=[pb.TopicPartition(topic="t")], time_ms=1_700_000_000_000),
         pb.ResetOffsetsRequest(group_id="g", shift_by=-1),
+    ],
+    "Subscribe": [
+        pb.SubscribeRequest(start=pb.SubscribeStart(group_id="m", topics=["t"])),
+        pb.SubscribeRequest(start=pb.SubscribeStart(
+            group_id="m", topics=["t", "other"], client_id="c", start_from=pb.START_FROM_TIME, start_time_ms=1,
+            assignor="range", credit_bytes=1000, commit_mode=pb.COMMIT_MODE_AUTO, member_id="c-1", instance_id="i",
+            session_timeout_ms=1000, max_processing_ms=1000, max_bytes=100)),
+        pb.SubscribeRequest(credit=pb.Credit(bytes=100)),
+        pb.SubscribeRequest(commit=pb.CommitOffsets(
+            id=7, offsets=[pb.TopicPartitionOffset(topic="t", partition=0, offset=1)])),
+        pb.SubscribeRequest(pause=pb.Partitions(partitions=[pb.TopicPartition(topic="t", partition=1)])),
+        pb.SubscribeRequest(resume=pb.Partitions()),
+        pb.SubscribeRequest(seek=pb.Seek(offsets=[pb.TopicPartitionOffset(topic="t", partition=1, offset=-1)])),
+        pb.SubscribeRequest(release=pb.Partitions()),
+        pb.SubscribeRequest(pong=pb.Pong(id=1)),
+        pb.SubscribeRequest(leave=pb.Leave()),
     ],
     "GetPartitionOffsets": [pb.GetPartitionOffsetsRequest(topic="t", partition=1)],
     "TruncatePartition": [pb.TruncatePartitionRequest(topic="t", partition=1, before_offset=1)],

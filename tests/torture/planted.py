@@ -18,8 +18,10 @@ from takhin.broker.produce import Producing
 from takhin.cli import server
 from takhin.codec.batch import BATCH_HEADER_SIZE, SEGMENT_HEADER_SIZE, read_batch
 from takhin.errors import Reason, TakhinError, error
-from takhin.log import store
+from takhin.log import recovery, store
 from takhin.log.committer import Committer
+from takhin.log.producers import SNAPSHOT_NAME
+from takhin.v1 import takhin_pb2 as pb
 
 _PUT_OFF_S = 0.03
 
@@ -46,7 +48,9 @@ def one_batch_too_many() -> None:
         found = recover_partition(cache, directory, *rest, was_clean=was_clean, **more)
         if not was_clean:
             _cut_last_batch(Path(directory))
-            found = recover_partition(cache, directory, *rest, was_clean=was_clean)
+            found = recover_partition(
+                cache, directory, *rest, was_clean=was_clean, producers=more.get("producers")
+            )
         return found
 
     store.recover_partition = recover
@@ -66,6 +70,7 @@ def _cut_last_batch(directory: Path) -> None:
         if last >= 0:
             os.truncate(segments[-1], last)
             segments[-1].with_suffix(".index").unlink(missing_ok=True)
+            (directory / SNAPSHOT_NAME).unlink(missing_ok=True)
 
 
 def epoch_not_raised() -> None:
@@ -129,6 +134,24 @@ def appended_twice() -> None:
     Producing._append = append_again  # type: ignore[method-assign]
 
 
+def producers_ignored() -> None:
+    """A request of an idempotent producer is appended whenever it comes."""
+    append = Producing._append
+
+    def append_as_plain(self: Producing, request: bytes) -> Any:
+        message = pb.ProduceMessageRequest.FromString(request)
+        message.ClearField("producer")
+        return append(self, message.SerializeToString())
+
+    Producing._append = append_as_plain  # type: ignore[method-assign]
+
+
+def producers_forgotten() -> None:
+    """A start looks neither for a snapshot of producers nor for their batches."""
+    recovery._recover_producers = lambda place, producers, start, found: None
+    recovery._read_snapshot = lambda place, producers: None  # type: ignore[assignment]
+
+
 def log_start_not_stored() -> None:
     """Retention removes files, and the metadata is not told where the log begins."""
 
@@ -173,7 +196,8 @@ PLANTED: dict[str, Callable[[], None]] = {
     bug.__name__: bug
     for bug in (
         answered_before_the_write, one_batch_too_many, epoch_not_raised, commit_answered_before_it_is_stored,
-        refused_but_appended, appended_twice, log_start_not_stored, appends_stay_refused, untyped_refusals,
+        refused_but_appended, appended_twice, producers_ignored, producers_forgotten,
+        log_start_not_stored, appends_stay_refused, untyped_refusals,
         ends_when_the_disk_is_full,
     )
 }

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from takhin.log.producers import SNAPSHOT_NAME
 from tests.torture.bed import Base, Bed, Files, make_base, run_plans_on_all_cores
 from tests.torture.common import Run, run_from_arguments
 from tests.torture.judge import Broken, judge
@@ -67,7 +68,8 @@ class RotPlan:
         )
         self._shares = [
             *_shares(killed), *_shares(stopped),
-            _of_files(stopped, [(name, name, earlier.files) for name in sorted(earlier.files) if "index" in name]),
+            _of_files(stopped, [(name, name, earlier.files) for name in sorted(earlier.files)
+                                if "index" in name or name == SNAPSHOT_NAME]),
         ]
         self.total = sum(share.count for share in self._shares)
 

@@ -70,12 +70,15 @@ class RotBrokerPlan:
         broker = Broker(settings(self._place))
         await broker.start()
         topic = await broker.topics.create("t", 3, 1, {"segment.bytes": "4096"})
+        producer, epoch = await broker.producers.init("n", broker.topics.partitions())
         for number in range(3):
-            size = 0
+            size = sequence = 0
             while size < 10_000:
                 values = [value_of(chance, 300) for _ in range(3)]
                 acks = chance.choice((1, 1, -1))
-                await produce(broker, *values, partition=number, acks=acks, batch=True)
+                state = pb.ProducerState(id=producer, epoch=epoch, sequence=sequence) if chance.random() < 0.5 else None
+                sequence += len(values) if state is not None else 0
+                await produce(broker, *values, partition=number, acks=acks, batch=True, producer=state)
                 size = topic.partitions[number].size_bytes
         records = [read_all(partition)[0] for partition in topic.partitions]
         left = {str(path.relative_to(self._place)): path.read_bytes()

@@ -1,13 +1,15 @@
 """Steps of the engine that leave something on the disk, each alone in a process that has the twin.
 
-    python -m tests.torture.sync_scenarios STEP DIRECTORY RECORDING
+    python -m tests.torture.sync_scenarios STEP DIRECTORY RECORDING [FAULT …]
 """
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from takhin.broker.metadata import MetadataStore
 from takhin.broker.sqlite_files import leave_sum, take_sum
+from takhin.errors import StartError
 from takhin.log.files import Files
 from takhin.log.replay import read_journal
 from takhin.log.store import LogStore
@@ -15,6 +17,8 @@ from tests.log.test_partition import TOPIC_ID, LocalLog
 from tests.torture.twin import Twin
 
 PARTITIONS = 3
+# The exit status when the step ends with a StartError.
+REFUSED = 3
 
 
 def _log(data: Path) -> LocalLog:
@@ -34,6 +38,28 @@ def stop(data: Path) -> None:
         log.partitions[number].durable()
     log.settle(lambda: log.store.committer.journal_commits == 1)
     assert log.close()
+
+
+def commit(data: Path) -> None:
+    """A group commit through the journal."""
+    commits(data, 1)
+
+
+def two_commits(data: Path) -> None:
+    commits(data, 2)
+
+
+def commits(data: Path, count: int) -> None:
+    log = _log(data)
+    for done in range(1, count + 1):
+        for number in range(PARTITIONS):
+            log.append(b"x", to=number)
+            log.partitions[number].durable()
+        log.settle(lambda done=done: log.store.committer.journal_commits == done)  # type: ignore[misc]
+
+
+def open_metadata(data: Path) -> None:
+    MetadataStore(str(data / "meta.db"), print).open()
 
 
 def append_to_stop(data: Path) -> None:
@@ -72,7 +98,8 @@ def _true(done: bool) -> None:
 STEPS: dict[str, Callable[[Path], None]] = {
     step.__name__: step
     for step in (
-        start, stop, append_to_stop, remove_topic, set_aside_orphans, keep_journal, set_journal_aside, remove_journal,
+        start, stop, commit, two_commits, open_metadata, append_to_stop, remove_topic, set_aside_orphans,
+        keep_journal, set_journal_aside, remove_journal,
     )
 } | {
     "leave_sum": lambda data: leave_sum(str(data / "meta.db")),
@@ -82,10 +109,16 @@ STEPS: dict[str, Callable[[Path], None]] = {
 
 
 def main() -> None:
-    name, data, recording = sys.argv[1:]
+    name, data, recording, *faults = sys.argv[1:]
     twin = Twin()
     twin.begin(data, recording)
-    STEPS[name](Path(data))
+    for text in faults:
+        twin.fault(text)
+    try:
+        STEPS[name](Path(data))
+    except StartError as refusal:
+        print(refusal, file=sys.stderr, flush=True)
+        twin.exit(REFUSED)
     # As it stands, with threads running: what is not synced by now, nothing syncs.
     twin.exit(0)
 

@@ -26,6 +26,8 @@ def test_no_promise_is_broken(tmp_path: Path) -> None:
     ("commit_answered_before_it_is_stored", ["commits"], "the commit is lost"),
     ("refused_but_appended", ["load"], "failed (DISK_FULL), and is there"),
     ("appended_twice", ["load"], "is there 2 times"),
+    ("producers_ignored", ["load"], "is there 2 times"),
+    ("producers_forgotten", ["load"], "ABORTED PRODUCER_UNKNOWN"),
     ("log_start_not_stored", ["retention"], "can't be read: DATA_LOSS CORRUPT_BATCH"),
 ])
 def test_a_planted_bug_is_found(tmp_path: Path, bug: str, phases: list[str], told: str) -> None:

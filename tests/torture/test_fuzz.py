@@ -9,7 +9,10 @@ from tests.torture.common import Run
 from tests.torture.fuzz import CORPUS, try_input
 from tests.torture.fuzz_targets import TARGETS
 
-SHARES = {"produce": 15_000, "consume": 15_000, "batch": 10_000, "index": 5_000, "directory": 800, "request": 1_500}
+SHARES = {
+    "produce": 15_000, "consume": 15_000, "batch": 10_000, "index": 5_000, "snapshot": 5_000, "directory": 800,
+    "request": 1_500,
+}
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS))

@@ -4,6 +4,7 @@ Power cuts are drawn by lot, and seldom fall into a start or a stop; here every 
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,8 +17,8 @@ from tests.log.test_journal import commit
 from tests.log.test_journal_replay import make, power_cut
 from tests.log.test_partition import TOPIC_ID, Config, LogIn, log_in, quick_path, segments_of
 from tests.torture.disk import Disk
-from tests.torture.sync_scenarios import PARTITIONS
-from tests.torture.twin import Kind, Operation, environment, read_recording
+from tests.torture.sync_scenarios import PARTITIONS, REFUSED
+from tests.torture.twin import FOR_GOOD, Kind, Operation, environment, fault, read_recording
 
 __all__ = ["log_in", "quick_path"]
 
@@ -27,14 +28,15 @@ TOPIC = f"topics/{TOPIC_ID}"
 class Step:
     """A step of tests.torture.sync_scenarios on a directory, all of which is on the disk when it begins."""
 
-    def __init__(self, name: str, data: Path):
+    def __init__(self, name: str, data: Path, *faults: str, status: int = 0):
         self.disk = Disk(data, data)
         recording = data.parent / f"{data.name}.recording"
         recording.touch()
-        subprocess.run(
-            [sys.executable, "-m", "tests.torture.sync_scenarios", name, str(data), str(recording)], check=True,
-            env=os.environ | environment(), cwd=Path(__file__).parents[2],
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.torture.sync_scenarios", name, str(data), str(recording), *faults],
+            check=False, env=os.environ | environment(), cwd=Path(__file__).parents[2],
         )
+        assert done.returncode == status
         self.operations = read_recording(recording)
         assert self.operations
 
@@ -123,13 +125,15 @@ def test_a_start_that_makes_vouched_segments_again(log_in: LogIn, quick_path: Pa
     log = log_in(quick_path / "made", Config(segment_bytes=600), partitions=PARTITIONS)
     for _ in range(8):
         commit(log, range(PARTITIONS), b"v" * 100)
-    for partition in log.partitions:
-        log.store.committer._behind.queue[partition] = None
-    log.store.committer._go_on()
-    log.settle(lambda: not any(partition.unsynced for partition in log.partitions))
     killed = log.killed(quick_path / "killed")
-    gone = [index.with_suffix(".log") for index in killed.glob("topics/*/*/*.index")]
-    assert len(gone) >= 2 * PARTITIONS
+    assert log.close()
+    made = quick_path / "made"
+    indexes = list(made.glob("topics/*/*/*.index"))
+    assert len(indexes) >= 3 * PARTITIONS
+    for index in indexes:
+        shutil.copy(index, killed / index.relative_to(made))
+    gone = list(killed.glob("topics/*/*/*.log"))
+    assert len(gone) == len(indexes)
     for path in gone:
         path.unlink()
     step = Step("start", killed)
@@ -177,6 +181,23 @@ def test_a_stop(log_in: LogIn, quick_path: Path, step: str) -> None:
     assert done.play() == []
     assert any(name.startswith(f"{TOPIC}/1/") for name in done.disk.tree())
     assert not [name for name in done.disk.tree() if name.endswith(".journal")]
+
+
+@pytest.mark.parametrize("step", ["commit", "two_commits"])
+def test_what_is_acknowledged_is_in_the_journal(log_in: LogIn, quick_path: Path, step: str) -> None:
+    """The segments are synced behind it."""
+    log_in(quick_path / "data", partitions=PARTITIONS).close()
+    done = Step(step, quick_path / "data")
+    assert [name for name in done.play() if "journal" in name] == []
+    assert [name for name in done.disk.tree() if name.endswith(".journal")] == ["journal/0.journal"]
+
+
+def test_metadata_whose_name_can_not_be_synced(tmp_path: Path) -> None:
+    """SQLite itself goes on then."""
+    data = tmp_path / "data"
+    data.mkdir()
+    Step("open_metadata", data, fault("sync_directory", error="EIO", times=FOR_GOOD), status=REFUSED)
+    Step("open_metadata", data)
 
 
 def test_a_topic_that_is_removed(log_in: LogIn, quick_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from takhin.errors import Reason, TakhinError
+from takhin.v1 import takhin_pb2 as pb
 from tests.torture.inprocess import InProcess, View
 from tests.torture.ledger import Ledger, sequence_of, value_of
 from tests.torture.twin import Twin
@@ -56,6 +57,9 @@ class Workload:
         self._free_names: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.problems: list[str] = []
+        self._producers: list[int] = []
+        # By producer, incarnation and partition.
+        self._next_sequence: dict[tuple[int, int, int], int] = {}
 
     async def run(self, steps: int, *, stop: bool) -> None:
         await self._engine.start()
@@ -67,6 +71,9 @@ class Workload:
             self._topics[incarnation] = (name, partitions)
         for (group, place), offset in self._ledger.commits.items():
             self._committed[group, *place] = offset
+        broker = self._engine.broker
+        for _ in range(self._rng.choice((0, 1, 3))):
+            self._producers.append((await broker.producers.init("", broker.topics.partitions()))[0])
         for _ in range(steps):
             self._begin(self._some())
             while len(self._tasks) >= _MOST_TASKS:
@@ -144,8 +151,13 @@ class Workload:
         size_bytes = rng.choice((10, 60, 200, 200, 700, 2500))
         values = [value_of(incarnation, partition, sequence + each, size_bytes) for each in range(count)]
         mark(self._twin, "send", incarnation, partition, sequence, count)
+        state = None
+        if self._producers and rng.random() < 0.6:
+            key = (rng.choice(self._producers), incarnation, partition)
+            state = pb.ProducerState(id=key[0], sequence=self._next_sequence.get(key, 0))
+            self._next_sequence[key] = state.sequence + count
         try:
-            answer = await self._engine.produce(name, partition, values, acks)
+            answer = await self._engine.produce(name, partition, values, acks, state)
         except TakhinError as refusal:
             if refusal.reason is not Reason.TOPIC_NOT_FOUND:
                 raise

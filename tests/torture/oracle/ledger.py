@@ -4,7 +4,8 @@ The file holds one JSON object a line, in the order in which things happened; Le
 a file that is there already. An attempt without an answer counts as unknown.
 
     attempt   n, producer, first (its first sequence), topic, partition (-1: the broker's choice), acks, digests (one
-              for each record), timestamps (where the producer gave any; 0: the broker's clock)
+              for each record), timestamps (where the producer gave any; 0: the broker's clock), state ([id, epoch,
+              sequence] of an idempotent producer; such an attempt may be sent, and answered, several times)
     create, delete            n, topic; of create also partitions, configs
     commit    n, group, offsets ([topic, partition, offset] …)
     answer    n, result: "ok" with what the broker answered, "failed" (surely nothing was changed) or "unknown", with
@@ -45,6 +46,8 @@ class Attempt:
     acks: int
     digests: list[str]
     timestamps: list[int] | None = None
+    # Of an idempotent producer: id, epoch, sequence.
+    state: tuple[int, int, int] | None = None
     result: str = UNKNOWN
     reason: str = ""
     answered: int = -1
@@ -54,6 +57,7 @@ class Attempt:
     epoch: int = -1
     durability: int = 0
     timestamp: int = 0
+    duplicate: bool = False
 
     @property
     def count(self) -> int:
@@ -225,7 +229,7 @@ class Ledger:
             case "attempt":
                 self.attempts[number] = Attempt(
                     number, at, entry["producer"], entry["first"], entry["topic"], entry["partition"], entry["acks"],
-                    entry["digests"], entry.get("timestamps"),
+                    entry["digests"], entry.get("timestamps"), tuple(entry["state"]) if "state" in entry else None,
                 )
             case "create":
                 self.topics[number] = TopicChange(number, at, entry["topic"], entry["partitions"], entry["configs"])
@@ -256,7 +260,7 @@ class Ledger:
         answered.answered = at
         answered.result = entry["result"]
         answered.reason = entry.get("reason", "")
-        for name in ("stored_in", "offset", "epoch", "durability", "timestamp", "committed"):
+        for name in ("stored_in", "offset", "epoch", "durability", "timestamp", "committed", "duplicate"):
             if name in entry:
                 setattr(answered, name, entry[name])
 

@@ -12,7 +12,7 @@ import grpc.aio
 
 from takhin.v1 import takhin_pb2 as pb
 from tests.torture.oracle.client import DEADLINE_S, EARLIEST, OPTIONS, Refusal, Stub, refusal_of
-from tests.torture.oracle.ledger import FAILED, OK, UNKNOWN, Ledger, attempt_entry, mark
+from tests.torture.oracle.ledger import FAILED, OK, UNKNOWN, Attempt, Ledger, attempt_entry, mark
 from tests.torture.oracle.reading import stored_records
 
 KIB = 1 << 10
@@ -22,7 +22,7 @@ NOTHING_CHANGED = {
     "KEYS_SPAN_PARTITIONS", "INVALID_TOPIC_NAME", "INVALID_PARTITION", "INVALID_ACKS", "INVALID_OFFSET",
     "INVALID_LIMIT", "INVALID_CONFIG", "TOPIC_NOT_FOUND", "PARTITION_NOT_FOUND", "TOPIC_EXISTS", "OFFSET_OUT_OF_RANGE",
     "OFFSET_BEHIND_COMMITTED", "RECORD_TOO_LARGE", "DISK_FULL", "WRITE_FAILED", "TOPIC_LIMIT", "PARTITION_LIMIT",
-    "GROUP_LIMIT", "DRAINING", "PARTITION_DAMAGED",
+    "GROUP_LIMIT", "DRAINING", "PARTITION_DAMAGED", "PRODUCER_LIMIT",
 }
 # The topics that stay: name, partitions, configs. Those whose configs name retention may lose their start.
 TOPICS: dict[str, tuple[int, dict[str, str]]] = {
@@ -49,6 +49,7 @@ class Plan:
     committers: int = 1
     followers: int = 2
     churners: int = 1
+    idempotent: int = 2
     acks: Sequence[int] = (0, 1, 1, -1)
     sizes: Sequence[int] = (0, 10, 100, 1000, 4 * KIB, 64 * KIB)
     large: int = 2
@@ -113,6 +114,7 @@ class Load:
             ("u", plan.unary, self._produce_single), ("b", plan.batches, self._produce_batches),
             ("s", plan.streams, self._produce_stream), ("c", plan.committers, self._commit),
             ("f", plan.followers, self._follow), ("t", plan.churners, self._churn),
+            ("i", min(plan.idempotent, len(self._idempotent_targets())), self._produce_idempotent),
         )
         return [
             (work, f"{self._number}{kind}{i}") for kind, count, work in kinds for i in range(count)
@@ -315,6 +317,97 @@ class Load:
             result = self._refused(number, Refusal(code, answer.reason, answer.error))
             await self._patience(result)
 
+    # Idempotent producers
+
+    def _idempotent_targets(self) -> list[tuple[str, int]]:
+        topics = [topic for topic in sorted(self.plan.topics) if topic in TOPICS]
+        return [
+            (topic, partition)
+            for partition in range(max((self.plan.topics[topic][0] for topic in topics), default=0))
+            for topic in topics if partition < self.plan.topics[topic][0]
+        ]
+
+    async def _produce_idempotent(self, name: str, rng: random.Random) -> None:
+        """One producer of each partition, the same in every load: what got no answer is sent again, in this load or a
+        later one, until it has one. Now and then also what has."""
+        topic, partition = self._idempotent_targets()[int(name.rpartition("i")[2])]
+        producer = f"idempotent-{topic}-{partition}"
+        mine = [attempt for attempt in self.ledger.attempts.values() if attempt.producer == producer]
+        if mine and mine[-1].result == UNKNOWN:
+            await self._until_answered(mine[-1], rng, may_be_there=True)
+        appended = [attempt for attempt in mine if attempt.result != FAILED and attempt.state is not None]
+        if appended and appended[-1].state is not None:
+            producer_id, epoch, sequence = appended[-1].state
+            sequence += appended[-1].count
+        else:
+            producer_id, epoch, sequence = *await self._init_producer(), 0
+        first = max((attempt.first + attempt.count for attempt in mine), default=0)
+        while not self._stopping:
+            count = rng.choice((1, 1, 2, 7))
+            acks = rng.choice([acks for acks in self.plan.acks if acks] or [1])
+            entry = attempt_entry(
+                self.ledger.next_number(), producer, first, topic, partition, acks,
+                _idempotent_records(producer, first, count),
+            )
+            entry["state"] = [producer_id, epoch, sequence]
+            await self.ledger.send(entry)
+            result = await self._until_answered(self.ledger.attempts[entry["n"]], rng, may_be_there=False)
+            first += count
+            # What failed has used no sequence.
+            sequence += count if result == OK else 0
+            await self._patience(result)
+
+    async def _init_producer(self) -> tuple[int, int]:
+        while True:
+            try:
+                given = await self._stub.InitProducer(pb.InitProducerRequest(), timeout=DEADLINE_S)
+                return given.id, given.epoch
+            except grpc.RpcError as problem:
+                self._check(refusal_of(problem))
+                if self._stopping:
+                    raise Gone from None
+                await asyncio.sleep(self.plan.pause_s or 0.01)
+
+    async def _until_answered(self, attempt: Attempt, rng: random.Random, *, may_be_there: bool) -> str:
+        """Send it until it is answered, and perhaps once more. may_be_there: it was sent before. Gives its result.
+        Raises Gone."""
+        assert attempt.state is not None
+        producer_id, epoch, sequence = attempt.state
+        records = _idempotent_records(attempt.producer, attempt.first, attempt.count)
+        request = _request(attempt.topic, attempt.partition, attempt.acks, records)
+        request.producer.CopyFrom(pb.ProducerState(id=producer_id, epoch=epoch, sequence=sequence))
+        while True:
+            try:
+                answer = await self._stub.ProduceMessage(request, timeout=DEADLINE_S)
+            except grpc.RpcError as problem:
+                refusal = refusal_of(problem)
+                if refusal.reason in NOTHING_CHANGED and not may_be_there:
+                    return self._refused(attempt.number, refusal)
+                # It may have been appended before, whatever this one was refused for.
+                may_be_there = True
+                if attempt.result != OK:
+                    self.ledger.answer(attempt.number, UNKNOWN, reason=refusal.reason or refusal.code)
+                    self._count(unknown=1)
+                self.reasons[refusal.reason or refusal.code] += 1
+                if refusal.code == "ABORTED":
+                    self.surprises.append(f"{attempt}, sequence {sequence}: {refusal}")
+                    raise Gone from None
+                self._check(refusal)
+                if self._stopping:
+                    raise Gone from None
+                await asyncio.sleep(self.plan.pause_s or 0.01)
+                continue
+            if attempt.result == OK and not answer.duplicate:
+                self.surprises.append(f"{attempt} was answered, and is taken for new when it comes again")
+            if answer.duplicate and not may_be_there:
+                self.surprises.append(f"{attempt} is a duplicate when it comes for the first time")
+            self.ledger.answer(attempt.number, OK, **_told_of_produce(answer))
+            self._count(duplicates=int(answer.duplicate))
+            self._count_produced(attempt.topic, attempt.stored_in, attempt.acks, attempt.count)
+            if answer.duplicate or rng.random() > 0.1:
+                return OK
+            may_be_there = True
+
     # Groups
 
     async def _commit(self, name: str, rng: random.Random) -> None:
@@ -443,8 +536,16 @@ def _request(topic: str, partition: int, acks: int, records: list[pb.Record]) ->
     return request
 
 
+def _idempotent_records(producer: str, first: int, count: int) -> list[pb.Record]:
+    """The same ones whenever they are asked for."""
+    chance = random.Random(f"{producer}/{first}")
+    return [
+        pb.Record(value=mark(producer, first + i) + chance.randbytes(chance.randrange(1000))) for i in range(count)
+    ]
+
+
 def _told_of_produce(answer: pb.ProduceMessageResponse) -> dict[str, Any]:
     return {
         "stored_in": answer.partition, "offset": answer.offset, "epoch": answer.epoch, "durability": answer.durability,
-        "timestamp": answer.timestamp,
+        "timestamp": answer.timestamp, **({"duplicate": True} if answer.duplicate else {}),
     }

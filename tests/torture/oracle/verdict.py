@@ -420,7 +420,8 @@ class _Judge:
 
     def _answered_epochs(self) -> Iterator[tuple[int, int]]:
         for attempt in self.ledger.attempts.values():
-            if attempt.result == OK:
+            # A duplicate is answered with what was, perhaps before the last start.
+            if attempt.result == OK and not attempt.duplicate:
                 yield attempt.answered, attempt.epoch
 
     # Commits
