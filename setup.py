@@ -21,6 +21,7 @@ MODULES = [
     "takhin.codec.batch",
     "takhin.codec.messages",
     "takhin.codec.transaction",
+    "takhin.codec.wal",
     "takhin.log.files",
     "takhin.log.ring",
     "takhin.log.index",

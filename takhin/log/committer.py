@@ -10,11 +10,10 @@ from enum import Enum, auto
 from errno import EDQUOT, EIO, ENOSPC
 
 from takhin.errors import Reason
-from takhin.log.files import Files
+from takhin.log.files import PASSING, Files
 from takhin.log.hold import Hold
 from takhin.log.journal import Journal, JournalCommit
 from takhin.log.partition import Partition
-from takhin.log.recovery import PASSING
 from takhin.log.segment import Segment
 from takhin.log.sync import SyncThread
 
@@ -110,8 +109,8 @@ class Committer:
         self._journal_commit: JournalCommit | None = None
         self._journal_fds: list[int] = []
         self._journal_paused_until_s = 0.0
-        self._journal_blocked = ""
         self._journal_turns = 0
+        self._journal_blocked = ""
         # A transaction has the journal for itself; who waits for it, for a job of its thread, for room in it.
         self._journal_claimed = False
         self._claim: asyncio.Future[None] | None = None

@@ -1,5 +1,6 @@
 FILE_MODE: int
 DIRECTORY_MODE: int
+PASSING: frozenset[int]
 
 class Files:
     def open(self, path: str, flags: int) -> int: ...

@@ -17,7 +17,7 @@ an entry. Blocks of 512 bytes, so that no write touches a disk's sector that hol
 
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -419,6 +419,21 @@ def read_entry(Files files not None, int fd, int64_t place, uint32_t salt):
 
     Its table's checksum has matched; `whole` tells whether the payload's has. Raises JournalError, OSError.
     """
+    entry, payload_place, payload_bytes, payload_crc = _read_table(files, fd, place, salt)
+    cdef bytes payload = files.read(fd, payload_bytes, payload_place)
+    cdef bint whole = len(payload) == payload_bytes and (
+        sum([part.size_bytes for part in entry.parts]) == payload_bytes
+    ) and mask(crc32c_of(salt, <const uint8_t*>PyBytes_AS_STRING(payload), <size_t>len(payload))) == payload_crc
+    return replace(entry, whole=True) if whole else entry
+
+
+def read_table(Files files not None, int fd, int64_t place, uint32_t salt):
+    """What read_entry() gives, without a look at the payload: not `whole` in any case. Raises JournalError, OSError."""
+    return _read_table(files, fd, place, salt)[0]
+
+
+def _read_table(Files files not None, int fd, int64_t place, uint32_t salt):
+    """(what read_table() gives, the payload's place, size in bytes, checksum)."""
     cdef bytes data = files.read(fd, ENTRY_HEADER_BYTES, place)
     if len(data) < ENTRY_HEADER_BYTES or data[:4] != b"TKJE":
         raise JournalError("no entry begins there")
@@ -434,10 +449,7 @@ def read_entry(Files files not None, int fd, int64_t place, uint32_t salt):
     for fields in _PART.iter_unpack(data[ENTRY_HEADER_BYTES:]):
         parts.append(JournalPart(*fields[:-1], at))
         at += fields[1]
-    cdef bytes payload = files.read(fd, payload_bytes, place + len(data))
-    cdef bint whole = len(payload) == payload_bytes and at - place - len(data) == payload_bytes and mask(
-        crc32c_of(salt, <const uint8_t*>PyBytes_AS_STRING(payload), <size_t>len(payload))
-    ) == payload_crc
     size = len(data) + payload_bytes
     size = -(-size // JOURNAL_BLOCK_BYTES) * JOURNAL_BLOCK_BYTES
-    return JournalEntry(sequence, durable_sequence, time_ms, size, tuple(parts), whole)
+    entry = JournalEntry(sequence, durable_sequence, time_ms, size, tuple(parts), False)
+    return entry, place + len(data), payload_bytes, payload_crc

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from takhin.config import Limits
 from takhin.errors import Reason, StartError
 from takhin.log.committer import Committer
-from takhin.log.files import Files
+from takhin.log.files import PASSING, Files
 from takhin.log.journal import Journal
 from takhin.log.partition import Partition
 from takhin.log.partition_config import PartitionConfig
@@ -145,8 +145,9 @@ class LogStore:
         """What the disk holds of each, in their order. was_clean: the last run left everything on the disk.
 
         store_offsets: given what transactions in the journal committed, in order, and the numbers of those whose
-        offsets are damaged, stores durably what is not yet stored. Raises OSError when the journal can't be read or
-        removed, and what store_offsets does.
+        offsets are damaged, stores durably what is not yet stored. Raises OSError for what is no fault of the files (no
+        more descriptors, a full disk, no permission to read the journal, or a version of it that is not known), and what
+        store_offsets does.
         """
         journal = await self._loop.run_in_executor(self.threads, read_journal, self._files, self._journal.directory)
 
@@ -164,7 +165,7 @@ class LogStore:
             spec
             for spec in specs
             if (spec.topic_id, spec.partition) in journal.parts
-            or self._files.is_directory(self.directory(spec.topic_id, spec.partition))
+            or self._may_have_files(spec)
         ]
         share = max(1, -(-len(present) // (4 * _THREADS)))
         parts = [present[start : start + share] for start in range(0, len(present), share)]
@@ -187,21 +188,52 @@ class LogStore:
             journal.close()
         return [found.get((spec.topic_id, spec.partition)) or RecoveredPartition() for spec in specs]
 
+    def _may_have_files(self, spec: PartitionSpec) -> bool:
+        try:
+            return self._files.is_directory(self.directory(spec.topic_id, spec.partition))
+        except OSError:
+            # A directory that can't be looked at is not taken for missing: recovery finds what is wrong with it.
+            return True
+
     def _settle_journal(self, journal: SavedJournal, found: dict[tuple[int, int], RecoveredPartition]) -> None:
         """All that could be restored from the journal is on the disk now."""
         if journal.damage is not None:
             logger.error("the journal is damaged: %s", journal.damage)
+            if journal.kept_for is None:
+                logger.error(
+                    "if the power was cut, records may be gone that were on the disk in the journal alone; where a log "
+                    "ends with a whole batch, perhaps nothing tells of it"
+                )
         damaged = {key for key, result in found.items() if result.damage is not None and journal.concerns(key)}
         needing = damaged if journal.damage is not None else damaged & journal.parts.keys()
-        if needing:
-            # It is a part of what tells that they are damaged.
-            logger.error("the journal stays as it is for %d damaged partitions; nothing is added to it", len(needing))
-            self._journal.disable()
-            journal.keep(needing)
-        elif journal.damage is not None:
-            journal.set_aside()
-        else:
-            journal.remove()
+        try:
+            if needing:
+                # It is a part of what tells that they are damaged.
+                logger.error(
+                    "the journal stays as it is for %d damaged partitions; nothing is added to it", len(needing)
+                )
+                self._journal.disable()
+                journal.keep(needing)
+            elif journal.damage is not None:
+                journal.set_aside()
+            else:
+                journal.remove()
+        except OSError as problem:
+            if problem.errno in PASSING:
+                raise
+            self._leave_journal(journal, needing, problem)
+
+    def _leave_journal(self, journal: SavedJournal, needing: set[tuple[int, int]], problem: OSError) -> None:
+        """Its files can't be moved or removed, nor may they be written to: the disk is damaged there."""
+        logger.error(
+            "%s: what the journal held is settled, and can't be put away (%s); nothing is added to it",
+            problem.filename or journal.directory, problem.strerror,
+        )
+        self._journal.disable()
+        # Where not even that can be noted, it concerns all at the next start: what it has is written once more.
+        if not needing:
+            with suppress(OSError):
+                journal.keep(set())
 
     def open_partition(self, spec: PartitionSpec, found: RecoveredPartition, epoch: int) -> Partition:
         """The partition, ready to append to and read from."""

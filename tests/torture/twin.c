@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <fnmatch.h>
+#include <inttypes.h>
 #include <limits.h>
 #include <pthread.h>
 #include <signal.h>
@@ -62,6 +63,7 @@ struct rule {
     int kind;               /* 0: every kind */
     char pattern[256];
     long from, times;
+    int64_t begin, end;     /* reads: those of any of these bytes; end 0: of all */
     int action, error;
     long seen, fired;
 };
@@ -186,13 +188,15 @@ static void record(int kind, int flags, int64_t result, uint64_t inode, int64_t 
 /* Faults */
 
 /* What is to happen to this operation: NULL, or the rule that says so. Under the lock. */
-static struct rule *fault_of(int kind, const char *path) {
+static struct rule *fault_at(int kind, const char *path, int64_t begin, int64_t end) {
     struct rule *found = NULL;
     for (int i = 0; i < rule_count; i++) {
         struct rule *rule = &rules[i];
         if ((rule->kind && rule->kind != kind) || (!rule->kind && kind == K_READ))
             continue;
         if (fnmatch(rule->pattern, path, 0))
+            continue;
+        if (rule->end && (begin >= rule->end || end <= rule->begin))
             continue;
         rule->seen++;
         if (found || rule->action == ACT_COUNT || rule->seen < rule->from)
@@ -205,6 +209,10 @@ static struct rule *fault_of(int kind, const char *path) {
     if (found && found->action == ACT_KILL_BEFORE)
         kill(getpid(), SIGKILL);
     return found;
+}
+
+static struct rule *fault_of(int kind, const char *path) {
+    return fault_at(kind, path, 0, INT64_MAX);
 }
 
 static void after(struct rule *rule) {
@@ -418,7 +426,7 @@ EXPORT ssize_t writev(int fd, const struct iovec *parts, int count) {
 /* Reading: not recorded */
 
 /* Whether a read is to fail; errno is set then. A short one reads half: *size is changed. */
-static int read_fails(int fd, size_t *size) {
+static int read_fails(int fd, size_t *size, int64_t position) {
     struct open_file *file;
     struct rule *rule = NULL;
     if (!tracked(fd) || !rule_count)
@@ -426,7 +434,8 @@ static int read_fails(int fd, size_t *size) {
     pthread_mutex_lock(&lock);
     file = tracked(fd);
     if (file)
-        rule = fault_of(K_READ, file->path);
+        rule = fault_at(K_READ, file->path, position < 0 ? 0 : position,
+                        position < 0 ? INT64_MAX : position + (int64_t)*size);
     if (rule && rule->action == ACT_SHORT && *size > 1)
         *size = (*size + 1) / 2;
     leave(fails(rule) ? -1 : 0, rule ? rule->error : 0);
@@ -435,7 +444,7 @@ static int read_fails(int fd, size_t *size) {
 
 EXPORT ssize_t pread64(int fd, void *to, size_t size, off64_t position) {
     REAL(pread64);
-    return read_fails(fd, &size) ? -1 : function_pread64(fd, to, size, position);
+    return read_fails(fd, &size, position) ? -1 : function_pread64(fd, to, size, position);
 }
 EXPORT ssize_t pread(int fd, void *to, size_t size, off_t position) { return pread64(fd, to, size, position); }
 EXPORT ssize_t preadv64v2(int fd, const struct iovec *parts, int count, off64_t position, int flags) {
@@ -444,7 +453,7 @@ EXPORT ssize_t preadv64v2(int fd, const struct iovec *parts, int count, off64_t 
     if (!tracked(fd) || count < 1)
         return function_preadv64v2(fd, parts, count, position, flags);
     first = parts[0];
-    if (read_fails(fd, &first.iov_len))
+    if (read_fails(fd, &first.iov_len, position))
         return -1;
     return first.iov_len < parts[0].iov_len ? function_preadv64v2(fd, &first, 1, position, flags)
                                             : function_preadv64v2(fd, parts, count, position, flags);
@@ -460,7 +469,7 @@ EXPORT ssize_t preadv(int fd, const struct iovec *parts, int count, off_t positi
 }
 EXPORT ssize_t read(int fd, void *to, size_t size) {
     REAL(read);
-    return read_fails(fd, &size) ? -1 : function_read(fd, to, size);
+    return read_fails(fd, &size, -1) ? -1 : function_read(fd, to, size);
 }
 
 /* Syncing */
@@ -725,6 +734,8 @@ static int parse_word(struct rule *rule, const char *word) {
         return snprintf(rule->pattern, sizeof rule->pattern, "%s", word + 5) < (int)sizeof rule->pattern ? 0 : -1;
     if (!strncmp(word, "from=", 5))
         return rule->from = atol(word + 5), 0;
+    if (!strncmp(word, "bytes=", 6))
+        return sscanf(word + 6, "%" SCNd64 "-%" SCNd64, &rule->begin, &rule->end) == 2 ? 0 : -1;
     if (!strncmp(word, "times=", 6))
         return rule->times = atol(word + 6), 0;
     if (!strncmp(word, "errno=", 6))
