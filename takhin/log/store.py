@@ -146,7 +146,7 @@ class LogStore:
 
         store_offsets: given what transactions in the journal committed, in order, and the numbers of those whose
         offsets are damaged, stores durably what is not yet stored. Raises OSError for what is no fault of the files (no
-        more descriptors, a full disk, no permission to read the journal, or a version of it that is not known), and what
+        more descriptors, a full disk, no permission to read the journal, a version of it that is not known), and what
         store_offsets does.
         """
         journal = await self._loop.run_in_executor(self.threads, read_journal, self._files, self._journal.directory)

@@ -13,7 +13,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <fnmatch.h>
-#include <inttypes.h>
 #include <limits.h>
 #include <pthread.h>
 #include <signal.h>
@@ -46,14 +45,12 @@ enum { F_CREATED = 1, F_TRUNCATED = 2, F_LIED = 4, F_DSYNC = 8, F_DIRECTORY = 16
 
 struct record {
     uint32_t size;          /* of all of it */
-    uint16_t kind;
-    uint16_t flags;
+    uint16_t kind, flags;
     int64_t result;         /* of the call, or a negative errno */
     uint64_t inode;
     int64_t position;       /* of a write; the new size of a truncate */
     uint64_t number;        /* of a sync: its begin and its end have the same */
-    uint32_t path_bytes;
-    uint32_t second_path_bytes;
+    uint32_t path_bytes, second_path_bytes;
     uint64_t data_bytes;
 };
 
@@ -63,7 +60,7 @@ struct rule {
     int kind;               /* 0: every kind */
     char pattern[256];
     long from, times;
-    int64_t begin, end;     /* reads: those of any of these bytes; end 0: of all */
+    long begin, end;        /* reads: those of any of these bytes; end 0: of all */
     int action, error;
     long seen, fired;
 };
@@ -134,9 +131,7 @@ static const char *ours(int directory, const char *path, char *buffer) {
     return buffer;
 }
 
-static struct open_file *tracked(int fd) {
-    return fd >= 0 && fd < MAX_FDS && files[fd].path ? &files[fd] : NULL;
-}
+static struct open_file *tracked(int fd) { return fd >= 0 && fd < MAX_FDS && files[fd].path ? &files[fd] : NULL; }
 
 static void forget(int fd) {
     if (fd >= 0 && fd < MAX_FDS) {
@@ -211,18 +206,14 @@ static struct rule *fault_at(int kind, const char *path, int64_t begin, int64_t 
     return found;
 }
 
-static struct rule *fault_of(int kind, const char *path) {
-    return fault_at(kind, path, 0, INT64_MAX);
-}
+static struct rule *fault_of(int kind, const char *path) { return fault_at(kind, path, 0, INT64_MAX); }
 
 static void after(struct rule *rule) {
     if (rule && rule->action == ACT_KILL_AFTER)
         kill(getpid(), SIGKILL);
 }
 
-static int fails(struct rule *rule) {
-    return rule && rule->action == ACT_ERROR;
-}
+static int fails(struct rule *rule) { return rule && rule->action == ACT_ERROR; }
 
 /* Unlock, and give a call's outcome; errno as it was. */
 static ssize_t leave(ssize_t result, int error) {
@@ -735,7 +726,7 @@ static int parse_word(struct rule *rule, const char *word) {
     if (!strncmp(word, "from=", 5))
         return rule->from = atol(word + 5), 0;
     if (!strncmp(word, "bytes=", 6))
-        return sscanf(word + 6, "%" SCNd64 "-%" SCNd64, &rule->begin, &rule->end) == 2 ? 0 : -1;
+        return sscanf(word + 6, "%ld-%ld", &rule->begin, &rule->end) == 2 ? 0 : -1;
     if (!strncmp(word, "times=", 6))
         return rule->times = atol(word + 6), 0;
     if (!strncmp(word, "errno=", 6))
