@@ -97,10 +97,10 @@ def commit_answered_before_it_is_stored() -> None:
     """A group's commit is stored a moment after its answer."""
     commit = GroupCoordinator.commit
 
-    async def commit_later(self: GroupCoordinator, group_id: str, offsets: Any, *member: Any) -> None:
+    async def commit_later(self: GroupCoordinator, *request: Any) -> None:
         async def store_it() -> None:
             await asyncio.sleep(_PUT_OFF_S)
-            await commit(self, group_id, offsets, *member)
+            await commit(self, *request)
 
         asyncio.ensure_future(store_it())
 
