@@ -16,7 +16,7 @@ help:
 	@echo "make run       start the broker on 127.0.0.1:9092 with its data in ./data"
 	@echo "make test      run the test suite (PYTEST_ARGS='-k name' for a part)"
 	@echo "make bench     measure: handlers in process, then load against a running broker"
-	@echo "make crash, powercut, torn, rot, faults, diskfull, fuzz, mutants: break it on purpose (N=rounds SEED=n SECONDS=n)"
+	@echo "make crash, groups, powercut, torn, rot, faults, diskfull, fuzz, mutants: break it on purpose (N=rounds SEED=n SECONDS=n)"
 	@echo "make asan      the tests of the compiled parts on a build with sanitizers"
 	@echo "make build     compile the extensions (after 'make -f Makefile.proto proto' when proto/ changed)"
 	@echo "make debug     compile them without optimization, with symbols"
@@ -59,7 +59,7 @@ test: build
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # Faults on purpose. N=rounds, SEED=number, SECONDS=at most so long; python -m tests.torture.NAME --help tells more.
-TORTURE := crash powercut torn rot faults diskfull fuzz mutants
+TORTURE := crash groups powercut torn rot faults diskfull fuzz mutants
 .PHONY: $(TORTURE)
 $(TORTURE): build
 	$(BIN)/python -m tests.torture.$@ $(if $(N),--count $(N)) $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS))

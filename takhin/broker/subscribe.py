@@ -165,6 +165,8 @@ class _MemberStream:
         self._deliveries: dict[GroupPartition, Delivery] = {}
         # Partitions that were this stream's: requests for them may still be on their way.
         self._former: set[tuple[str, int]] = set()
+        # Partitions that this stream lost: a release of them may be on its way when they are given to it again.
+        self._lost: set[tuple[str, int]] = set()
         self._turns = Turns(self._signal.set)
         self._flow = Flow(start.credit_bytes, start.commits_itself)
         # Deliveries with records that were sent and not committed; only where credit is not counted.
@@ -262,6 +264,7 @@ class _MemberStream:
             self._tell(pb.SubscribeResponse(revoking=_with_partitions(revoking, effect.partitions)))
         else:
             self._drop(effect.partitions)
+            self._lost.update(key[:2] for key in effect.partitions)
             lost = pb.Lost(generation=effect.generation, reason=effect.reason)
             self._tell(pb.SubscribeResponse(lost=_with_partitions(lost, effect.partitions)))
         self._signal.set()
@@ -563,8 +566,8 @@ class _MemberStream:
     async def _release(self, partitions: Sequence[pb.TopicPartition]) -> None:
         # What was committed before is stored before somebody else begins there.
         await self._commits.finish()
-        released = [each for each in self._named(partitions) if partitions or each.closed]
-        keys = [each.key for each in released]
+        named = self._named(partitions)
+        keys = [each.key for each in named if each.closed or (partitions and each.key[:2] not in self._lost)]
         self._groups.release(self._start.group_id, self._member_id, self, keys)
         self._drop(keys)
 

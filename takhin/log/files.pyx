@@ -23,6 +23,10 @@ cdef extern from "<sys/uio.h>" nogil:
     ssize_t preadv2(int fd, const iovec* parts, int count, off_t position, int flags)
     int RWF_NOWAIT
 
+cdef extern from "<fcntl.h>" nogil:
+    int fallocate(int fd, int mode, off_t position, off_t size)
+    int FALLOC_FL_KEEP_SIZE
+
 FILE_MODE = 0o640
 DIRECTORY_MODE = 0o750
 # What passes: not a word about what is on the disk.
@@ -174,6 +178,18 @@ cdef class Files:
             _check(result, path)
         finally:
             self.close(fd)
+
+    def reserve(self, int fd, int64_t position, int64_t size_bytes):
+        """What is written there will find room on the disk; the file's size stays. Nothing, where that can't be."""
+        cdef int result
+        while True:
+            with nogil:
+                result = 0 if fallocate(fd, FALLOC_FL_KEEP_SIZE, position, size_bytes) == 0 else -errno
+            if result == -EOPNOTSUPP or result == -ENOSYS:
+                return
+            if result != -EINTR:
+                _check(result, None)
+                return
 
     def truncate(self, int fd, int64_t size_bytes):
         os.ftruncate(fd, size_bytes)

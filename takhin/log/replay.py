@@ -26,6 +26,8 @@ from takhin.log.journal import (
     BLOCK_BYTES,
     FILE_NAMES,
     HEADER_COPIES,
+    KIND_BATCHES,
+    KIND_OFFSETS,
     JournalEntry,
     JournalError,
     JournalHeader,
@@ -37,6 +39,7 @@ from takhin.log.journal import (
     read_table,
 )
 from takhin.log.segment import segment_name
+from takhin.log.transaction_offsets import TransactionOffsets, decode_offsets
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +68,8 @@ class SavedPart:
 class SavedJournal:
     """What was found. parts: by (topic id, partition), in the order in which they were written.
 
+    offsets: what transactions committed, in order; lost_offsets: numbers of those whose bytes are damaged.
+
     ends: offset up to which the journal tells of the partition, also by entries whose bytes are damaged; with damage,
     it may have told of more. damage: in words, None when there is none. kept_for: the partitions for whose sake an
     earlier start kept it; None: it is of the last run, and concerns all. Hold it open while parts are used.
@@ -74,6 +79,8 @@ class SavedJournal:
     directory: str
     parts: dict[tuple[int, int], list[SavedPart]] = field(default_factory=dict)
     ends: dict[tuple[int, int], int] = field(default_factory=dict)
+    offsets: list[TransactionOffsets] = field(default_factory=list)
+    lost_offsets: list[int] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     entries: int = 0
     damage: str | None = None
@@ -122,9 +129,24 @@ class SavedJournal:
     def _add(self, fd: int, entry: JournalEntry) -> None:
         self.entries += 1
         for part in entry.parts:
+            if part.kind == KIND_OFFSETS:
+                self._add_offsets(fd, entry, part)
+                continue
+            if part.kind != KIND_BATCHES:
+                raise OSError(errno.ENOTSUP, f"a part is of the kind {part.kind}", self.directory)
             key = (part.topic_id, part.partition)
             self.parts.setdefault(key, []).append(SavedPart(fd, part, entry.whole))
             self.ends[key] = max(self.ends.get(key, 0), part.next_offset)
+
+    def _add_offsets(self, fd: int, entry: JournalEntry, part: JournalPart) -> None:
+        number = part.topic_id
+        if entry.whole:
+            try:
+                self.offsets.append(decode_offsets(number, self.files.read(fd, part.size_bytes, part.place)))
+                return
+            except JournalError as problem:
+                self._damaged(f"entry {entry.sequence}: {problem}")
+        self.lost_offsets.append(number)
 
     def _damaged(self, what: str | None) -> None:
         self.damage = self.damage or what

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +25,8 @@ from takhin.log.recovery import RecoveredPartition, recover_partition
 from takhin.log.replay import SavedJournal, read_journal
 from takhin.log.ring import Ring, RingBudget
 from takhin.log.segment import FileCache, Segment
+from takhin.log.transaction import Transactor
+from takhin.log.transaction_offsets import TransactionOffsets
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,9 @@ _TIDY_S = 5.0
 # How often the free space is looked at.
 _SPACE_CHECK_S = 0.05
 _THREADS = 4
+
+
+StoreOffsets = Callable[[list[TransactionOffsets], list[int]], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,7 @@ class LogStore:
         self.committer = Committer(
             self._files, self._journal, limits.open_files // 2, loop, clock_ms, on_halt
         )
+        self.transactor = Transactor(self.committer, self._journal, clock_ms)
         # While less than min_free_bytes is free, nothing is appended.
         self.is_low_on_space = False
         self._min_free_bytes = limits.min_free_bytes
@@ -133,11 +139,15 @@ class LogStore:
 
     # Partitions
 
-    async def recover(self, specs: list[PartitionSpec], *, was_clean: bool) -> list[RecoveredPartition]:
+    async def recover(
+        self, specs: list[PartitionSpec], *, was_clean: bool, store_offsets: StoreOffsets | None = None
+    ) -> list[RecoveredPartition]:
         """What the disk holds of each, in their order. was_clean: the last run left everything on the disk.
 
-        Raises OSError for what is no fault of the files: no more descriptors, a full disk, no permission to read the
-        journal, or a version of it that is not known.
+        store_offsets: given what transactions in the journal committed, in order, and the numbers of those whose
+        offsets are damaged, stores durably what is not yet stored. Raises OSError for what is no fault of the files (no
+        more descriptors, a full disk, no permission to read the journal, a version of it that is not known), and what
+        store_offsets does.
         """
         journal = await self._loop.run_in_executor(self.threads, read_journal, self._files, self._journal.directory)
 
@@ -167,6 +177,10 @@ class LogStore:
                 for part, results in zip(parts, done, strict=True)
                 for spec, result in zip(part, results, strict=True)
             }
+            if store_offsets is not None:
+                await store_offsets(journal.offsets, journal.lost_offsets)
+            elif journal.offsets:
+                raise ValueError("the journal has offsets, and nobody to store them")
             await self._loop.run_in_executor(self.threads, self._settle_journal, journal, found)
         finally:
             # Where one failed, the others still read the journal.

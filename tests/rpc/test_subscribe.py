@@ -370,6 +370,30 @@ def test_what_is_not_released_is_lost(start_broker: StartBroker) -> None:
     second.leave()
 
 
+def test_a_release_that_comes_when_the_partition_is_the_members_again(start_broker: StartBroker) -> None:
+    """A slow member answers a revoke when the partition was lost, and given to it again: that is nobody's fault."""
+    stub = start_broker("--groups-revoke-timeout-ms", "2000").stub()
+    topic = new_topic(stub, 2)
+    first = join(stub, topic, releases=False)
+    second = join(stub, topic)
+    place = (topic, first.wait_for("lost").partitions[0].partition)
+    second.wait(lambda: second.partitions == {place})
+    second.leave()
+    first.wait(lambda: place in first.partitions)
+    first.release(place)
+    produce(stub, topic, b"on", partition=place[1])
+    first.wait(lambda: first.records(*place))
+    assert first.commit((*place, 1)).code == 0
+    # When it is asked back again, a release is one.
+    third = join(stub, topic)
+    asked = first.wait_for("revoking", 2).partitions[0].partition
+    first.release((topic, asked))
+    third.wait(lambda: third.partitions == {(topic, asked)})
+    assert len(first.of("lost")) == 1, "it was released in time"
+    first.leave()
+    third.leave()
+
+
 def test_the_end_of_the_requests_is_leaving(stub: Stub, topic: str) -> None:
     first = join(stub, topic)
     second = join(stub, topic)

@@ -84,15 +84,16 @@ class World:
 
 
 def make_world(
-    oracle: OracleProcess, directory: Path, rng: random.Random, program: Sequence[str] = SERVER
+    oracle: OracleProcess, directory: Path, rng: random.Random, program: Sequence[str] = SERVER, **more_flags: int
 ) -> World:
-    """A broker on a new directory, with settings that make much happen."""
+    """A broker on a new directory, with settings that make much happen; more_flags: with "_" for "-"."""
     flags = {
         "topics-retention-check-ms": 10,
         "topics-flush-ms": rng.choice((1, 20, 1000, -1)),
         "topics-segment-bytes": rng.choice((8192, 100_000, 1 << 27)),
         "limits-open-files": rng.choice((16, 4096)),
         "limits-ring-bytes": rng.choice((1 << 16, 1 << 26)),
+        **{name.replace("_", "-"): value for name, value in more_flags.items()},
     }
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     broker = BrokerProcess(directory, *words, program=program)
@@ -137,7 +138,7 @@ def _round(run: Run, world: World, phase: str, rng: random.Random) -> None:
     broker = world.broker
     world.begin_load(seed=str(rng.random()), **PHASES[phase])
     time.sleep(rng.uniform(*_LOAD_S))
-    fault = _end(broker, rng) if phase == "drain" else _kill(broker)
+    fault = end_broker(broker, rng) if phase == "drain" else kill_broker(broker)
     loaded = world.end_load()
     run.add(
         acked_records=loaded["figures"].get("records", 0),
@@ -152,12 +153,13 @@ def _round(run: Run, world: World, phase: str, rng: random.Random) -> None:
     run.add(starts=1, records_read=found["records"], records_looked_for=found["acked"], commits_judged=found["commits"])
 
 
-def _kill(broker: BrokerProcess) -> str:
+def kill_broker(broker: BrokerProcess) -> str:
+    """kill -9; the fault that it is."""
     broker.kill()
     return "kill"
 
 
-def _end(broker: BrokerProcess, rng: random.Random) -> str:
+def end_broker(broker: BrokerProcess, rng: random.Random) -> str:
     """SIGTERM, and soon after it kill -9, but now and then; what it came to."""
     broker.send(signal.SIGTERM)
     if rng.random() < 0.8:
@@ -175,7 +177,7 @@ def _kill_recovery(broker: BrokerProcess, rng: random.Random) -> str:
         lock = broker.data_dir / "LOCK"
         wait_until(lambda: lock.read_text() == f"{broker.pid}\n" or not broker.running, what="a start")
         time.sleep(rng.uniform(0, _RECOVERY_S))
-    return _kill(broker)
+    return kill_broker(broker)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,9 @@ class OracleProcess:
         """Note in the ledger what happened to the broker: kill, power, stop, stopping, full."""
         self._ask(do="fault", fault=fault)
 
-    def judge(self, address: str, fault: str) -> dict[str, Any]:
-        """{breaches, acked, records, commits}."""
-        return self._ask(do="judge", address=address, fault=fault)
+    def judge(self, address: str, fault: str, members: Sequence[Path] = ()) -> dict[str, Any]:
+        """{breaches, acked, records, commits}; with members' ledgers, after which nothing else may come, more."""
+        return self._ask(do="judge", address=address, fault=fault, members=[str(path) for path in members])
 
     def _ask(self, **command: Any) -> dict[str, Any]:
         self._send(**command)

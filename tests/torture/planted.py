@@ -13,8 +13,10 @@ from typing import Any
 from takhin.broker import metadata, produce
 from takhin.broker.broker import Broker
 from takhin.broker.groups import GroupCoordinator
+from takhin.broker.live_groups import LiveGroups
 from takhin.broker.metadata import MetadataStore, RunState
 from takhin.broker.produce import Producing
+from takhin.broker.start_offset import StartOffsets
 from takhin.cli import server
 from takhin.codec.batch import BATCH_HEADER_SIZE, SEGMENT_HEADER_SIZE, read_batch
 from takhin.errors import Reason, TakhinError, error
@@ -95,10 +97,10 @@ def commit_answered_before_it_is_stored() -> None:
     """A group's commit is stored a moment after its answer."""
     commit = GroupCoordinator.commit
 
-    async def commit_later(self: GroupCoordinator, group_id: str, offsets: Any) -> None:
+    async def commit_later(self: GroupCoordinator, group_id: str, offsets: Any, *member: Any) -> None:
         async def store_it() -> None:
             await asyncio.sleep(_PUT_OFF_S)
-            await commit(self, group_id, offsets)
+            await commit(self, group_id, offsets, *member)
 
         asyncio.ensure_future(store_it())
 
@@ -192,13 +194,49 @@ def ends_when_the_disk_is_full() -> None:
     Broker._on_halt = end  # type: ignore[method-assign]
 
 
+def stale_commits_taken() -> None:
+    """A commit is taken from whoever sends it: from one who had the partition once, or is no member any more."""
+
+    def check_nothing(self: GroupCoordinator, *_: Any) -> None:
+        return None
+
+    GroupCoordinator.check_committer = check_nothing  # type: ignore[method-assign]
+
+
+def records_skipped_when_moved() -> None:
+    """A partition that moves begins behind the record that comes next."""
+    find = StartOffsets.find
+
+    async def find_too_far(self: StartOffsets, partition: Any, committed: int | None) -> int:
+        offset = await find(self, partition, committed)
+        return offset if committed is None else min(offset + 1, partition.written_offset)
+
+    StartOffsets.find = find_too_far  # type: ignore[method-assign]
+
+
+def generations_forgotten() -> None:
+    """A start knows nothing of the members that there were, nor of their generations."""
+
+    async def load_none(self: LiveGroups) -> None:
+        return None
+
+    ensure_group = MetadataStore.ensure_group
+
+    async def ensure_new(self: MetadataStore, group_id: str, limit: int) -> int:
+        await ensure_group(self, group_id, limit)
+        return 0
+
+    LiveGroups.load = load_none  # type: ignore[method-assign]
+    MetadataStore.ensure_group = ensure_new  # type: ignore[method-assign]
+
+
 PLANTED: dict[str, Callable[[], None]] = {
     bug.__name__: bug
     for bug in (
         answered_before_the_write, one_batch_too_many, epoch_not_raised, commit_answered_before_it_is_stored,
-        refused_but_appended, appended_twice, producers_ignored, producers_forgotten,
-        log_start_not_stored, appends_stay_refused, untyped_refusals,
-        ends_when_the_disk_is_full,
+        refused_but_appended, appended_twice, producers_ignored, producers_forgotten, log_start_not_stored,
+        appends_stay_refused, untyped_refusals, ends_when_the_disk_is_full, stale_commits_taken,
+        records_skipped_when_moved, generations_forgotten,
     )
 }
 

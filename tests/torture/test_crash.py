@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.torture import test_diskfull
+from tests.torture import test_diskfull, test_groups
 from tests.torture.common import Run
 from tests.torture.crash import PHASES, torture
 from tests.torture.planted import PLANTED
@@ -40,7 +40,9 @@ def test_a_planted_bug_is_found(tmp_path: Path, bug: str, phases: list[str], tol
 
 def test_each_planted_bug_is_tried() -> None:
     tried = set()
-    for test in (test_a_planted_bug_is_found, test_diskfull.test_a_planted_bug_is_found):
+    for test in (
+        test_a_planted_bug_is_found, test_diskfull.test_a_planted_bug_is_found, test_groups.test_a_planted_bug_is_found
+    ):
         (mark,) = [mark for mark in test.pytestmark if mark.name == "parametrize"]
         tried |= {row[0] for row in mark.args[1]}
     assert tried == set(PLANTED)

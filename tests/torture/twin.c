@@ -13,7 +13,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <fnmatch.h>
-#include <inttypes.h>
 #include <limits.h>
 #include <pthread.h>
 #include <signal.h>
@@ -46,14 +45,12 @@ enum { F_CREATED = 1, F_TRUNCATED = 2, F_LIED = 4, F_DSYNC = 8, F_DIRECTORY = 16
 
 struct record {
     uint32_t size;          /* of all of it */
-    uint16_t kind;
-    uint16_t flags;
+    uint16_t kind, flags;
     int64_t result;         /* of the call, or a negative errno */
     uint64_t inode;
     int64_t position;       /* of a write; the new size of a truncate */
     uint64_t number;        /* of a sync: its begin and its end have the same */
-    uint32_t path_bytes;
-    uint32_t second_path_bytes;
+    uint32_t path_bytes, second_path_bytes;
     uint64_t data_bytes;
 };
 
@@ -63,7 +60,7 @@ struct rule {
     int kind;               /* 0: every kind */
     char pattern[256];
     long from, times;
-    int64_t begin, end;     /* reads: those of any of these bytes; end 0: of all */
+    long begin, end;        /* reads: those of any of these bytes; end 0: of all */
     int action, error;
     long seen, fired;
 };
@@ -72,6 +69,7 @@ struct open_file {
     char *path;             /* NULL: none of ours */
     uint64_t inode;
     int is_directory, dsync;
+    int64_t reserved;       /* up to where room was allocated, beyond its size */
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -133,9 +131,7 @@ static const char *ours(int directory, const char *path, char *buffer) {
     return buffer;
 }
 
-static struct open_file *tracked(int fd) {
-    return fd >= 0 && fd < MAX_FDS && files[fd].path ? &files[fd] : NULL;
-}
+static struct open_file *tracked(int fd) { return fd >= 0 && fd < MAX_FDS && files[fd].path ? &files[fd] : NULL; }
 
 static void forget(int fd) {
     if (fd >= 0 && fd < MAX_FDS) {
@@ -210,18 +206,14 @@ static struct rule *fault_at(int kind, const char *path, int64_t begin, int64_t 
     return found;
 }
 
-static struct rule *fault_of(int kind, const char *path) {
-    return fault_at(kind, path, 0, INT64_MAX);
-}
+static struct rule *fault_of(int kind, const char *path) { return fault_at(kind, path, 0, INT64_MAX); }
 
 static void after(struct rule *rule) {
     if (rule && rule->action == ACT_KILL_AFTER)
         kill(getpid(), SIGKILL);
 }
 
-static int fails(struct rule *rule) {
-    return rule && rule->action == ACT_ERROR;
-}
+static int fails(struct rule *rule) { return rule && rule->action == ACT_ERROR; }
 
 /* Unlock, and give a call's outcome; errno as it was. */
 static ssize_t leave(ssize_t result, int error) {
@@ -265,6 +257,7 @@ static int open_common(int directory, const char *path, int flags, mode_t mode) 
             files[fd].inode = status.st_ino;
             files[fd].is_directory = S_ISDIR(status.st_mode);
             files[fd].dsync = (flags & O_DSYNC) != 0;
+            files[fd].reserved = 0;
             if (!existed)
                 record_flags |= F_CREATED;
             if (existed && (flags & O_TRUNC))
@@ -318,13 +311,18 @@ static size_t bytes_of(const struct iovec *parts, int count) {
     return total;
 }
 
+/* Up to where the file has room already. */
+static int64_t room_end(int fd, const struct stat64 *status) {
+    return status->st_size > files[fd].reserved ? status->st_size : files[fd].reserved;
+}
+
 /* How many of the bytes there is room for: a file that does not grow needs none. */
 static size_t with_room(int fd, int64_t position, size_t size) {
     struct stat64 status;
     int64_t growth;
     if (room_bytes < 0 || fstat64(fd, &status))
         return size;
-    growth = position + (int64_t)size - status.st_size;
+    growth = position + (int64_t)size - room_end(fd, &status);
     if (growth <= 0)
         return size;
     if (growth > room_bytes) {
@@ -548,17 +546,25 @@ static int allocate_common(int fd, int mode, off64_t position, off64_t size, int
     struct open_file *file;
     struct rule *rule;
     struct stat64 status;
+    int64_t growth = 0;
     int result, error = 0;
     pthread_mutex_lock(&lock);
     file = tracked(fd);
     rule = fault_of(K_ALLOCATE, file->path);
-    if (fails(rule) || (room_bytes >= 0 && size > room_bytes)) {
+    if (!fstat64(fd, &status) && position + size > room_end(fd, &status))
+        growth = position + size - room_end(fd, &status);
+    if (fails(rule) || (room_bytes >= 0 && growth > room_bytes)) {
         error = fails(rule) ? rule->error : ENOSPC;
         leave(-1, error);
         return posix_call ? error : -1;
     }
     result = posix_call ? posix_call(fd, position, size) : call(fd, mode, position, size);
     error = errno;
+    if (!result) {
+        files[fd].reserved = position + size > file->reserved ? position + size : file->reserved;
+        if (room_bytes >= 0)
+            room_bytes -= growth;
+    }
     if (!result && !fstat64(fd, &status))
         record(K_ALLOCATE, 0, mode, file->inode, status.st_size, 0, file->path, "", NULL, 0, 0);
     after(rule);
@@ -720,7 +726,7 @@ static int parse_word(struct rule *rule, const char *word) {
     if (!strncmp(word, "from=", 5))
         return rule->from = atol(word + 5), 0;
     if (!strncmp(word, "bytes=", 6))
-        return sscanf(word + 6, "%" SCNd64 "-%" SCNd64, &rule->begin, &rule->end) == 2 ? 0 : -1;
+        return sscanf(word + 6, "%ld-%ld", &rule->begin, &rule->end) == 2 ? 0 : -1;
     if (!strncmp(word, "times=", 6))
         return rule->times = atol(word + 6), 0;
     if (!strncmp(word, "errno=", 6))

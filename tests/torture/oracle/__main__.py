@@ -16,7 +16,8 @@ one.
     {"do": "figures"}                                            {"done": "figures", …} of the load that runs
     {"do": "delete", "address": A, "topic": NAME}                {"done": "delete", "ok": true, "reasons": {}}
     {"do": "fault", "fault": kill|power|stop|stopping|full}      {"done": "fault"}
-    {"do": "judge", "address": A, "fault": kill …|none}          {"done": "judge", "breaches": [], "acked": n, …}
+    {"do": "judge", "address": A, "fault": kill …|none,          {"done": "judge", "breaches": [], "acked": n, …}
+     "members": [FILE, …]}
 """
 
 import argparse
@@ -30,6 +31,7 @@ from typing import Any
 
 from tests.torture.oracle import Ledger, judge
 from tests.torture.oracle.load import Load, Plan
+from tests.torture.oracle.member_log import read_member_log
 
 
 def main() -> int:
@@ -113,7 +115,8 @@ async def _serve() -> int:
                 _say(done="fault")
             case "judge":
                 assert loading is None or loading.done()
-                found = judge(ledger, command["address"], command["fault"])
+                logs = [read_member_log(Path(name)) for name in command.get("members", ())]
+                found = judge(ledger, command["address"], command["fault"], logs)
                 _say(done="judge", **asdict(found))
     ledger.close()
     return 0

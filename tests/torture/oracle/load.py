@@ -12,6 +12,7 @@ import grpc.aio
 
 from takhin.v1 import takhin_pb2 as pb
 from tests.torture.oracle.client import DEADLINE_S, EARLIEST, OPTIONS, Refusal, Stub, refusal_of
+from tests.torture.oracle.keyed import KeyedProducer
 from tests.torture.oracle.ledger import FAILED, OK, UNKNOWN, Attempt, Ledger, attempt_entry, mark
 from tests.torture.oracle.reading import stored_records
 
@@ -50,6 +51,7 @@ class Plan:
     followers: int = 2
     churners: int = 1
     idempotent: int = 2
+    keyed: int = 0
     acks: Sequence[int] = (0, 1, 1, -1)
     sizes: Sequence[int] = (0, 10, 100, 1000, 4 * KIB, 64 * KIB)
     large: int = 2
@@ -115,6 +117,7 @@ class Load:
             ("s", plan.streams, self._produce_stream), ("c", plan.committers, self._commit),
             ("f", plan.followers, self._follow), ("t", plan.churners, self._churn),
             ("i", min(plan.idempotent, len(self._idempotent_targets())), self._produce_idempotent),
+            ("k", plan.keyed, self._produce_keyed),
         )
         return [
             (work, f"{self._number}{kind}{i}") for kind, count, work in kinds for i in range(count)
@@ -401,12 +404,19 @@ class Load:
                 self.surprises.append(f"{attempt} was answered, and is taken for new when it comes again")
             if answer.duplicate and not may_be_there:
                 self.surprises.append(f"{attempt} is a duplicate when it comes for the first time")
-            self.ledger.answer(attempt.number, OK, **_told_of_produce(answer))
-            self._count(duplicates=int(answer.duplicate))
-            self._count_produced(attempt.topic, attempt.stored_in, attempt.acks, attempt.count)
+            self._take_stored(attempt, answer)
             if answer.duplicate or rng.random() > 0.1:
                 return OK
             may_be_there = True
+
+    async def _produce_keyed(self, name: str, rng: random.Random) -> None:
+        await KeyedProducer(self, int(name.rpartition("k")[2]), rng).run()
+
+    def _take_stored(self, attempt: Attempt, answer: pb.ProduceMessageResponse) -> None:
+        """An attempt was answered: it is in the log, once."""
+        self.ledger.answer(attempt.number, OK, **_told_of_produce(answer))
+        self._count(duplicates=int(answer.duplicate))
+        self._count_produced(attempt.topic, attempt.stored_in, attempt.acks, attempt.count)
 
     # Groups
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from tests.torture.oracle.group_verdict import GroupVerdict
 from tests.torture.oracle.ledger import (
     ACCEPTED,
     DURABLE,
@@ -29,12 +30,13 @@ _ENDLESS = 1 << 62
 
 @dataclass
 class Verdict:
-    """What a judgement found. acked: records that had to be there, and were looked for."""
+    """What a judgement found. acked: records that had to be there, and were looked for. groups: of their members."""
 
     breaches: list[str] = field(default_factory=list)
     acked: int = 0
     records: int = 0
     commits: int = 0
+    groups: GroupVerdict | None = None
 
 
 @dataclass(slots=True)
