@@ -146,6 +146,11 @@ class SavedJournal:
                 return
             except JournalError as problem:
                 self._damaged(f"entry {entry.sequence}: {problem}")
+            except OSError as problem:
+                # It could be read a moment ago.
+                if not _is_damage(problem):
+                    raise
+                self._damaged(f"entry {entry.sequence} can't be read: {problem.strerror}")
         self.lost_offsets.append(number)
 
     def _damaged(self, what: str | None) -> None:

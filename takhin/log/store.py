@@ -201,8 +201,8 @@ class LogStore:
             logger.error("the journal is damaged: %s", journal.damage)
             if journal.kept_for is None:
                 logger.error(
-                    "if the power was cut, records may be gone that were on the disk in the journal alone; where a log "
-                    "ends with a whole batch, perhaps nothing tells of it"
+                    "if the power was cut, a sync failed or a transaction was under way, records may be gone that were "
+                    "on the disk in the journal alone; where a log ends with a whole batch, perhaps nothing tells of it"
                 )
         damaged = {key for key, result in found.items() if result.damage is not None and journal.concerns(key)}
         needing = damaged if journal.damage is not None else damaged & journal.parts.keys()

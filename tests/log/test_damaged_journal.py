@@ -11,7 +11,8 @@ from tests.log.test_partition import LogIn, log_in, quick_path, segments_of
 __all__ = ["log_in", "quick_path"]
 
 PARTITIONS = 3
-VALUES = [b"first", b"second", b"third"]
+# Batches that have an entry each in the index, so that rewriting begins just where the index ends.
+VALUES = [b"%d" % turn * 5000 for turn in range(3)]
 
 
 @pytest.mark.parametrize("of", ["payload", "table"])
