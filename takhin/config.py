@@ -146,6 +146,10 @@ class Limits:
     members_per_group: int = _number(1_000, "members of one consumer group", "", 1, 100_000)
     members: int = _number(10_000, "members of all consumer groups together", "", 1, 1_000_000)
     records_per_request: int = _number(100_000, "records in one produce request", "", 1, 1_000_000)
+    transaction_partitions: int = _number(
+        1_000, "partitions that a transaction appends to, and, likewise, offsets that it commits", "", 1, 100_000)
+    transaction_bytes_in_flight: int = _number(
+        64 * MIB, "transactions that wait for their turn, each counted as 64 KiB at least", _SIZE, 64 * KIB, TIB)
     ring_bytes: int = _number(
         64 * MIB, "memory for the newest records of all partitions together", _SIZE, 64 * KIB, TIB)
     ring_bytes_per_partition: int = _number(8 * MIB, "the same for one partition", _SIZE, 4 * KIB, GIB)

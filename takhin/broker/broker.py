@@ -19,6 +19,7 @@ from takhin.broker.reader_budget import ReaderBudget
 from takhin.broker.retention import Retention
 from takhin.broker.subscribe import Subscribing
 from takhin.broker.topics import Topics
+from takhin.broker.transactions import Transactions
 from takhin.config import Settings
 from takhin.errors import Reason, StartError, TakhinError
 from takhin.log.partition import Partition
@@ -49,6 +50,7 @@ class Broker:
     consuming: Consuming
     log_starts: LogStarts
     groups: GroupCoordinator
+    transactions: Transactions
     subscribing: Subscribing
     group_offsets: GroupOffsets
     offset_resets: OffsetResets
@@ -103,6 +105,10 @@ class Broker:
         )
         self.topics.on_change(lambda change: self.groups.live.topic_changed(change.name))
         self.subscribing = Subscribing(self.topics, self.consuming, budget, self.groups, settings.groups)
+        self.transactions = Transactions(
+            self.topics, self.producers, self.groups, self._metadata, self._store.transactor, settings.limits,
+            self._clock_ms,
+        )
         self.group_offsets = GroupOffsets(self._metadata, self.topics, self.groups)
         self.offset_resets = OffsetResets(
             self._metadata, self.topics, self.consuming, self.groups, settings.limits, self._clock_ms
@@ -128,7 +134,8 @@ class Broker:
             await self.topics.remove_files(topic_id)
         await self.topics.set_aside_orphans()
         await self.producers.load()
-        topics = await self.topics.load(was_clean=run.was_clean)
+        topics = await self.topics.load(was_clean=run.was_clean, store_offsets=self.transactions.restore)
+        await self.transactions.load()
         await self.producers.skip_ids(max(
             (producer.id for _, partitions in topics for found in partitions for producer in found.producers or ()),
             default=0,
@@ -170,6 +177,7 @@ class Broker:
     def begin_drain(self) -> None:
         """Refuse new work; streams end, with what they have under way answered."""
         self.producing.begin_drain()
+        self.transactions.begin_drain()
         self.consuming.begin_drain()
         self.subscribing.begin_drain()
 
@@ -178,6 +186,7 @@ class Broker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.transactions.stop()
         await self._metadata.settle()
         await self.subscribing.stop()
         await self.groups.live.stop()

@@ -106,6 +106,17 @@ class GroupCoordinator:
         OFFSET_BEHIND_COMMITTED, GROUP_LIMIT, GROUP_HAS_MEMBERS, FENCED_GENERATION, what Topics.partition and
         make_durable raise, and what the store raises.
         """
+        rows = await self.prepare(group_id, offsets, member_id, generation)
+        # Once more: who lost a partition meanwhile may not move its offset under the feet of who has it now. From here
+        # on the database's queue keeps the order: the next owner is told where to begin after this is stored.
+        self.check_committer(group_id, rows, member_id, generation)
+        await self._metadata.commit_offsets(group_id, rows, self._clock_ms(), self._limits.groups)
+
+    async def prepare(
+        self, group_id: str, offsets: Sequence[tuple[str, int, int]], member_id: str = "", generation: int | None = None
+    ) -> list[OffsetCommit]:
+        """What a commit of these offsets stores, all of it checked but for what is stored of the group already; the log
+        is durable up to each of them. Raises as commit() does."""
         check_group_id(group_id)
         if not offsets:
             # Not a success without effect: a client whose offsets went to a wrong field would never learn of it.
@@ -120,10 +131,7 @@ class GroupCoordinator:
         for failure in await asyncio.gather(*waits, return_exceptions=True):
             if failure is not None:
                 raise failure
-        # Once more: who lost a partition meanwhile may not move its offset under the feet of who has it now. From here
-        # on the database's queue keeps the order: the next owner is told where to begin after this is stored.
-        self.check_committer(group_id, rows, member_id, generation)
-        await self._metadata.commit_offsets(group_id, rows, self._clock_ms(), self._limits.groups)
+        return rows
 
     def check_committer(
         self, group_id: str, rows: Sequence[OffsetCommit], member_id: str, generation: int | None

@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 
 from takhin.broker.group_store import GROUP_MEMBERS, StoredGroup, ensure_group, load_members, store_members
 from takhin.broker.sqlite_thread import Schema, SqliteThread
+from takhin.broker.transaction_store import TRANSACTIONS, last_transaction, store_transactions
 from takhin.errors import Reason, TakhinError, error
+from takhin.log.transaction_offsets import TransactionOffsets
 
 T = TypeVar("T")
 
@@ -42,10 +44,11 @@ _GROUP_USE = ("ALTER TABLE consumer_groups ADD COLUMN used_ms INTEGER NOT NULL D
 
 SCHEMA = Schema(
     application_id=int.from_bytes(b"TKMD", "big"),
-    version=4,
-    migrations={1: _GROUP_USE, 2: GROUP_MEMBERS, 3: _PRODUCERS},
+    version=5,
+    migrations={1: _GROUP_USE, 2: GROUP_MEMBERS, 3: _PRODUCERS, 4: TRANSACTIONS},
     statements=(
         *_PRODUCERS,
+        *TRANSACTIONS,
         # One row. clean: the last run ended by end_run(). A database that was never run counts as clean.
         f"""CREATE TABLE run (
             id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -277,6 +280,21 @@ class MetadataStore:
         """
         await self._db.write(lambda db: _commit_offsets(db, group_id, rows, now_ms, max_groups))
 
+    async def check_offsets(self, group_id: str, rows: Sequence[OffsetCommit], max_groups: int) -> None:
+        """Raises what commit_offsets() would, but for TOPIC_NOT_FOUND."""
+        await self._db.read(lambda db: _check_offsets(db, group_id, rows, max_groups))
+
+    async def last_transaction(self) -> int:
+        """The number of the last transaction whose offsets are stored; 0: there was none."""
+        return await self._db.read(last_transaction)
+
+    async def store_transactions(self, transactions: Sequence[TransactionOffsets]) -> int:
+        """Store the offsets of transactions that have happened, in the order of their numbers; those that are stored
+        already are left out. Returns how many were not.
+
+        Nothing is refused: offsets of topics that are gone are left out, and none goes back.
+        """
+        return await self._db.write(lambda db: store_transactions(db, transactions))
     async def reset_offsets(
         self, group_id: str, resets: Sequence[OffsetReset], now_ms: int, max_groups: int, *, dry_run: bool = False
     ) -> list[tuple[int | None, int]]:
@@ -537,9 +555,7 @@ def _commit_offsets(
         _commit_offset(db, group_id, (group, row.topic_id, row.partition), row, now_ms)
 
 
-def _commit_offset(
-    db: sqlite3.Connection, group_id: str, key: tuple[Any, int, int], row: OffsetCommit, now_ms: int
-) -> None:
+def _check_offset(db: sqlite3.Connection, group_id: str, key: tuple[Any, int, int], row: OffsetCommit) -> None:
     found = _committed_offset(db, key)
     if found is not None and row.offset < found:
         raise error(
@@ -552,6 +568,12 @@ def _commit_offset(
             offset=row.offset,
             committed_offset=found,
         )
+
+
+def _commit_offset(
+    db: sqlite3.Connection, group_id: str, key: tuple[Any, int, int], row: OffsetCommit, now_ms: int
+) -> None:
+    _check_offset(db, group_id, key, row)
     _store_offset(db, key, row.topic, row.offset, now_ms)
 
 
@@ -571,6 +593,14 @@ def _store_offset(db: sqlite3.Connection, key: tuple[Any, int, int], topic: str,
             ON CONFLICT DO UPDATE SET next_offset = excluded.next_offset, committed_ms = excluded.committed_ms""",
             (*key, offset, now_ms),
         )
+
+
+def _check_offsets(db: sqlite3.Connection, group_id: str, rows: Sequence[OffsetCommit], max_groups: int) -> None:
+    group = _group_ref(db, group_id)
+    if group is None:
+        _check_group_limit(db, group_id, max_groups)
+    for row in rows:
+        _check_offset(db, group_id, (group, row.topic_id, row.partition), row)
 
 
 def _offsets_to_reset(

@@ -87,7 +87,7 @@ class Producing:
         A refused request is answered with error, code and reason, and the stream goes on.
         """
         if self._draining:
-            raise _draining_error()
+            raise draining_error()
         stream = _ProduceStream(self, call, self._limits)
         reader = asyncio.ensure_future(stream.read_requests())
         reader.add_done_callback(stream.end_of_requests)
@@ -98,11 +98,11 @@ class Producing:
             self._readers.discard(reader)
             reader.cancel()
         if self._draining:
-            raise _draining_error()
+            raise draining_error()
 
     def _append(self, request: bytes) -> bytes | _Pending:
         if self._draining:
-            raise _draining_error()
+            raise draining_error()
         scan = self._request
         scan.read(request)
         topic = self._topics.get_encoded(scan.topic)
@@ -114,46 +114,22 @@ class Producing:
             )
         if scan.timeout_ms < 0:
             raise error(Reason.INVALID_LIMIT, f"timeout_ms {scan.timeout_ms} is negative; 0 waits without a limit")
-        if scan.largest_record_bytes > topic.config.max_record_bytes:
-            raise error(
-                Reason.RECORD_TOO_LARGE,
-                f"a record of {scan.largest_record_bytes} bytes is larger than max.message.bytes of {topic.name!r}, "
-                f"{topic.config.max_record_bytes}",
-                topic=topic.name, max_record_bytes=topic.config.max_record_bytes,
-            )
+        check_record_sizes(topic, scan)
         number = scan.partition
         if scan.is_conditional:
-            partition = self._named_partition(topic, scan)
+            partition = named_partition(topic, scan)
             if scan.has_producer:
                 self._producers.check(scan.producer_id, scan.producer_epoch)
             known = partition.check(scan, durability)
             if known is not None:
                 return _answered_again(partition, *known, acks, scan.timeout_ms)
-        partition = self._choose(topic, scan) if number == -1 else partition_of(topic, number)
+        partition = choose_partition(topic, scan) if number == -1 else partition_of(topic, number)
         response = partition.append(scan, self._clock_ms(), durability)
         if acks == ACKS_NONE:
             return response
         if acks == ACKS_WRITTEN:
             return _Pending(response, partition.written(), 0, partition)
         return _Pending(response, partition.durable(), scan.timeout_ms, partition)
-
-    def _named_partition(self, topic: Topic, scan: ProduceRequest) -> Partition:
-        if scan.partition == -1:
-            raise error(
-                Reason.INVALID_PARTITION,
-                "a request with producer or expected_offset names its partition: what they say is said of one",
-                topic=topic.name, partition=-1,
-            )
-        return partition_of(topic, scan.partition)
-
-    def _choose(self, topic: Topic, scan: ProduceRequest) -> Partition:
-        """By the records' key; without one, the same partition for all of a batch, then the next."""
-        number = scan.key_partition(len(topic.partitions))
-        if number < 0:
-            if scan.is_batch or not topic.partitions[topic.sticky].unwritten:
-                topic.sticky = (topic.sticky + 1) % len(topic.partitions)
-            number = topic.sticky
-        return topic.partitions[number]
 
     def answer(self, request: bytes) -> bytes | _Pending:
         """As _append, with a refusal as an answer."""
@@ -230,6 +206,38 @@ class _ProduceStream:
             self._changed = None
 
 
+def check_record_sizes(topic: Topic, scan: ProduceRequest) -> None:
+    """Raises RECORD_TOO_LARGE."""
+    if scan.largest_record_bytes > topic.config.max_record_bytes:
+        raise error(
+            Reason.RECORD_TOO_LARGE,
+            f"a record of {scan.largest_record_bytes} bytes is larger than max.message.bytes of {topic.name!r}, "
+            f"{topic.config.max_record_bytes}",
+            topic=topic.name, max_record_bytes=topic.config.max_record_bytes,
+        )
+
+
+def named_partition(topic: Topic, scan: ProduceRequest) -> Partition:
+    """Of a request that is conditional. Raises INVALID_PARTITION, PARTITION_NOT_FOUND."""
+    if scan.partition == -1:
+        raise error(
+            Reason.INVALID_PARTITION,
+            "a request with producer or expected_offset names its partition: what they say is said of one",
+            topic=topic.name, partition=-1,
+        )
+    return partition_of(topic, scan.partition)
+
+
+def choose_partition(topic: Topic, scan: ProduceRequest) -> Partition:
+    """By the records' key; without one, the same partition for all of a batch, then the next."""
+    number = scan.key_partition(len(topic.partitions))
+    if number < 0:
+        if scan.is_batch or not topic.partitions[topic.sticky].unwritten:
+            topic.sticky = (topic.sticky + 1) % len(topic.partitions)
+        number = topic.sticky
+    return topic.partitions[number]
+
+
 def _answered_again(
     partition: Partition, response: bytes, end_offset: int, acks: int, timeout_ms: int
 ) -> bytes | _Pending:
@@ -240,5 +248,6 @@ def _answered_again(
     return response if done is None else _Pending(response, done, timeout_ms if acks == ACKS_DURABLE else 0, partition)
 
 
-def _draining_error() -> TakhinError:
+def draining_error() -> TakhinError:
+    """What is told to who comes while the broker shuts down."""
     return error(Reason.DRAINING, "the broker is shutting down; try again")

@@ -12,6 +12,7 @@ import os
 import struct
 
 from takhin.codec.crc32c import crc32c
+from takhin.codec.wal import wal_checksum
 from takhin.log.files import Files
 
 _WAL_HEADER = struct.Struct(">8I")
@@ -100,7 +101,7 @@ class _Wal:
     def __init__(self, wal: bytes, database: bytes):
         magic, _, page_bytes, _, *self._salts, one, two = _WAL_HEADER.unpack_from(wal)
         self._wal = wal
-        self._order = ">" if magic == _LITTLE_ENDIAN_MAGIC + 1 else "<"
+        self._is_big_endian = magic == _LITTLE_ENDIAN_MAGIC + 1
         self._begin = self._checksum((0, 0), wal[:24])
         self._header_is_whole = self._begin == (one, two)
         if not self._header_is_whole:
@@ -142,10 +143,4 @@ class _Wal:
         return self._checksum(before, self._wal[at : at + 8] + page) == self._header(number)[4:6]
 
     def _checksum(self, before: tuple[int, int], data: bytes) -> tuple[int, int]:
-        """SQLite's: two sums modulo 2^32 that feed each other."""
-        one, two = before
-        words = struct.unpack(f"{self._order}{len(data) // 4}I", data)
-        for first, second in zip(words[::2], words[1::2], strict=True):
-            one = one + first + two & 0xFFFFFFFF
-            two = two + second + one & 0xFFFFFFFF
-        return one, two
+        return wal_checksum(before, data, big_endian=self._is_big_endian)

@@ -12,7 +12,7 @@ from takhin.config import Settings
 from takhin.errors import Reason, TakhinError, error
 from takhin.log.partition import Partition
 from takhin.log.recovery import RecoveredPartition
-from takhin.log.store import LogStore, PartitionSpec
+from takhin.log.store import LogStore, PartitionSpec, StoreOffsets
 
 logger = logging.getLogger(__name__)
 
@@ -281,14 +281,16 @@ class Topics:
         for path in await asyncio.to_thread(self._store.set_aside_orphans, num_partitions):
             logger.warning("%s: the metadata knows no such partition; its files are set aside there", path)
 
-    async def load(self, *, was_clean: bool) -> list[tuple[TopicRow, list[RecoveredPartition]]]:
+    async def load(
+        self, *, was_clean: bool, store_offsets: StoreOffsets
+    ) -> list[tuple[TopicRow, list[RecoveredPartition]]]:
         """Every topic the metadata knows, with what the disk holds of its partitions.
 
-        was_clean: the last run left everything on the disk.
+        was_clean: the last run left everything on the disk. store_offsets: as LogStore.recover has it.
         """
         rows = await self._metadata.load_topics()
         specs = [spec for row in rows for spec in self._specs(row, self._stored_config(row))]
-        found = iter(await self._store.recover(specs, was_clean=was_clean))
+        found = iter(await self._store.recover(specs, was_clean=was_clean, store_offsets=store_offsets))
         return [(row, [next(found) for _ in range(row.num_partitions)]) for row in rows]
 
     def open(self, row: TopicRow, found: list[RecoveredPartition]) -> None:

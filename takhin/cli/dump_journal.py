@@ -7,7 +7,17 @@ from typing import Any
 
 from takhin.cli.show import count_of, time_of
 from takhin.log.files import Files
-from takhin.log.journal import BLOCK_BYTES, HEADER_COPIES, JournalEntry, JournalError, read_entry, read_header
+from takhin.log.journal import (
+    BLOCK_BYTES,
+    HEADER_COPIES,
+    KIND_OFFSETS,
+    JournalEntry,
+    JournalError,
+    JournalPart,
+    read_entry,
+    read_header,
+)
+from takhin.log.transaction_offsets import decode_offsets
 
 _MAGIC = b"TKJE"
 _SEARCH_BYTES = 1024 * 1024
@@ -66,7 +76,7 @@ def _parts(files: Files, fd: int, path: str) -> Iterator[JournalLine]:
         if not entry.whole:
             what = "the checksum of the entry's payload does not match"
             break
-        yield from _entry(place, entry, None)
+        yield from _entry(files, fd, place, entry, None)
         place += entry.size_bytes
         sequence += 1
     rest = count_of(size_bytes - place, "byte") + " of an earlier use, or torn" if place < size_bytes else "its end"
@@ -80,10 +90,12 @@ def _parts(files: Files, fd: int, path: str) -> Iterator[JournalLine]:
         except JournalError:
             continue
         if entry.whole and entry.sequence > sequence:
-            yield from _entry(each, entry, sequence)
+            yield from _entry(files, fd, each, entry, sequence)
 
 
-def _entry(place: int, entry: JournalEntry, missing: int | None) -> Iterator[JournalLine]:
+def _entry(
+    files: Files, fd: int, place: int, entry: JournalEntry, missing: int | None
+) -> Iterator[JournalLine]:
     """missing: the sequence of the entry that ends the file, where this one lies behind that."""
     # Then that was synced when this was written.
     proof = missing is not None and entry.durable_sequence >= missing
@@ -100,6 +112,9 @@ def _entry(place: int, entry: JournalEntry, missing: int | None) -> Iterator[Jou
         damaged=proof,
     )
     for part in entry.parts:
+        if part.kind == KIND_OFFSETS:
+            yield _offsets(files, fd, part)
+            continue
         yield JournalLine(
             "journal_part",
             f"      topic id {part.topic_id}, partition {part.partition}: offsets {part.base_offset} to "
@@ -107,6 +122,29 @@ def _entry(place: int, entry: JournalEntry, missing: int | None) -> Iterator[Jou
             f"base offset {part.segment_base_offset}, epoch {part.epoch}",
             asdict(part),
         )
+
+
+def _offsets(files: Files, fd: int, part: JournalPart) -> JournalLine:
+    """The offsets that a transaction commits."""
+    number = part.topic_id
+    about = {"transaction": number, "size_bytes": part.size_bytes}
+    try:
+        found = decode_offsets(number, files.read(fd, part.size_bytes, part.place))
+    except JournalError as problem:
+        return JournalLine("journal_offsets", f"      transaction {number}: DAMAGED: {problem}", about, damaged=True)
+    text = ", ".join(f"{offset} of topic id {topic_id}, partition {each}" for topic_id, each, offset in found.offsets)
+    return JournalLine(
+        "journal_offsets",
+        f"      transaction {number}: offsets of group {found.group_id!r}, committed {time_of(found.committed_ms)}: "
+        f"{text}",
+        about | {
+            "group_id": found.group_id, "committed_ms": found.committed_ms,
+            "offsets": [
+                {"topic_id": topic_id, "partition": each, "offset": offset}
+                for topic_id, each, offset in found.offsets
+            ],
+        },
+    )
 
 
 def _magics(files: Files, fd: int, start: int) -> Iterator[int]:

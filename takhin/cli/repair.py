@@ -266,16 +266,31 @@ def _sync_what_the_journal_covers(audit: DataAudit) -> None:
     with JournalView(audit.data_dir) as journal:
         for partition in audit.partitions:
             key = (partition.topic_id, partition.partition)
-            if not journal.end(key):
+            if not journal.end(key) and not journal.is_damaged(key):
                 continue
             if not partition.is_damaged:
                 journal.write_again(key, partition.directory, partition.log_start)
+            if not partition.is_damaged and not journal.is_damaged(key):
                 continue
             # Who may lack some of it. What is cut is written again with its index.
             for segment in partition.segments:
+                if journal.is_damaged(key) and not segment.unreadable:
+                    _write_again(segment)
                 if not segment.unreadable:
                     _sync_file(segment.path)
-            _sync(partition.directory, os.path.dirname(partition.directory))
+            if partition.segments:
+                _sync(partition.directory, os.path.dirname(partition.directory))
+
+
+def _write_again(segment: SegmentAudit) -> None:
+    """What its index does not vouch for: a part of it may have been on the disk only in what the journal has lost."""
+    fd = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        position = segment.index_vouches_bytes or 0
+        while data := os.pread(fd, _COPY_BYTES, position):
+            position += os.pwrite(fd, data, position)
+    finally:
+        os.close(fd)
 
 
 def _sync_file(path: str) -> None:

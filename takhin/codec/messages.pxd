@@ -27,7 +27,7 @@ cdef class ProduceRequest:
     cdef readonly int32_t producer_epoch
     cdef readonly int64_t producer_sequence
     cdef readonly int64_t expected_offset
-    cdef size_t records_bytes
+    cdef readonly size_t records_bytes
     cdef const uint8_t* data
     cdef RecordSpan* spans
     cdef uint32_t _capacity

@@ -4,6 +4,7 @@ class ProduceRequest:
     required_acks: int
     timeout_ms: int
     record_count: int
+    records_bytes: int
     largest_record_bytes: int
     is_batch: bool
     is_conditional: bool

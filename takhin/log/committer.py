@@ -6,12 +6,14 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from enum import Enum, auto
+from errno import EDQUOT, EIO, ENOSPC
 
 from takhin.errors import Reason
-from takhin.log.files import Files
+from takhin.log.files import PASSING, Files
+from takhin.log.hold import Hold
 from takhin.log.journal import Journal, JournalCommit
 from takhin.log.partition import Partition
-from takhin.log.recovery import PASSING
 from takhin.log.segment import Segment
 from takhin.log.sync import SyncThread
 
@@ -34,6 +36,14 @@ JOURNAL_PAUSE_S = 1.0
 SLOW_SYNC_NS = 1_000_000_000
 # How often the last sync of all waits for those that could not be begun.
 _LAST_TRIES = 20
+
+
+class Written(Enum):
+    """What has become of an entry of the journal: it is on the disk; it is not, and never will be; nobody knows."""
+
+    YES = auto()
+    NO = auto()
+    UNKNOWN = auto()
 
 
 @dataclass(slots=True)
@@ -99,8 +109,15 @@ class Committer:
         self._journal_commit: JournalCommit | None = None
         self._journal_fds: list[int] = []
         self._journal_paused_until_s = 0.0
-        self._journal_blocked = ""
         self._journal_turns = 0
+        self._journal_blocked = ""
+        # A transaction has the journal for itself; who waits for it, for a job of its thread, for room in it.
+        self._journal_claimed = False
+        self._claim: asyncio.Future[None] | None = None
+        self._journal_job: asyncio.Future[int] | None = None
+        self._room: asyncio.Future[None] | None = None
+        # A transaction found no room in the journal: until it has some, group commits take none.
+        self._room_is_wanted = False
         self._forgotten: set[Partition] = set()
         self._idle: asyncio.Future[None] | None = None
         for lane in (self._front, self._behind):
@@ -137,13 +154,13 @@ class Committer:
                 partition.fail(
                     Reason.INTERNAL_ERROR, "the partition takes no appends until the broker is started again"
                 )
-            self._note_unsynced(partition)
+            self.note_unsynced(partition)
         # Only now: who asked for a sync because of these writes is served here, not in a tick of its own.
         self._tick_is_open = False
         if self._front.queue:
             self._commit()
 
-    def _note_unsynced(self, partition: Partition) -> None:
+    def note_unsynced(self, partition: Partition) -> None:
         """From now on, if it was not before; what has failed, or is closed, is never synced any more."""
         if partition.unsynced and not partition.failure_is_final:
             self._unsynced_since_s.setdefault(partition, time.monotonic())
@@ -162,7 +179,7 @@ class Committer:
                 small.append(partition)
             else:
                 large.append(partition)
-        if small and self._journal_commit is None:
+        if small and self._journal_commit is None and not self._journal_claimed:
             # One alone has its own file synced: that costs the same, and its bytes are written once.
             if len(small) == 1 and not (large or front.syncs or small[0].syncing):
                 large = small
@@ -173,7 +190,8 @@ class Committer:
 
     def _is_for_journal(self, partition: Partition) -> bool:
         return (
-            self._journal.enabled and 0 <= partition.journal_bytes <= JOURNAL_PART_BYTES
+            self._journal.enabled and not self._room_is_wanted
+            and 0 <= partition.journal_bytes <= JOURNAL_PART_BYTES
             and len(self._unsynced_since_s) <= self._max_unsynced
             and (not self._journal_paused_until_s or time.monotonic() >= self._journal_paused_until_s)
         )
@@ -235,7 +253,9 @@ class Committer:
             partition.end_sync(sync.target, sync.segments, sync.directories, errno)
             if not errno:
                 self._journal.release(partition, partition.synced_offset)
-                self._note_unsynced(partition)
+                self.note_unsynced(partition)
+        if self._room is not None and not self._journal.behind():
+            _resolve(self._room)
         self._go_on()
 
     def _go_on(self) -> None:
@@ -251,7 +271,9 @@ class Committer:
             self._idle = None
 
     def _is_busy(self) -> bool:
-        return bool(self._front.syncs or self._behind.syncs or self._journal_commit is not None)
+        return bool(
+            self._front.syncs or self._behind.syncs or self._journal_commit is not None or self._journal_claimed
+        )
 
     def _open(self, directories: Iterable[str], fds: list[int]) -> None:
         for directory in directories:
@@ -274,20 +296,7 @@ class Committer:
             self._close(fds)
             self._pause_journal(problem.errno or 0)
             return False
-        if self._journal.turns != self._journal_turns:
-            # The file that was full is free again when the segments are synced that it covers.
-            self._journal_turns = self._journal.turns
-            self._behind.queue.update(dict.fromkeys(self._journal.behind()))
-        if self._journal.blocked != self._journal_blocked:
-            self._journal_blocked = self._journal.blocked
-            if self._journal_blocked:
-                logger.error(
-                    "the journal is off until the next start, each partition is synced by itself: %s",
-                    self._journal_blocked,
-                )
-            else:
-                logger.warning("the journal is used again")
-            self._call_soon(self._go_on)
+        self._note_turn()
         if commit is None:
             return False
         self._journal_commit, self._journal_fds = commit, fds
@@ -299,9 +308,30 @@ class Committer:
             del self._front.queue[partition]
         return True
 
+    def _note_turn(self) -> None:
+        """The file that was full is free again when the segments are synced that it covers; or it never is."""
+        if self._journal.turns != self._journal_turns:
+            self._journal_turns = self._journal.turns
+            self._behind.queue.update(dict.fromkeys(self._journal.behind()))
+            self._call_soon(self._go_on)
+        if self._journal.blocked != self._journal_blocked:
+            self._journal_blocked = self._journal.blocked
+            if self._journal_blocked:
+                logger.error(
+                    "the journal is off until the next start, each partition is synced by itself: %s",
+                    self._journal_blocked,
+                )
+            else:
+                logger.warning("the journal is used again")
+
     def _on_journal(self) -> None:
         for _, errno, duration_ns in self._journal_thread.finished():
             _tell_slow(duration_ns)
+            if self._journal_job is not None:
+                job, self._journal_job = self._journal_job, None
+                if not job.done():
+                    job.set_result(errno)
+                continue
             commit = self._journal_commit
             assert commit is not None
             if commit.header and not errno:
@@ -321,15 +351,109 @@ class Committer:
                 self._journal_paused_until_s = 0.0
                 for partition, target in commit.targets:
                     partition.end_journal(target)
-            for partition in self._forgotten:
-                self._journal.forget(partition)
-            self._forgotten.clear()
+            self._forget()
+            if self._claim is not None:
+                # A transaction next, then those who have come meanwhile.
+                claim, self._claim = self._claim, None
+                if not claim.done():
+                    self._journal_claimed = True
+                    claim.set_result(None)
         self._go_on()
+
+    def _forget(self) -> None:
+        for partition in self._forgotten:
+            self._journal.forget(partition)
+        self._forgotten.clear()
 
     def _pause_journal(self, errno: int) -> None:
         if not self._journal_paused_until_s:
             logger.warning("the journal can't be written, each partition is synced by itself: %s", os.strerror(errno))
         self._journal_paused_until_s = time.monotonic() + JOURNAL_PAUSE_S
+
+    # The journal, for one transaction after the other
+
+    async def claim_journal(self) -> None:
+        """Return when no entry is under way; until release_journal() no other one is begun."""
+        if self._journal_commit is None and not self._journal_claimed:
+            self._journal_claimed = True
+            return
+        self._claim = self._loop.create_future()
+        await self._claim
+
+    def release_journal(self) -> None:
+        """Group commits may go on."""
+        self._journal_claimed = False
+        self._forget()
+        self._go_on()
+
+    def begin_transaction(self, holds: list[Hold], offsets: bytes, number: int) -> JournalCommit | None:
+        """The transaction's entry; None when there is no room for it now. Raises OSError: nothing has happened."""
+        commit = self._journal.begin_transaction(holds, offsets, number, self._clock_ms())
+        self._note_turn()
+        return commit
+
+    async def write_entry(self, commit: JournalCommit) -> tuple[Written, int]:
+        """Write and sync a transaction's entry. Returns what has become of it, and an errno or 0."""
+        fds: list[int] = []
+        errno = 0
+        if commit.header:
+            try:
+                self._open(commit.directories, fds)
+            except OSError as problem:
+                errno = problem.errno or EIO
+            if not errno:
+                errno = await self._do([commit.fd], fds, commit.fd, commit.header, 0)
+            self._close(fds)
+            if errno:
+                # The entry itself was not begun.
+                self._journal.end(commit, errno)
+                self._pause_journal(errno)
+                return Written.NO, errno
+            self._journal.begun(commit)
+        errno = await self._do([commit.fd], [], commit.fd, commit.data, commit.position)
+        self._journal.end(commit, errno)
+        if not errno:
+            self.journal_commits += 1
+            self._journal_paused_until_s = 0.0
+            return Written.YES, 0
+        self._pause_journal(errno)
+        if errno in (ENOSPC, EDQUOT):
+            try:
+                self._journal.void(commit)
+            except OSError:
+                pass
+            else:
+                if not await self._do([commit.fd], []):
+                    return Written.NO, errno
+            self._journal.end(commit, EIO)
+        return Written.UNKNOWN, errno
+
+    async def _do(
+        self, files: list[int], directories: list[int], write_fd: int = -1, data: bytes = b"", position: int = 0
+    ) -> int:
+        """One job of the journal's thread; returns its errno."""
+        self._journal_job = self._loop.create_future()
+        self._journal_thread.submit(files, directories, write_fd, data, position)
+        return await self._journal_job
+
+    async def journal_room(self, at_most_s: float) -> None:
+        """Have the segments synced that the journal covers. Returns when the file that is not in use is free, or after
+        so long. Until room_is_found() group commits stay out of the journal."""
+        self._room_is_wanted = True
+        self._behind.queue.update(dict.fromkeys(self._journal.covered()))
+        self._room = self._loop.create_future()
+        timer = self._loop.call_later(at_most_s, _resolve, self._room)
+        self._call_soon(self._go_on)
+        try:
+            if self._journal.behind():
+                await self._room
+        finally:
+            timer.cancel()
+            self._room = None
+
+    def room_is_found(self) -> None:
+        """Whoever waited for room in the journal has it, or gives up."""
+        self._room_is_wanted = False
 
     # What nobody waits for
 
@@ -345,7 +469,7 @@ class Committer:
             if (
                 number < surplus
                 or (age_s >= BEHIND_S and (partition.synced_offset < partition.durable_offset or not partition.dirty))
-                or (partition.dirty and 0 <= partition.flush_ms <= age_s * 1000)
+                or (partition.dirty and not partition.wants_sync and 0 <= partition.flush_ms <= age_s * 1000)
             ):
                 self._behind.queue[partition] = None
         self._go_on()
@@ -359,7 +483,7 @@ class Committer:
         self._behind.queue.pop(partition, None)
         self._put_off.pop(partition, None)
         self._journal.forget(partition)
-        if self._journal_commit is not None:
+        if self._journal_commit is not None or self._journal_claimed:
             self._forgotten.add(partition)
 
     async def sync_all(self) -> None:
@@ -390,3 +514,8 @@ class Committer:
 def _tell_slow(duration_ns: int) -> None:
     if duration_ns > SLOW_SYNC_NS:
         logger.warning("a sync took %.1f s: durable acknowledgements wait for the disk", duration_ns / 1e9)
+
+
+def _resolve(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)

@@ -6,10 +6,13 @@ the C library.)
 
 import fcntl
 import os
+import stat
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EINTR, EIO, ENOSYS, EOPNOTSUPP, errno
+from libc.errno cimport (
+    EAGAIN, EDQUOT, EINTR, EIO, EMFILE, ENFILE, ENOMEM, ENOSPC, ENOSYS, EOPNOTSUPP, errno
+)
 from libc.stdint cimport int64_t
 from posix.fcntl cimport O_CLOEXEC, O_DIRECTORY, O_RDONLY, open
 from posix.types cimport off_t
@@ -20,8 +23,14 @@ cdef extern from "<sys/uio.h>" nogil:
     ssize_t preadv2(int fd, const iovec* parts, int count, off_t position, int flags)
     int RWF_NOWAIT
 
+cdef extern from "<fcntl.h>" nogil:
+    int fallocate(int fd, int mode, off_t position, off_t size)
+    int FALLOC_FL_KEEP_SIZE
+
 FILE_MODE = 0o640
 DIRECTORY_MODE = 0o750
+# What passes: not a word about what is on the disk.
+PASSING = frozenset((ENOSPC, EDQUOT, EMFILE, ENFILE, ENOMEM, EINTR, EAGAIN))
 
 
 @cython.final
@@ -170,6 +179,18 @@ cdef class Files:
         finally:
             self.close(fd)
 
+    def reserve(self, int fd, int64_t position, int64_t size_bytes):
+        """What is written there will find room on the disk; the file's size stays. Nothing, where that can't be."""
+        cdef int result
+        while True:
+            with nogil:
+                result = 0 if fallocate(fd, FALLOC_FL_KEEP_SIZE, position, size_bytes) == 0 else -errno
+            if result == -EOPNOTSUPP or result == -ENOSYS:
+                return
+            if result != -EINTR:
+                _check(result, None)
+                return
+
     def truncate(self, int fd, int64_t size_bytes):
         os.ftruncate(fd, size_bytes)
 
@@ -193,7 +214,8 @@ cdef class Files:
     # Names
 
     def exists(self, str path not None):
-        return os.path.lexists(path)
+        """Whether there is anything of that name: what can't be looked at is not taken for missing."""
+        return _mode(path) != 0
 
     def list_directory(self, str path not None):
         """The names in it, sorted."""
@@ -201,7 +223,7 @@ cdef class Files:
 
     def is_directory(self, str path not None):
         """Whether there is one of that name; what a symbolic link points to does not count."""
-        return os.path.isdir(path) and not os.path.islink(path)
+        return stat.S_ISDIR(_mode(path))
 
     def rename(self, str old not None, str new not None):
         os.rename(old, new)
@@ -224,6 +246,14 @@ cdef class Files:
         """What a user other than root can still write to the filesystem on which path lies."""
         found = os.statvfs(path)
         return found.f_bavail * found.f_frsize
+
+
+def _mode(path):
+    """Type and permissions of what has that name, 0 when nothing has. Raises OSError."""
+    try:
+        return os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
 
 
 cdef int _check(int result, object path) except -1:

@@ -17,7 +17,7 @@ an entry. Blocks of 512 bytes, so that no write touches a disk's sector that hol
 
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -27,19 +27,22 @@ from libc.string cimport memcpy, memset
 
 from takhin.codec.crc32c cimport crc32c_of, mask
 from takhin.log.files cimport Files
+from takhin.log.hold cimport Hold
 from takhin.log.partition cimport Partition
 
-JOURNAL_VERSION = 1
+# Version 1 has parts of batches only.
+JOURNAL_VERSION = 2
 FILE_NAMES = ("0.journal", "1.journal")
 BLOCK_BYTES = JOURNAL_BLOCK_BYTES
+KIND_BATCHES = PART_BATCHES
+KIND_OFFSETS = PART_OFFSETS
 # The header stands twice in its block, so that no single rotten bit hides the file's entries.
 HEADER_COPIES = (0, 256)
 
 _HEADER = struct.Struct("<IIQq")
 _ENTRY = struct.Struct("<4sIIIQQQq")
 _PART = struct.Struct("<IIqIIqqqqiI")
-# An entry is written and synced as a whole; a commit with more than this is divided.
-cdef int64_t MAX_ENTRY_BYTES = 4 * 1024 * 1024
+MAX_PAYLOAD_BYTES = MAX_ENTRY_BYTES
 
 
 class JournalError(ValueError):
@@ -61,9 +64,11 @@ class JournalHeader:
 
 @dataclass(frozen=True, slots=True)
 class JournalPart:
-    """Batches of one partition: bytes from `position` on of the segment that begins at segment_base_offset.
+    """Of the kind PART_BATCHES: batches of one partition, bytes from `position` on of the segment that begins at
+    segment_base_offset. Of the kind PART_OFFSETS: what takhin/log/transaction.py has of a transaction's offsets, and
+    in topic_id the transaction's number.
 
-    place: where they stand in the journal file.
+    place: where the bytes stand in the journal file.
     """
 
     kind: int
@@ -98,6 +103,7 @@ cdef class JournalFile:
     def __init__(self, str path not None):
         self.path = path
         self.covers = {}
+        self.undone = set()
         self._fd = -1
 
 
@@ -137,20 +143,59 @@ cdef class Journal:
         As many of them as fit into one entry; None when there is no room for it. Raises OSError, MemoryError.
         """
         cdef Partition partition
-        cdef JournalCommit commit
         cdef list chosen = []
         cdef int64_t payload = 0
         cdef int64_t size
-        if not self.enabled or (self._current.retired and not self._turn()):
-            return None
         for partition in partitions:
             size = partition.journal_size()
             if payload + size <= MAX_ENTRY_BYTES:
                 chosen.append(partition)
                 payload += size
-        size = ENTRY_HEADER_BYTES + ENTRY_PART_BYTES * len(chosen) + payload
+        targets = [(partition, partition.written_offset) for partition in chosen]
+        return self._commit(chosen, targets, payload, b"", 0, now_ms) if chosen else None
+
+    def begin_transaction(self, list holds not None, bytes offsets not None, int64_t number, int64_t now_ms):
+        """An entry with all that is held, and what is not yet durable before it; and with the offsets of the
+        transaction of that number, if there are any. Together no more than room_bytes().
+
+        None when there is no room for it now. Raises OSError, MemoryError.
+        """
+        cdef Hold hold
+        cdef JournalCommit commit
+        cdef int64_t payload = len(offsets)
+        for hold in holds:
+            payload += hold.size()
+        targets = [(hold.partition, hold.end_offset) for hold in holds]
+        commit = self._commit(holds, targets, payload, offsets, number if offsets else 0, now_ms)
+        if commit is not None:
+            # It is decided when it is on the disk: that must not fail for want of room.
+            self._files.reserve(commit.fd, commit.position, commit.end - commit.position)
+        return commit
+
+    def room_bytes(self, int64_t parts):
+        """How many bytes of so many parts an entry can hold at most."""
+        return min(
+            MAX_ENTRY_BYTES,
+            max(self._file_limit - 2 * JOURNAL_BLOCK_BYTES - ENTRY_HEADER_BYTES - ENTRY_PART_BYTES * parts, 0)
+        )
+
+    @property
+    def usable(self):
+        """Whether entries can be written at all, now or later."""
+        cdef JournalFile file
+        return self.enabled and any([not file.retired for file in self._pair])
+
+    cdef JournalCommit _commit(
+        self, list chosen, list targets, int64_t payload, bytes offsets, int64_t number, int64_t now_ms
+    ):
+        """chosen: partitions, or holds."""
+        cdef JournalCommit commit
+        cdef int64_t size
+        if not self.enabled or (self._current.retired and not self._turn()):
+            return None
+        size = ENTRY_HEADER_BYTES + ENTRY_PART_BYTES * (len(chosen) + bool(offsets)) + payload
         size = (size + JOURNAL_BLOCK_BYTES - 1) // JOURNAL_BLOCK_BYTES * JOURNAL_BLOCK_BYTES
-        if not chosen or JOURNAL_BLOCK_BYTES + size > self._file_limit:
+        if JOURNAL_BLOCK_BYTES + size > self._file_limit:
             return None
         if self._current.end + size > self._file_limit and not self._turn():
             return None
@@ -159,12 +204,13 @@ cdef class Journal:
         commit.directories = self._open(self._current)
         commit.fd = self._current._fd
         commit.position = self._current.end
-        commit.targets = [(partition, partition.written_offset) for partition in chosen]
+        commit.targets = targets
+        commit.transaction = number
         commit.header = b""
         if commit.position == 0:
             commit.header = self._header(now_ms)
             commit.position = JOURNAL_BLOCK_BYTES
-        commit.data = self._entry(chosen, size, payload, now_ms)
+        commit.data = self._entry(chosen, targets, size, payload, offsets, number, now_ms)
         commit.end = commit.position + size
         return commit
 
@@ -187,6 +233,8 @@ cdef class Journal:
         if errno_ == 0:
             self._sequence += 1
             file.end = commit.end
+            if commit.transaction:
+                file.undone.add(commit.transaction)
             for partition, target in commit.targets:
                 # Its segments may have been synced meanwhile: then nobody would come to release it.
                 if target > partition.synced_offset:
@@ -195,6 +243,17 @@ cdef class Journal:
             # What it holds stays; nothing is written to it any more, as with any file whose sync failed. On a full
             # disk the next entry goes to the same place: nobody relies on what stands there.
             file.retired = True
+
+    def void(self, JournalCommit commit not None):
+        """Take back the entry, which may be there as a whole though writing it has failed. Raises OSError.
+
+        Only once the file is synced it is certain that no start will find it.
+        """
+        self._files.truncate(commit.fd, commit.position)
+
+    def done(self, JournalCommit commit not None):
+        """The offsets of the entry's transaction are stored elsewhere, durably."""
+        commit.file.undone.discard(commit.transaction)
 
     def release(self, partition not None, int64_t synced_offset):
         """The partition's segments are on the disk up to that offset."""
@@ -208,6 +267,11 @@ cdef class Journal:
         cdef JournalFile file
         for file in self._pair:
             file.covers.pop(partition, None)
+
+    def covered(self):
+        """The partitions whose segments are not yet synced as far as one of the files goes."""
+        cdef JournalFile file
+        return [partition for file in self._pair for partition in file.covers]
 
     def behind(self):
         """The partitions whose segments have to be synced before the file that is not in use can be used again."""
@@ -224,7 +288,7 @@ cdef class Journal:
                 continue
             self._files.close(file._fd)
             file._fd = -1
-            if not file.covers:
+            if not (file.covers or file.undone):
                 self._files.unlink(file.path)
                 removed = True
         if removed:
@@ -233,7 +297,7 @@ cdef class Journal:
     def _turn(self):
         """Go on in the other file, if that is free. Returns whether."""
         cdef JournalFile file = self._pair[1] if self._current is self._pair[0] else self._pair[0]
-        if file.retired or file.covers:
+        if file.retired or file.covers or file.undone:
             self.blocked = self.blocked or self._why_blocked(file)
             return False
         self.blocked = ""
@@ -273,30 +337,45 @@ cdef class Journal:
             block[place:place + JOURNAL_HEADER_BYTES] = header
         return bytes(block)
 
-    def _entry(self, list chosen not None, int64_t size, int64_t payload, int64_t now_ms):
+    def _entry(
+        self, list chosen not None, list targets not None, int64_t size, int64_t payload, bytes offsets not None,
+        int64_t number, int64_t now_ms
+    ):
         """The bytes of an entry."""
         cdef Partition partition
+        cdef Hold hold
+        cdef int64_t position
         cdef bytes data = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
         cdef uint8_t* entry = <uint8_t*>PyBytes_AS_STRING(data)
-        cdef int64_t table_bytes = ENTRY_HEADER_BYTES + ENTRY_PART_BYTES * <int64_t>len(chosen)
+        cdef int64_t table_bytes = ENTRY_HEADER_BYTES + ENTRY_PART_BYTES * <int64_t>(len(chosen) + bool(offsets))
         cdef uint8_t* at = entry + table_bytes
         cdef int64_t part_bytes
         cdef uint32_t crc
         cdef bytes table
         parts = []
-        for partition in chosen:
-            part_bytes = partition.journal_size()
+        for each, (partition, next_offset) in zip(chosen, targets):
+            if isinstance(each, Hold):
+                hold = each
+                part_bytes, position = hold.size(), hold.position()
+                hold.copy(at)
+            else:
+                part_bytes = partition.journal_size()
+                position = partition.active.size_bytes - part_bytes
+                partition.journal_copy(at)
             parts.append(_PART.pack(
-                PART_BATCHES, part_bytes, partition.topic_id, partition.partition,
-                partition.active.size_bytes - part_bytes, partition.active.base_offset, partition.active.created_ms,
-                partition.durable_offset, partition.written_offset, partition.epoch, 0,
+                PART_BATCHES, part_bytes, partition.topic_id, partition.partition, position,
+                partition.active.base_offset, partition.active.created_ms, partition.durable_offset, next_offset,
+                partition.epoch, 0,
             ))
-            partition.journal_copy(at)
             at += part_bytes
+        if offsets:
+            parts.append(_PART.pack(PART_OFFSETS, len(offsets), number, 0, 0, 0, 0, 0, 0, 0, 0))
+            memcpy(at, PyBytes_AS_STRING(offsets), <size_t>len(offsets))
+            at += len(offsets)
         memset(at, 0, <size_t>(entry + size - at))
         crc = mask(crc32c_of(self._current._salt, entry + table_bytes, <size_t>payload))
         table = struct.pack(
-            "<IIQQQq", crc, len(chosen), self._sequence, self._sequence - 1, payload, now_ms
+            "<IIQQQq", crc, len(parts), self._sequence, self._sequence - 1, payload, now_ms
         ) + b"".join(parts)
         crc = mask(crc32c_of(self._current._salt, <const uint8_t*>PyBytes_AS_STRING(table), <size_t>len(table)))
         table = b"TKJE" + (<object>crc).to_bytes(4, "little") + table
@@ -316,8 +395,8 @@ def read_header(bytes data not None):
     ):
         raise JournalError("the header's checksum does not match")
     version, salt, first_sequence, created_ms = _HEADER.unpack(fields)
-    if version != JOURNAL_VERSION:
-        raise JournalVersionError(f"its version is {version}, this one knows {JOURNAL_VERSION}")
+    if not 1 <= version <= JOURNAL_VERSION:
+        raise JournalVersionError(f"its version is {version}, this one knows 1 to {JOURNAL_VERSION}")
     return JournalHeader(salt, first_sequence, created_ms)
 
 
@@ -340,6 +419,21 @@ def read_entry(Files files not None, int fd, int64_t place, uint32_t salt):
 
     Its table's checksum has matched; `whole` tells whether the payload's has. Raises JournalError, OSError.
     """
+    entry, payload_place, payload_bytes, payload_crc = _read_table(files, fd, place, salt)
+    cdef bytes payload = files.read(fd, payload_bytes, payload_place)
+    cdef bint whole = len(payload) == payload_bytes and (
+        sum([part.size_bytes for part in entry.parts]) == payload_bytes
+    ) and mask(crc32c_of(salt, <const uint8_t*>PyBytes_AS_STRING(payload), <size_t>len(payload))) == payload_crc
+    return replace(entry, whole=True) if whole else entry
+
+
+def read_table(Files files not None, int fd, int64_t place, uint32_t salt):
+    """What read_entry() gives, without a look at the payload: not `whole` in any case. Raises JournalError, OSError."""
+    return _read_table(files, fd, place, salt)[0]
+
+
+def _read_table(Files files not None, int fd, int64_t place, uint32_t salt):
+    """(what read_table() gives, the payload's place, size in bytes, checksum)."""
     cdef bytes data = files.read(fd, ENTRY_HEADER_BYTES, place)
     if len(data) < ENTRY_HEADER_BYTES or data[:4] != b"TKJE":
         raise JournalError("no entry begins there")
@@ -355,10 +449,7 @@ def read_entry(Files files not None, int fd, int64_t place, uint32_t salt):
     for fields in _PART.iter_unpack(data[ENTRY_HEADER_BYTES:]):
         parts.append(JournalPart(*fields[:-1], at))
         at += fields[1]
-    cdef bytes payload = files.read(fd, payload_bytes, place + len(data))
-    cdef bint whole = len(payload) == payload_bytes and at - place - len(data) == payload_bytes and mask(
-        crc32c_of(salt, <const uint8_t*>PyBytes_AS_STRING(payload), <size_t>len(payload))
-    ) == payload_crc
     size = len(data) + payload_bytes
     size = -(-size // JOURNAL_BLOCK_BYTES) * JOURNAL_BLOCK_BYTES
-    return JournalEntry(sequence, durable_sequence, time_ms, size, tuple(parts), whole)
+    entry = JournalEntry(sequence, durable_sequence, time_ms, size, tuple(parts), False)
+    return entry, place + len(data), payload_bytes, payload_crc

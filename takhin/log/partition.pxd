@@ -1,6 +1,6 @@
 """The log of one partition."""
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from takhin.codec.batch cimport BatchHeader
 from takhin.codec.messages cimport ProduceRequest, ResponsePrefix
@@ -42,6 +42,9 @@ cdef class Partition:
     cdef readonly tuple failure
     cdef readonly bint failure_is_final
 
+    # Whether a transaction has appended what stays in memory until it is decided: see hold.pyx.
+    cdef readonly bint held
+
     cdef bint _batch_open
     cdef BatchHeader _header
     cdef int64_t _written_position
@@ -65,8 +68,9 @@ cdef class Partition:
     ) noexcept
     cdef int _open_batch(self, size_t needed, int64_t now_ms) except -1
     cdef int _close_batch(self) noexcept
-    cdef int _write(self) except? -1
-    cdef int _note_written(self) except -1
+    cdef bint _is_full(self, int64_t pending, int64_t needed, int64_t now_ms) noexcept
+    cdef int _write(self, uint64_t end) except? -1
+    cdef int _note_written(self, uint64_t end) except -1
     cdef int64_t journal_size(self) noexcept
     cdef void journal_copy(self, uint8_t* to) noexcept
     cdef int _fail_write(self, int errno_, bint begun) except -1

@@ -30,6 +30,7 @@ class Partition:
     failure: tuple[Reason, str] | None
     failure_is_final: bool
     unwritten: bool
+    held: bool
     syncing: bool
     def __init__(
         self,

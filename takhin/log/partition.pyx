@@ -22,7 +22,7 @@ from takhin.codec.batch cimport (
 )
 from takhin.codec.messages cimport ProduceRequest, RecordSpan, ResponsePrefix
 from takhin.codec.wire cimport SAFE_INT64
-from takhin.log.files cimport iovec
+from takhin.log.hold cimport check_held
 from takhin.log.producers cimport (
     VERDICT_APPEND,
     VERDICT_DUPLICATE,
@@ -31,21 +31,14 @@ from takhin.log.producers cimport (
     ProducerStates,
     refusal,
 )
-from takhin.log.ring cimport Ring, RingBatch
+from takhin.log.ring cimport Ring, RingBatch, write_batches
 from takhin.log.segment cimport FileCache, Segment
 
 from takhin.errors import Reason, error
 from takhin.log.producers import SNAPSHOT_NAME
 
-# Writes that are larger let other threads have the interpreter meanwhile; for smaller ones that costs more than it
-# gives.
-cdef int64_t RELEASE_ABOVE_BYTES = 64 * 1024
-
 # An active segment's index file is written whenever it has grown by so much, and by an eighth.
 cdef int64_t CHECKPOINT_BYTES = 16 * 1024 * 1024
-
-cdef enum:
-    WRITE_PARTS = 64
 
 
 @cython.final
@@ -179,10 +172,9 @@ cdef class Partition:
         if self.active is None:
             self._prepare_append(now_ms)
         pending = self.ring.appended_bytes - self._written_position
-        if (
-            self.active.size_bytes + pending + <int64_t>needed + BATCH_HEADER_BYTES > self.segment_bytes
-            or now_ms - self.active.created_ms >= self.segment_ms
-        ):
+        if self.held:
+            check_held(self, pending + <int64_t>needed + BATCH_HEADER_BYTES)
+        elif self._is_full(pending, <int64_t>needed, now_ms):
             self.roll(now_ms)
         # Requests of a tick share a batch as far as the ring's chunk has room for them: a batch lies in one chunk.
         if has_own_batch or not self._batch_open or self.ring.room() < needed:
@@ -241,6 +233,13 @@ cdef class Partition:
         batch.epoch = self.epoch
         producer.add(request.producer_epoch, &batch, now_ms)
         return 0
+
+    cdef bint _is_full(self, int64_t pending, int64_t needed, int64_t now_ms) noexcept:
+        """Whether a new segment is to be begun for so much more than what is pending."""
+        return (
+            self.active.size_bytes + pending + needed + BATCH_HEADER_BYTES > self.segment_bytes
+            or now_ms - self.active.created_ms >= self.segment_ms
+        )
 
     cdef int _open_batch(self, size_t needed, int64_t now_ms) except -1:
         cdef RingBatch* batch
@@ -311,7 +310,12 @@ cdef class Partition:
         self._checkpoint_bytes = 0
 
     def roll(self, int64_t now_ms):
-        """Begin a new segment, if the active one holds anything. Returns whether. Raises as append does."""
+        """Begin a new segment, if the active one holds anything and no transaction goes to it. Returns whether.
+
+        Raises as append does.
+        """
+        if self.held:
+            return False
         if self.active is None:
             if not self.segments or self.failure is not None:
                 return False
@@ -345,14 +349,19 @@ cdef class Partition:
     # Write: W
 
     def flush(self):
-        """Write what was appended to the file, in one write; answer those who wait for it, wake readers."""
+        """Write what was appended to the file, in one write; answer those who wait for it, wake readers.
+
+        Of a partition that is held nothing is: Hold.release() does it.
+        """
         cdef int result
+        if self.held:
+            return
         self.unwritten = False
         if self.ring.unwritten == self.ring.next:
             return
         self._close_batch()
         try:
-            result = self._write()
+            result = self._write(self.ring.next)
         except OSError as problem:
             # The file could not even be opened: there is nothing to take back.
             self._fail_write(problem.errno or EIO, False)
@@ -360,63 +369,44 @@ cdef class Partition:
         if result < 0:
             self._fail_write(-result, True)
         else:
-            self._note_written()
+            self._note_written(self.ring.next)
+            self._answer_written()
 
-    cdef int _write(self) except? -1:
-        """All unwritten batches to the end of the active segment. 0, or a negative errno. Raises OSError."""
-        cdef iovec parts[WRITE_PARTS]
-        cdef int count = 0
-        cdef int result = 0
-        cdef int fd
-        cdef uint64_t number
-        cdef RingBatch* batch
-        cdef uint8_t* run_end = NULL
-        cdef int64_t position = self.active.size_bytes
-        cdef int64_t size = 0
-        fd = self.active.acquire()
-        for number in range(self.ring.unwritten, self.ring.next):
-            batch = self.ring.batch(number)
-            if count and run_end == batch.data:
-                parts[count - 1].iov_len += batch.size
-            else:
-                if count == WRITE_PARTS:
-                    result = self.cache.files.write_all(fd, parts, count, position)
-                    if result < 0:
-                        break
-                    position += size
-                    size = 0
-                    count = 0
-                parts[count].iov_base = batch.data
-                parts[count].iov_len = batch.size
-                count += 1
-            size += batch.size
-            run_end = batch.data + batch.size
-        if result == 0:
-            if size > RELEASE_ABOVE_BYTES:
-                with nogil:
-                    result = self.cache.files.write_all(fd, parts, count, position)
-            else:
-                result = self.cache.files.write_all(fd, parts, count, position)
+    cdef int _write(self, uint64_t end) except? -1:
+        """The unwritten batches before that number to the end of the active segment. 0, or a negative errno.
+
+        Raises OSError.
+        """
+        cdef int fd = self.active.acquire()
+        cdef int result = write_batches(self.ring, end, self.cache.files, fd, self.active.size_bytes)
         self.active.release()
         return result
 
-    cdef int _note_written(self) except -1:
+    cdef int _note_written(self, uint64_t end) except -1:
+        """The batches before that number are in the file: W moves."""
         cdef uint64_t number
         cdef RingBatch* batch
-        for number in range(self.ring.unwritten, self.ring.next):
+        for number in range(self.ring.unwritten, end):
             batch = self.ring.batch(number)
             self.active.note(
                 batch.base_offset, batch.next_offset, batch.size, batch.max_timestamp_ms, batch.append_time_ms,
                 self.epoch
             )
-        self.ring.unwritten = self.ring.next
-        self._written_position = self.ring.appended_bytes
-        self.written_offset = self.next_offset
-        if self.producers.unsettled:
+        batch = self.ring.batch(end - 1)
+        self.ring.unwritten = end
+        self._written_position = batch.position + batch.size
+        self.written_offset = batch.next_offset
+        if self.producers.unsettled and end == self.ring.next:
             self.producers.settle()
         if not self.active.dirty:
             self.active.dirty = True
             self._unsynced.append(self.active)
+        if self._data_future is not None:
+            self.wake_readers()
+        return 0
+
+    def _answer_written(self):
+        """All that was appended is written."""
         if self._written_waiters:
             waiters, self._written_waiters = self._written_waiters, []
             resolve(waiters, None)
@@ -424,9 +414,6 @@ cdef class Partition:
             self._sync_waiters.append((self.written_offset, self._durable_waiters))
             self._durable_waiters = []
             self._committer.want_sync(self)
-        if self._data_future is not None:
-            self.wake_readers()
-        return 0
 
     cdef int _fail_write(self, int errno_, bint begun) except -1:
         """Nothing of this tick was written: take it all back, and refuse appends until a new epoch has begun."""
@@ -469,6 +456,7 @@ cdef class Partition:
         self._committer.halted(self)
 
     def _drop_unwritten(self):
+        self.held = self.unwritten = False
         self.ring.drop_unwritten()
         self._batch_open = False
         self.next_offset = self.written_offset
@@ -684,7 +672,7 @@ cdef class Partition:
 
     cdef int64_t journal_size(self) noexcept:
         if (
-            self.failure_is_final or self.active is None or self.durable_offset == self.written_offset
+            self.held or self.failure_is_final or self.active is None or self.durable_offset == self.written_offset
             or self.durable_offset < self.active.base_offset or not self.ring.holds(self.durable_offset)
         ):
             return -1

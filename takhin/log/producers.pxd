@@ -56,6 +56,7 @@ cdef class ProducerStates:
     cdef readonly bint unsettled
     cdef dict _states           # by id; None: there were never any
     cdef dict _undo             # by id: what was known when everything was written last, None: nothing
+    cdef dict _held             # the same for what a transaction added, until release(); None: there is none
     # The snapshot file tells of all that lies below it; -1: there is none.
     cdef readonly int64_t snapshot_offset
     cdef bytes _snapshot        # to be written when all below this offset is durable
@@ -69,6 +70,8 @@ cdef class ProducerStates:
         self, int64_t producer_id, int32_t producer_epoch, const ProducerBatch* batch, int64_t append_ms
     ) except -1
     cdef int settle(self) except -1
+    cdef int hold(self) except -1
+    cdef int release(self) except -1
     cdef int undo(self) except -1
     cdef int take_snapshot(self, int64_t written_offset, int64_t position) except -1
     cdef inline bint snapshot_is_due(self, int64_t durable_offset) noexcept:

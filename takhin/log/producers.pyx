@@ -136,7 +136,7 @@ cdef class ProducerStates:
     def close(self):
         """Forget all."""
         self.budget.used -= len(self)
-        self._states = self._undo = self._snapshot = None
+        self._states = self._undo = self._held = self._snapshot = None
         self.unsettled = False
         self.snapshot_offset = -1
 
@@ -200,18 +200,33 @@ cdef class ProducerStates:
 
     cdef int settle(self) except -1:
         """All that was added is written."""
-        self._undo = None
+        self._undo = self._held = None
         self.unsettled = False
+        return 0
+
+    cdef int hold(self) except -1:
+        """What was added since settle() is a transaction's; what is added from here on may fail without it."""
+        self._held, self._undo = self._undo, None
+        return 0
+
+    cdef int release(self) except -1:
+        """What hold() was called for is written."""
+        self._held = None
+        self.unsettled = self._undo is not None
         return 0
 
     cdef int undo(self) except -1:
         """Nothing that was added since settle() was written: what was known then is what is known."""
         cdef int64_t before = len(self)
-        for producer_id, state in self._undo.items():
-            if state is None:
-                self._states.pop(producer_id, None)
-            else:
-                self._states[producer_id] = state
+        # What was added last is taken back first.
+        for known in (self._undo, self._held):
+            if known is None:
+                continue
+            for producer_id, state in known.items():
+                if state is None:
+                    self._states.pop(producer_id, None)
+                else:
+                    self._states[producer_id] = state
         self.budget.used += <int64_t>len(self) - before
         return self.settle()
 
@@ -253,7 +268,9 @@ cdef class ProducerStates:
         cdef bytes producers
         cdef char* at
         for state in self:
-            if self._undo is not None:
+            if self._held is not None and state.id in self._held:
+                state = self._held[state.id]
+            elif self._undo is not None:
                 state = self._undo.get(state.id, state)
             if state is not None and state.count:
                 states.append(state)

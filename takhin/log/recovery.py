@@ -11,19 +11,19 @@ offset beyond it. A torn tail is set aside, in files beside the segment, and cut
 partition is served up to it and takes no appends.
 
 What lies above the last offset that is proven durable is written once more before it is synced: after a sync that
-failed, the kernel may take pages for clean that never reached the disk.
+failed, the kernel may take pages for clean that never reached the disk. With a damaged journal only an index file
+proves that: all else may tell of what was on the disk in the journal alone, in the part of it that is gone.
 
 What is known of idempotent producers is read last: from their snapshot, which vouches for the log as index files do,
 and from the batches behind it; from all batches where there is none.
 """
 
-import errno
 import logging
 import os
 import re
 from dataclasses import dataclass, field
 
-from takhin.log.files import Files
+from takhin.log.files import PASSING, Files
 from takhin.log.producers import SNAPSHOT_NAME, ProducerBudget, ProducerStates
 from takhin.log.replay import SavedJournal, restore_parts, sync_directories
 from takhin.log.segment import FileCache, Segment, segment_name
@@ -35,10 +35,6 @@ INDEX_FILE = re.compile(r"(\d{20})\.index")
 _COPY_BYTES = 1024 * 1024
 # They are sfixed64 in headers.
 MAX_OFFSET = (1 << 63) - 1
-# What passes: not a word about what is on the disk.
-PASSING = frozenset(
-    (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN)
-)
 
 
 @dataclass(slots=True)
@@ -66,6 +62,19 @@ class Place:
     directory: str
     topic_id: int
     partition: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is known of a log before its segments are read.
+
+    proven_offset: what lies below was on the disk once. knows_end: so was whatever is missing. restored: what the
+    journal had of it is on the disk in the segments.
+    """
+
+    proven_offset: int
+    knows_end: bool
+    restored: bool
 
 
 def recover_partition(
@@ -99,7 +108,8 @@ def recover_partition(
         if producers is not None and SNAPSHOT_NAME in names:
             found.producers = _read_snapshot(place, producers)
             proven_offset = max(proven_offset, found.producers.snapshot_offset if found.producers is not None else 0)
-        _recover(place, bases, log_start_offset, proven_offset, knows_end, found)
+        restored = damage is None and (journal is None or journal.damage is None)
+        _recover(place, bases, log_start_offset, _Known(proven_offset, knows_end, restored), found)
         if producers is not None:
             _recover_producers(place, producers, log_start_offset, found)
     except OSError as problem:
@@ -118,10 +128,8 @@ def base_offsets(pattern: re.Pattern[str], names: list[str]) -> list[int]:
 
 
 def _recover(
-    place: Place, bases: list[int], log_start_offset: int, proven_offset: int, knows_end: bool,
-    found: RecoveredPartition,
+    place: Place, bases: list[int], log_start_offset: int, known: _Known, found: RecoveredPartition
 ) -> None:
-    """knows_end: whatever is missing was there once. proven_offset: so was what lies below."""
     # What retention had taken out of the log when the broker died is still to be removed.
     while len(bases) > 1 and bases[1] <= log_start_offset:
         segment = _segment(place, bases.pop(0))
@@ -144,7 +152,7 @@ def _recover(
             later = bases[position:]
             overlaps = base_offset < expected
             missing = max(expected, log_start_offset)
-            if knows_end or overlaps or proven_offset > missing or any_proves(place, later, missing):
+            if known.knows_end or overlaps or known.proven_offset > missing or any_proves(place, later, missing):
                 found.damage = where
             else:
                 # The end of the one before it had not reached the disk, though it ends with a whole batch; or its name.
@@ -166,7 +174,7 @@ def _recover(
                 # What lies below the log's start is gone anyway.
                 missing = max(segment.next_offset, log_start_offset)
                 torn = not (
-                    knows_end or missing < proven_offset or was_durable(segment, missing)
+                    known.knows_end or missing < known.proven_offset or was_durable(segment, missing)
                     or any_proves(place, later, missing)
                 )
                 if torn:
@@ -183,10 +191,10 @@ def _recover(
         if torn:
             break
     end = max(found.segments[-1].next_offset if found.segments else 0, log_start_offset)
-    if found.damage is None and end < proven_offset:
-        found.damage = f"{place.directory}: the log ends at offset {end}, and once went on to {proven_offset}"
+    if found.damage is None and end < known.proven_offset:
+        found.damage = f"{place.directory}: the log ends at offset {end}, and once went on to {known.proven_offset}"
     if found.damage is None and (scanned or was_set_aside):
-        _make_durable(place, scanned, max(proven_offset, found.proven_offset), found)
+        _make_durable(place, scanned, known, found)
     if found.damage is None and found.segments:
         found.proven_offset = found.segments[-1].next_offset
 
@@ -225,10 +233,12 @@ def _recover_producers(
                 break
 
 
-def _make_durable(place: Place, scanned: list[Segment], proven_offset: int, found: RecoveredPartition) -> None:
+def _make_durable(place: Place, scanned: list[Segment], known: _Known, found: RecoveredPartition) -> None:
     """What a killed process had written may be in the cache only; after a failed sync, in pages that count as clean."""
+    proven_offset = max(known.proven_offset, found.proven_offset)
     for segment in scanned:
-        found.rewritten_bytes += segment.rewrite(proven_offset)
+        # What the journal or a batch's header tells may have been durable in the journal alone.
+        found.rewritten_bytes += segment.rewrite(proven_offset if known.restored else segment.checkpoint_offset)
         segment.sync()
     sync_directories(place.cache.files, place.directory)
     for segment in scanned:

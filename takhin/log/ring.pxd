@@ -2,6 +2,9 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from takhin.log.files cimport Files
+
+
 cdef struct Chunk:
     Chunk* next
     size_t capacity_bytes
@@ -55,3 +58,6 @@ cdef class Ring:
     cdef void _shrink_batches(self) noexcept
     cdef void _count(self, int64_t more_bytes) noexcept
     cdef void _free_chunk(self, Chunk* chunk) noexcept
+
+
+cdef int write_batches(Ring ring, uint64_t end, Files files, int fd, int64_t position) noexcept

@@ -11,6 +11,15 @@ from libc.stdlib cimport free, malloc
 
 cimport cython
 
+from takhin.log.files cimport Files, iovec
+
+# Writes that are larger let other threads have the interpreter meanwhile; for smaller ones that costs more than it
+# gives.
+cdef int64_t RELEASE_ABOVE_BYTES = 64 * 1024
+
+cdef enum:
+    WRITE_PARTS = 64
+
 cdef size_t SMALLEST_CHUNK_BYTES = 4096
 cdef size_t LARGEST_CHUNK_BYTES = 256 * 1024
 
@@ -219,3 +228,37 @@ cdef class Ring:
     cdef void _count(self, int64_t more_bytes) noexcept:
         self.size_bytes += more_bytes
         self.budget.used_bytes += more_bytes
+
+
+cdef int write_batches(Ring ring, uint64_t end, Files files, int fd, int64_t position) noexcept:
+    """Write the unwritten batches before that number to the file, from position on. 0, or a negative errno."""
+    cdef iovec parts[WRITE_PARTS]
+    cdef int count = 0
+    cdef int result = 0
+    cdef uint64_t number
+    cdef RingBatch* batch
+    cdef uint8_t* run_end = NULL
+    cdef int64_t size = 0
+    for number in range(ring.unwritten, end):
+        batch = ring.batch(number)
+        if count and run_end == batch.data:
+            parts[count - 1].iov_len += batch.size
+        else:
+            if count == WRITE_PARTS:
+                result = files.write_all(fd, parts, count, position)
+                if result < 0:
+                    return result
+                position += size
+                size = 0
+                count = 0
+            parts[count].iov_base = batch.data
+            parts[count].iov_len = batch.size
+            count += 1
+        size += batch.size
+        run_end = batch.data + batch.size
+    if size > RELEASE_ABOVE_BYTES:
+        with nogil:
+            result = files.write_all(fd, parts, count, position)
+    else:
+        result = files.write_all(fd, parts, count, position)
+    return result

@@ -30,8 +30,9 @@ cdef class Segment:
     cdef readonly int64_t max_timestamp_ms
     cdef readonly int32_t max_epoch
     # Of a segment that was scanned: up to where its index file vouched for it, and the highest durable offset that one
-    # of the batches behind that tells of.
+    # of the batches behind that tells of (and that the journal alone may have made durable).
     cdef readonly int64_t checkpoint_bytes
+    cdef readonly int64_t checkpoint_offset
     cdef readonly int64_t proven_offset
     # Not all of it is known to be on the disk: its file stays open, so that no error of the kernel's goes unseen.
     cdef public bint dirty

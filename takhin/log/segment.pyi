@@ -22,6 +22,7 @@ class Segment:
     max_timestamp_ms: int
     max_epoch: int
     checkpoint_bytes: int
+    checkpoint_offset: int
     proven_offset: int
     dirty: bool
     @property

@@ -322,7 +322,7 @@ cdef class Segment:
         self.index = index
         self._indexed_position = (<OffsetIndex>index).last_position()
         self.size_bytes = self.checkpoint_bytes = summary.size_bytes
-        self.next_offset = self.proven_offset = summary.next_offset
+        self.next_offset = self.proven_offset = self.checkpoint_offset = summary.next_offset
         self.last_append_ms = summary.last_append_ms
         self.max_timestamp_ms = summary.max_timestamp_ms
         self.max_epoch = summary.max_epoch

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from takhin.config import Limits
 from takhin.errors import Reason, StartError
 from takhin.log.committer import Committer
-from takhin.log.files import Files
+from takhin.log.files import PASSING, Files
 from takhin.log.journal import Journal
 from takhin.log.partition import Partition
 from takhin.log.partition_config import PartitionConfig
@@ -25,6 +25,8 @@ from takhin.log.recovery import RecoveredPartition, recover_partition
 from takhin.log.replay import SavedJournal, read_journal
 from takhin.log.ring import Ring, RingBudget
 from takhin.log.segment import FileCache, Segment
+from takhin.log.transaction import Transactor
+from takhin.log.transaction_offsets import TransactionOffsets
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,9 @@ _TIDY_S = 5.0
 # How often the free space is looked at.
 _SPACE_CHECK_S = 0.05
 _THREADS = 4
+
+
+StoreOffsets = Callable[[list[TransactionOffsets], list[int]], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,7 @@ class LogStore:
         self.committer = Committer(
             self._files, self._journal, limits.open_files // 2, loop, clock_ms, on_halt
         )
+        self.transactor = Transactor(self.committer, self._journal, clock_ms)
         # While less than min_free_bytes is free, nothing is appended.
         self.is_low_on_space = False
         self._min_free_bytes = limits.min_free_bytes
@@ -133,10 +139,15 @@ class LogStore:
 
     # Partitions
 
-    async def recover(self, specs: list[PartitionSpec], *, was_clean: bool) -> list[RecoveredPartition]:
+    async def recover(
+        self, specs: list[PartitionSpec], *, was_clean: bool, store_offsets: StoreOffsets | None = None
+    ) -> list[RecoveredPartition]:
         """What the disk holds of each, in their order. was_clean: the last run left everything on the disk.
 
-        Raises OSError when the journal can't be read or removed.
+        store_offsets: given what transactions in the journal committed, in order, and the numbers of those whose
+        offsets are damaged, stores durably what is not yet stored. Raises OSError for what is no fault of the files (no
+        more descriptors, a full disk, no permission to read the journal, or a version of it that is not known), and what
+        store_offsets does.
         """
         journal = await self._loop.run_in_executor(self.threads, read_journal, self._files, self._journal.directory)
 
@@ -154,7 +165,7 @@ class LogStore:
             spec
             for spec in specs
             if (spec.topic_id, spec.partition) in journal.parts
-            or self._files.is_directory(self.directory(spec.topic_id, spec.partition))
+            or self._may_have_files(spec)
         ]
         share = max(1, -(-len(present) // (4 * _THREADS)))
         parts = [present[start : start + share] for start in range(0, len(present), share)]
@@ -166,6 +177,10 @@ class LogStore:
                 for part, results in zip(parts, done, strict=True)
                 for spec, result in zip(part, results, strict=True)
             }
+            if store_offsets is not None:
+                await store_offsets(journal.offsets, journal.lost_offsets)
+            elif journal.offsets:
+                raise ValueError("the journal has offsets, and nobody to store them")
             await self._loop.run_in_executor(self.threads, self._settle_journal, journal, found)
         finally:
             # Where one failed, the others still read the journal.
@@ -173,21 +188,52 @@ class LogStore:
             journal.close()
         return [found.get((spec.topic_id, spec.partition)) or RecoveredPartition() for spec in specs]
 
+    def _may_have_files(self, spec: PartitionSpec) -> bool:
+        try:
+            return self._files.is_directory(self.directory(spec.topic_id, spec.partition))
+        except OSError:
+            # A directory that can't be looked at is not taken for missing: recovery finds what is wrong with it.
+            return True
+
     def _settle_journal(self, journal: SavedJournal, found: dict[tuple[int, int], RecoveredPartition]) -> None:
         """All that could be restored from the journal is on the disk now."""
         if journal.damage is not None:
             logger.error("the journal is damaged: %s", journal.damage)
+            if journal.kept_for is None:
+                logger.error(
+                    "if the power was cut, records may be gone that were on the disk in the journal alone; where a log "
+                    "ends with a whole batch, perhaps nothing tells of it"
+                )
         damaged = {key for key, result in found.items() if result.damage is not None and journal.concerns(key)}
         needing = damaged if journal.damage is not None else damaged & journal.parts.keys()
-        if needing:
-            # It is a part of what tells that they are damaged.
-            logger.error("the journal stays as it is for %d damaged partitions; nothing is added to it", len(needing))
-            self._journal.disable()
-            journal.keep(needing)
-        elif journal.damage is not None:
-            journal.set_aside()
-        else:
-            journal.remove()
+        try:
+            if needing:
+                # It is a part of what tells that they are damaged.
+                logger.error(
+                    "the journal stays as it is for %d damaged partitions; nothing is added to it", len(needing)
+                )
+                self._journal.disable()
+                journal.keep(needing)
+            elif journal.damage is not None:
+                journal.set_aside()
+            else:
+                journal.remove()
+        except OSError as problem:
+            if problem.errno in PASSING:
+                raise
+            self._leave_journal(journal, needing, problem)
+
+    def _leave_journal(self, journal: SavedJournal, needing: set[tuple[int, int]], problem: OSError) -> None:
+        """Its files can't be moved or removed, nor may they be written to: the disk is damaged there."""
+        logger.error(
+            "%s: what the journal held is settled, and can't be put away (%s); nothing is added to it",
+            problem.filename or journal.directory, problem.strerror,
+        )
+        self._journal.disable()
+        # Where not even that can be noted, it concerns all at the next start: what it has is written once more.
+        if not needing:
+            with suppress(OSError):
+                journal.keep(set())
 
     def open_partition(self, spec: PartitionSpec, found: RecoveredPartition, epoch: int) -> Partition:
         """The partition, ready to append to and read from."""

@@ -29,6 +29,7 @@ def takhin_methods(broker: Broker) -> list[Method]:
     return [
         Method(f"/{SERVICE}/ProduceMessage", Kind.UNARY, handlers.produce_message),
         Method(f"/{SERVICE}/ProduceMessageStream", Kind.BIDI, handlers.produce_message_stream),
+        Method(f"/{SERVICE}/ProduceTransaction", Kind.UNARY, handlers.produce_transaction),
         Method(f"/{SERVICE}/ConsumeMessages", Kind.SERVER_STREAM, handlers.consume_messages),
         _unary("InitProducer", pb.InitProducerRequest, handlers.init_producer),
         Method(f"/{SERVICE}/Subscribe", Kind.BIDI, handlers.subscribe),
@@ -79,6 +80,9 @@ class _Handlers:
 
     async def produce_message_stream(self, call: StreamCall) -> None:
         await self._broker.producing.produce_stream(call)
+
+    async def produce_transaction(self, request: bytes, call: Call) -> bytes:
+        return await self._broker.transactions.produce(request)
 
     async def consume_messages(self, request: bytes, call: StreamCall) -> None:
         await self._broker.consuming.consume(request, call)

@@ -292,6 +292,30 @@ class ProduceMessageResponse(_message.Message):
     epoch: int
     def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., offset: _Optional[int] = ..., timestamp: _Optional[int] = ..., error: _Optional[str] = ..., record_count: _Optional[int] = ..., code: _Optional[int] = ..., reason: _Optional[str] = ..., duplicate: _Optional[bool] = ..., durability: _Optional[_Union[Durability, str]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
+class ProduceTransactionRequest(_message.Message):
+    __slots__ = ("appends", "group_id", "offsets", "member_id", "generation", "timeout_ms")
+    APPENDS_FIELD_NUMBER: _ClassVar[int]
+    GROUP_ID_FIELD_NUMBER: _ClassVar[int]
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_ID_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    appends: _containers.RepeatedCompositeFieldContainer[ProduceMessageRequest]
+    group_id: str
+    offsets: _containers.RepeatedCompositeFieldContainer[TopicPartitionOffset]
+    member_id: str
+    generation: int
+    timeout_ms: int
+    def __init__(self, appends: _Optional[_Iterable[_Union[ProduceMessageRequest, _Mapping]]] = ..., group_id: _Optional[str] = ..., offsets: _Optional[_Iterable[_Union[TopicPartitionOffset, _Mapping]]] = ..., member_id: _Optional[str] = ..., generation: _Optional[int] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
+
+class ProduceTransactionResponse(_message.Message):
+    __slots__ = ("appends", "error")
+    APPENDS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    appends: _containers.RepeatedCompositeFieldContainer[ProduceMessageResponse]
+    error: str
+    def __init__(self, appends: _Optional[_Iterable[_Union[ProduceMessageResponse, _Mapping]]] = ..., error: _Optional[str] = ...) -> None: ...
+
 class InitProducerRequest(_message.Message):
     __slots__ = ("name",)
     NAME_FIELD_NUMBER: _ClassVar[int]

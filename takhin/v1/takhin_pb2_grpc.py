@@ -79,6 +79,11 @@ class TakhinServiceStub:
                 request_serializer=takhin_dot_v1_dot_takhin__pb2.InitProducerRequest.SerializeToString,
                 response_deserializer=takhin_dot_v1_dot_takhin__pb2.InitProducerResponse.FromString,
                 _registered_method=True)
+        self.ProduceTransaction = channel.unary_unary(
+                '/takhin.v1.TakhinService/ProduceTransaction',
+                request_serializer=takhin_dot_v1_dot_takhin__pb2.ProduceTransactionRequest.SerializeToString,
+                response_deserializer=takhin_dot_v1_dot_takhin__pb2.ProduceTransactionResponse.FromString,
+                _registered_method=True)
         self.ConsumeMessages = channel.unary_stream(
                 '/takhin.v1.TakhinService/ConsumeMessages',
                 request_serializer=takhin_dot_v1_dot_takhin__pb2.ConsumeMessagesRequest.SerializeToString,
@@ -193,6 +198,13 @@ class TakhinServiceServicer:
 
     def InitProducer(self, request, context):
         """The id and epoch of an idempotent producer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ProduceTransaction(self, request, context):
+        """Appends to several partitions, and the offsets of a consumer group with them: all of it or nothing, durably.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -317,6 +329,11 @@ def add_TakhinServiceServicer_to_server(servicer, server):
                     servicer.InitProducer,
                     request_deserializer=takhin_dot_v1_dot_takhin__pb2.InitProducerRequest.FromString,
                     response_serializer=takhin_dot_v1_dot_takhin__pb2.InitProducerResponse.SerializeToString,
+            ),
+            'ProduceTransaction': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProduceTransaction,
+                    request_deserializer=takhin_dot_v1_dot_takhin__pb2.ProduceTransactionRequest.FromString,
+                    response_serializer=takhin_dot_v1_dot_takhin__pb2.ProduceTransactionResponse.SerializeToString,
             ),
             'ConsumeMessages': grpc.unary_stream_rpc_method_handler(
                     servicer.ConsumeMessages,
@@ -617,6 +634,33 @@ class TakhinService:
             '/takhin.v1.TakhinService/InitProducer',
             takhin_dot_v1_dot_takhin__pb2.InitProducerRequest.SerializeToString,
             takhin_dot_v1_dot_takhin__pb2.InitProducerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProduceTransaction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/takhin.v1.TakhinService/ProduceTransaction',
+            takhin_dot_v1_dot_takhin__pb2.ProduceTransactionRequest.SerializeToString,
+            takhin_dot_v1_dot_takhin__pb2.ProduceTransactionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -23,7 +23,7 @@ from takhin.config import Limits
 from takhin.errors import Code, Reason, TakhinError
 from takhin.log.partition import Partition
 from takhin.log.reader import WOULD_BLOCK, Reader
-from takhin.log.store import LogStore, PartitionSpec
+from takhin.log.store import LogStore, PartitionSpec, StoreOffsets
 from takhin.v1 import takhin_pb2 as pb
 
 NOW_MS = 1_700_000_000_000
@@ -49,7 +49,8 @@ class LocalLog:
 
     def __init__(
         self, directory: str | Path, config: Config = Config(), *, partitions: int = 1, log_start: int = 0,
-        epoch: int = 1, epochs: tuple[tuple[int, int], ...] = (), was_clean: bool = False, **limits: int,
+        epoch: int = 1, epochs: tuple[tuple[int, int], ...] = (), was_clean: bool = False,
+        store_offsets: StoreOffsets | None = None, **limits: int,
     ):
         self.directory = str(directory)
         self.loop = asyncio.new_event_loop()
@@ -65,7 +66,7 @@ class LocalLog:
             self.store = LogStore(
                 self.directory, Limits(**limits), self.loop, lambda: self.now_ms, self.halted.append
             )
-            self.found = await self.store.recover(specs, was_clean=was_clean)
+            self.found = await self.store.recover(specs, was_clean=was_clean, store_offsets=store_offsets)
             self.partitions = [
                 self.store.open_partition(spec, found, epoch) for spec, found in zip(specs, self.found, strict=True)
             ]

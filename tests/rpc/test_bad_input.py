@@ -505,7 +505,7 @@ def test_after_the_table_all_is_as_it_was(prepared: BrokerProcess) -> None:
 def test_the_table_has_what_it_must_have() -> None:
     """Every method, and every reason that a request alone can cause on a broker with its default limits."""
     assert {each.method for each in TABLE} == set(METHODS) - {"ProduceMessageStream"}
-    assert len(METHODS) == 18
+    assert len(METHODS) == 21
     seen = {each.reason for each in TABLE}
     elsewhere = {Reason.KEYS_SPAN_PARTITIONS}  # tests/rpc/test_produce.py
     from_requests = {reason for reason in Reason if reason.startswith(("INVALID_", "MALFORMED_", "NO_", "DUPLICATE_"))}

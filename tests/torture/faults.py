@@ -30,6 +30,7 @@ from typing import Any
 
 from takhin.broker import broker as broker_module
 from takhin.errors import Reason, StartError, TakhinError
+from takhin.log import transaction
 from tests.torture import inprocess
 from tests.torture.common import Run
 from tests.torture.disk import Disk
@@ -37,7 +38,7 @@ from tests.torture.inprocess import Hung, InProcess, View
 from tests.torture.ledger import Ledger, value_of
 from tests.torture.powercut import LoggedExceptions, ledger_of, play, scratch_directory
 from tests.torture.twin import FOR_GOOD, Kind, Operation, Twin, environment, fault, read_recording
-from tests.torture.workload import mark, mark_started
+from tests.torture.workload import TRANSACTIONS, mark, mark_started
 
 NAME = "faults"
 WORKERS = 2
@@ -62,6 +63,11 @@ ROOM = "room"
 _ROOM_BYTES = range(48 * 1024, 200 * 1024, 2048)
 # What a full disk may be answered with; what was never made can't be found, nor what was not appended.
 _WHEN_FULL = (Reason.DISK_FULL, Reason.TOPIC_NOT_FOUND, Reason.OFFSET_OUT_OF_RANGE, "StartError")
+# How the failure of a partition begins that a transaction has closed.
+OF_A_TRANSACTION = (
+    "the sync of a transaction failed", "the offsets of a transaction", "the records of a transaction",
+    "a partition of a transaction",
+)
 # What is tried on which kind of operation.
 ERRORS = {
     "open": ("EIO", "ENOSPC", "EMFILE"),
@@ -186,7 +192,9 @@ class Script:
             self.problem(f"what can be gone on with was not: {dict(self.refusals)}")
         quota = site.error == "EDQUOT" and site.place not in METADATA
         if (site.error == "ENOSPC" or quota) and site.kind in ("write", ROOM) and site.place != "index":
-            others = {name: count for name, count in self.refusals.items() if name not in _WHEN_FULL}
+            # Records that have room reserved find none: then their partitions are closed.
+            allowed = (*_WHEN_FULL, Reason.SYNC_FAILED) if site.place == "segment" else _WHEN_FULL
+            others = {name: count for name, count in self.refusals.items() if name not in allowed}
             if others:
                 self.problem(f"the disk is full, and requests are refused for {others}")
 
@@ -268,6 +276,26 @@ class Script:
         if await self._try("commit", _true(work)) is not None:
             mark(self._twin, "committed", "g", offsets)
 
+    async def _transact(self, *appends: tuple[int, int, int], offsets: tuple[tuple[int, int, int], ...] = ()) -> Any:
+        """appends: (incarnation, partition, records); offsets: (incarnation, partition, offset)."""
+        number = self._sequence
+        marked, made = [], []
+        for incarnation, partition, count in appends:
+            sequence = self._sequence
+            self._sequence += count
+            values = [value_of(incarnation, partition, sequence + each, 150) for each in range(count)]
+            marked.append((incarnation, partition, sequence, count))
+            made.append((f"t{incarnation}", partition, values))
+        mark(self._twin, "transact", number, marked, TRANSACTIONS, offsets)
+        named = [(f"t{incarnation}", partition, offset) for incarnation, partition, offset in offsets]
+        work = self._engine.transact(made, TRANSACTIONS if offsets else "", named)
+        answers = await self._try("transact", work)
+        if answers is not None:
+            mark(
+                self._twin, "transacted", number, [answer.offset for answer in answers],
+                [answer.epoch for answer in answers],
+            )
+
     async def _retain(self) -> None:
         await self._try("retention", self._engine.retain())
         topics = self._engine.broker.topics
@@ -298,6 +326,11 @@ class Script:
         for count in (2, 1, 2):
             await asyncio.gather(*(self._produce(incarnation, 0, -1, count) for incarnation in (1, 2, 3)))
         await self._commit(1, 0, 2)
+        # Transactions, with others behind them.
+        await asyncio.gather(
+            self._transact((1, 0, 2), (3, 0, 1), offsets=((1, 1, 1), (2, 0, 2))), self._produce(1, 0, 1),
+            self._transact((1, 1, 1), (2, 0, 3)), self._produce(2, 0, -1),
+        )
         for _ in range(3):
             await self._produce(2, 0, -1, 3)
         await self._retain()
@@ -319,6 +352,9 @@ class Script:
                 await self._produce(incarnation, partition, acks, 2)
         await asyncio.gather(*(self._produce(incarnation, 0, -1) for incarnation in (1, 2, 4)))
         await self._commit(1, 1, 1)
+        await asyncio.gather(
+            self._transact((1, 0, 1), (4, 0, 2), offsets=((1, 1, 2),)), self._produce(4, 0, 1), self._produce(1, 1, -1)
+        )
         await self._retain()
         await self._read()
 
@@ -360,6 +396,9 @@ class Script:
         site = self._site
         if site is None or not hasattr(errno, site.error):
             return False
+        if failure[1].startswith(OF_A_TRANSACTION):
+            # It was decided, or nobody knows whether; what kept it from being carried out is the fault.
+            return site.place in ("segment", "journal", *METADATA)
         # An index file is disposable when it is gone, not when the disk can't tell what it vouches for.
         if site.place not in ("segment", "directory") and not (site.place == "index" and site.kind in ("open", "read")):
             return False
@@ -432,6 +471,7 @@ class Worker:
         self._twin = Twin()
         self._directory = directory
         broker_module.RESUME_AFTER_S = _TRY_AGAIN_S
+        transaction.STORE_AGAIN_S = _TRY_AGAIN_S
         inprocess.PATIENCE_S = _PATIENCE_S
 
     def count(self) -> dict[str, int]:

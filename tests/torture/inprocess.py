@@ -122,6 +122,20 @@ class InProcess:
         request = pb.CommitOffsetRequest(group_id=group, offsets=entries)
         await self.call("CommitOffset", request, pb.CommitOffsetResponse)
 
+    async def transact(
+        self, appends: Iterable[tuple[str, int, list[bytes]]], group: str = "",
+        offsets: Iterable[tuple[str, int, int]] = (),
+    ) -> list[pb.ProduceMessageResponse]:
+        """appends: (topic, partition, values); offsets: (topic, partition, offset) for the group."""
+        request = pb.ProduceTransactionRequest(
+            group_id=group,
+            offsets=[pb.TopicPartitionOffset(topic=name, partition=number, offset=at) for name, number, at in offsets],
+        )
+        for name, number, values in appends:
+            request.appends.add(topic=name, partition=number, records=[pb.Record(value=value) for value in values])
+        answer = await self.call("ProduceTransaction", request, pb.ProduceTransactionResponse)
+        return list(answer.appends)
+
     async def retain(self) -> None:
         """One look of retention through all partitions."""
         broker = self.broker

@@ -55,9 +55,19 @@ class LogEntry:
 
 
 @dataclass(slots=True)
+class TransactionEntry:
+    """appends: place, first sequence, records. offsets: of a group that only transactions commit for, each offset of a
+    place for once: group, place, offset."""
+
+    appends: list[tuple[Place, int, int]]
+    offsets: list[tuple[str, Place, int]]
+
+
+@dataclass(slots=True)
 class Ledger:
     """sent: place and records by the first sequence of a request; sequences: all of a place's. commits: by group and
-    place, the offset answered last; asked: all asked for. highest_epoch: in which something was answered."""
+    place, the offset answered last; asked: all asked for. transactions: by their number, all that were begun; of each
+    all is there, or nothing. highest_epoch: in which something was answered."""
 
     topics: dict[int, TopicEntry] = field(default_factory=dict)
     logs: dict[Place, LogEntry] = field(default_factory=dict)
@@ -65,6 +75,7 @@ class Ledger:
     sequences: dict[Place, set[int]] = field(default_factory=dict)
     commits: dict[tuple[str, Place], int] = field(default_factory=dict)
     asked: dict[tuple[str, Place], set[int]] = field(default_factory=dict)
+    transactions: dict[int, TransactionEntry] = field(default_factory=dict)
     highest_epoch: int = 0
     stopping: bool = False
     entries: int = 0
@@ -144,6 +155,26 @@ class Ledger:
             self.commits[group, place] = max(self.commits.get((group, place), 0), offset)
             self.log(place).durable = max(self.log(place).durable, offset)
 
+    def _transact(
+        self, number: int, appends: list[tuple[int, int, int, int]], group: str, offsets: list[tuple[int, int, int]]
+    ) -> None:
+        """appends: (incarnation, partition, first sequence, records); offsets: (incarnation, partition, offset)."""
+        for incarnation, partition, sequence, count in appends:
+            self._send(incarnation, partition, sequence, count)
+        self._commit(group, offsets)
+        self.transactions[number] = TransactionEntry(
+            [((incarnation, partition), sequence, count) for incarnation, partition, sequence, count in appends],
+            [(group, (incarnation, partition), offset) for incarnation, partition, offset in offsets],
+        )
+
+    def _transacted(self, number: int, offsets: list[int], epochs: list[int]) -> None:
+        """The offsets that its appends were answered with, and the epochs."""
+        entry = self.transactions[number]
+        for (_, sequence, _), offset, epoch in zip(entry.appends, offsets, epochs, strict=True):
+            self._answer(sequence, offset, -1, epoch)
+        for group, place, offset in entry.offsets:
+            self._committed(group, [(*place, offset)])
+
     def _retained(self, starts: list[tuple[int, int, int]]) -> None:
         for incarnation, partition, start in starts:
             self.log((incarnation, partition)).start = start
@@ -186,7 +217,36 @@ class Ledger:
             broken.append(f"epoch {view.epoch} begins, and there were answers in {self.highest_epoch}")
         if view.strays:
             broken.append(f"directories of no topic are left: {view.strays}")
-        return broken + self._judge_commits(view, places)
+        return broken + self._judge_commits(view, places) + self._judge_transactions(view, places)
+
+    def _judge_transactions(self, view: View, places: dict[tuple[int, int], Place]) -> list[str]:
+        """All or nothing. Of a log whose start has moved nobody knows what was there."""
+        broken: list[str] = []
+        ids = {place: key for key, place in places.items()}
+        there: dict[Place, set[int]] = {}
+        for name, (topic_id, partitions) in view.topics.items():
+            for number in range(partitions):
+                place, found = places.get((topic_id, number)), view.partitions[name, number]
+                if place is not None and found.start == 0:
+                    of_place = (sequence_of(value, place) for _, _, value in found.records)
+                    there[place] = {sequence for sequence in of_place if sequence is not None}
+        for number, entry in self.transactions.items():
+            parts: dict[str, bool] = {}
+            for place, sequence, count in entry.appends:
+                if place in there:
+                    wanted = set(range(sequence, sequence + count))
+                    if 0 < len(wanted & there[place]) < count:
+                        broken.append(f"of transaction {number} a part of a batch is in {place}")
+                    parts[f"records of {place}"] = wanted <= there[place]
+            for group, place, offset in entry.offsets:
+                # No other one commits just this. Behind a higher one it can't be told.
+                stored = view.commits.get(group, {}).get(ids[place], -1) if place in ids else offset + 1
+                if stored <= offset:
+                    parts[f"offsets of {place}"] = stored == offset
+            if len(set(parts.values())) > 1:
+                broken.append(f"of transaction {number} is there {[part for part in parts if parts[part]]}, not all of "
+                              f"{list(parts)}")
+        return broken
 
     def _judge_log(self, place: Place, found: PartitionView, power_was_cut: bool) -> list[str]:
         broken: list[str] = []
@@ -209,15 +269,21 @@ class Ledger:
         if [offset for offset, _, _ in found.records] != list(range(found.start, found.end)):
             broken.append(f"has a gap: {[offset for offset, _, _ in found.records][:50]} from {found.start}")
         known = self.sequences.get(place, set())
+        # Transactions wait for their turn.
+        out_of_turn = {
+            each for entry in self.transactions.values() for where, sequence, count in entry.appends if where == place
+            for each in range(sequence, sequence + count)
+        }
         before = -1
         for offset, epoch, value in found.records:
             sequence = sequence_of(value, place)
             if sequence is None or sequence not in known:
                 broken.append(f"{value[:60]!r} at offset {offset} was never sent there")
                 continue
-            if sequence <= before:
-                broken.append(f"{sequence} stands behind {before} at offset {offset}")
-            before = sequence
+            if sequence not in out_of_turn:
+                if sequence <= before:
+                    broken.append(f"{sequence} stands behind {before} at offset {offset}")
+                before = sequence
             if offset < there and log.at.get(offset, sequence) != sequence:
                 broken.append(f"{sequence} is at offset {offset}, where {log.at[offset]} was")
             if log.by_epoch.get((epoch, offset), sequence) != sequence:

@@ -19,6 +19,7 @@ import pytest
 _PATIENCE = 10
 _PATIENCE_S = 20
 _MODULES = ("takhin", "tests")
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
@@ -86,6 +87,12 @@ class Chooser:
         return result
 
 
+def _is_original(path: str) -> bool:
+    """Whether it is the tree's own, as far as it is copied."""
+    inside = os.path.relpath(path, _ROOT) if path else ".."
+    return inside == "." or inside.split(os.sep)[0] in _MODULES
+
+
 class Process:
     """A run of pytest in the copy at `place`, forked from here, which has all that is not ours imported already."""
 
@@ -111,9 +118,11 @@ class Process:
     ) -> int:
         os.chdir(place)
         os.environ.update(variables | {"PYTHONPATH": str(place)})
-        sys.path[:] = [str(place), *(path for path in sys.path if path and Path(path) != Path(__file__).parents[2])]
-        for name in [name for name in sys.modules if name.partition(".")[0] in _MODULES]:
-            del sys.modules[name]
+        # Nothing of the tree from which the copy was made, by whatever name a run of tests has imported it here.
+        sys.path[:] = [str(place), *(path for path in sys.path if path and not _is_original(path))]
+        for name, module in list(sys.modules.items()):
+            if name.partition(".")[0] in _MODULES or _is_original(getattr(module, "__file__", None) or ""):
+                del sys.modules[name]
         # A failure is enough; a small example of it is not looked for.
         phases = (hypothesis.Phase.explicit, hypothesis.Phase.reuse, hypothesis.Phase.generate)
         hypothesis.settings.register_profile("mutants", phases=phases, database=None)

@@ -134,8 +134,10 @@ class Copy:
                 if process.ended_with:
                     print(f"mutants: not all of {path} passes without a mutant\n{process.tail}", file=sys.stderr)
                 temporary = results.with_suffix(".new")
-                temporary.rename(results)
-                found += [Reach(**json.loads(line)) for line in results.read_text().splitlines()]
+                found += [Reach(**json.loads(line)) for line in temporary.read_text().splitlines()]
+                # With a test that fails, or none that can be collected, nothing is kept.
+                if not process.ended_with:
+                    temporary.rename(results)
         return sorted(found, key=lambda reach: reach.seconds)
 
     def _digest(self) -> bytes:

@@ -154,6 +154,16 @@ _MESSAGES: dict[str, list[Message]] = {
             topic="t", partition=1, record=RECORDS[1], expected_offset=3, producer=pb.ProducerState(id=2, epoch=1)
         ),
     ],
+    "ProduceTransaction": [
+        pb.ProduceTransactionRequest(
+            appends=[pb.ProduceMessageRequest(topic="t", record=pb.Record(value=b"v"))], group_id="g",
+            offsets=[pb.TopicPartitionOffset(topic="t")], timeout_ms=1000,
+        ),
+        pb.ProduceTransactionRequest(
+            appends=[pb.ProduceMessageRequest(topic="t", partition=1, records=[pb.Record(key=b"k")], required_acks=-1)],
+            member_id="m", generation=1,
+        ),
+    ],
     "InitProducer": [pb.InitProducerRequest(), pb.InitProducerRequest(name="n")],
     "ConsumeMessages": [
         pb.ConsumeMessagesRequest(topic="t", offset=-1, until_end=True),

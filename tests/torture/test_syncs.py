@@ -48,8 +48,9 @@ class Step:
             self.disk.play(operation)
 
     def unsynced(self) -> list[str]:
-        """As Disk has it, but for what can be made again: index files, and the LOCK."""
-        return [name for name in self.disk.unsynced() if not name.endswith((".index", ".index.new", "LOCK"))]
+        """As Disk has it, but for what can be made again: index files, snapshots, and the LOCK."""
+        made_again = (".index", ".index.new", "producers.snapshot", "producers.snapshot.new", "LOCK")
+        return [name for name in self.disk.unsynced() if not name.endswith(made_again)]
 
     def play(self) -> list[str]:
         """All of it; what a power cut at its end might undo."""

@@ -68,6 +68,19 @@ def test_the_first_fails_and_the_next_does_not(tmp_path: Path, kind: str, call: 
         assert first != error or kind in ("rename", "unlink", "truncate", "mkdir", "open")
 
 
+def test_some_bytes_can_not_be_read(tmp_path: Path) -> None:
+    """Reads of any of them fail, and no others."""
+    assert play(
+        tmp_path / "d",
+        """
+        os.pwrite(f, b"0123456789", 0)
+        reads = [(1, 3), (2, 3), (1, 4), (5, 5), (3, 6), (10, 0)]
+        print(json.dumps([outcome(lambda: os.pread(f, size, at).decode()) for size, at in reads]))
+        """,
+        fault("read", "*.log", error="EIO", times=FOR_GOOD, places=range(4, 6)),
+    ) == ["3", "EIO", "EIO", "EIO", "678", "EIO"]
+
+
 def test_interrupted(tmp_path: Path) -> None:
     """Below Python, which begins an interrupted call again."""
     assert play(

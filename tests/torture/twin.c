@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <fnmatch.h>
+#include <inttypes.h>
 #include <limits.h>
 #include <pthread.h>
 #include <signal.h>
@@ -62,6 +63,7 @@ struct rule {
     int kind;               /* 0: every kind */
     char pattern[256];
     long from, times;
+    int64_t begin, end;     /* reads: those of any of these bytes; end 0: of all */
     int action, error;
     long seen, fired;
 };
@@ -70,6 +72,7 @@ struct open_file {
     char *path;             /* NULL: none of ours */
     uint64_t inode;
     int is_directory, dsync;
+    int64_t reserved;       /* up to where room was allocated, beyond its size */
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -185,13 +188,15 @@ static void record(int kind, int flags, int64_t result, uint64_t inode, int64_t 
 /* Faults */
 
 /* What is to happen to this operation: NULL, or the rule that says so. Under the lock. */
-static struct rule *fault_of(int kind, const char *path) {
+static struct rule *fault_at(int kind, const char *path, int64_t begin, int64_t end) {
     struct rule *found = NULL;
     for (int i = 0; i < rule_count; i++) {
         struct rule *rule = &rules[i];
         if ((rule->kind && rule->kind != kind) || (!rule->kind && kind == K_READ))
             continue;
         if (fnmatch(rule->pattern, path, 0))
+            continue;
+        if (rule->end && (begin >= rule->end || end <= rule->begin))
             continue;
         rule->seen++;
         if (found || rule->action == ACT_COUNT || rule->seen < rule->from)
@@ -204,6 +209,10 @@ static struct rule *fault_of(int kind, const char *path) {
     if (found && found->action == ACT_KILL_BEFORE)
         kill(getpid(), SIGKILL);
     return found;
+}
+
+static struct rule *fault_of(int kind, const char *path) {
+    return fault_at(kind, path, 0, INT64_MAX);
 }
 
 static void after(struct rule *rule) {
@@ -257,6 +266,7 @@ static int open_common(int directory, const char *path, int flags, mode_t mode) 
             files[fd].inode = status.st_ino;
             files[fd].is_directory = S_ISDIR(status.st_mode);
             files[fd].dsync = (flags & O_DSYNC) != 0;
+            files[fd].reserved = 0;
             if (!existed)
                 record_flags |= F_CREATED;
             if (existed && (flags & O_TRUNC))
@@ -310,13 +320,18 @@ static size_t bytes_of(const struct iovec *parts, int count) {
     return total;
 }
 
+/* Up to where the file has room already. */
+static int64_t room_end(int fd, const struct stat64 *status) {
+    return status->st_size > files[fd].reserved ? status->st_size : files[fd].reserved;
+}
+
 /* How many of the bytes there is room for: a file that does not grow needs none. */
 static size_t with_room(int fd, int64_t position, size_t size) {
     struct stat64 status;
     int64_t growth;
     if (room_bytes < 0 || fstat64(fd, &status))
         return size;
-    growth = position + (int64_t)size - status.st_size;
+    growth = position + (int64_t)size - room_end(fd, &status);
     if (growth <= 0)
         return size;
     if (growth > room_bytes) {
@@ -411,7 +426,7 @@ EXPORT ssize_t writev(int fd, const struct iovec *parts, int count) {
 /* Reading: not recorded */
 
 /* Whether a read is to fail; errno is set then. A short one reads half: *size is changed. */
-static int read_fails(int fd, size_t *size) {
+static int read_fails(int fd, size_t *size, int64_t position) {
     struct open_file *file;
     struct rule *rule = NULL;
     if (!tracked(fd) || !rule_count)
@@ -419,7 +434,8 @@ static int read_fails(int fd, size_t *size) {
     pthread_mutex_lock(&lock);
     file = tracked(fd);
     if (file)
-        rule = fault_of(K_READ, file->path);
+        rule = fault_at(K_READ, file->path, position < 0 ? 0 : position,
+                        position < 0 ? INT64_MAX : position + (int64_t)*size);
     if (rule && rule->action == ACT_SHORT && *size > 1)
         *size = (*size + 1) / 2;
     leave(fails(rule) ? -1 : 0, rule ? rule->error : 0);
@@ -428,7 +444,7 @@ static int read_fails(int fd, size_t *size) {
 
 EXPORT ssize_t pread64(int fd, void *to, size_t size, off64_t position) {
     REAL(pread64);
-    return read_fails(fd, &size) ? -1 : function_pread64(fd, to, size, position);
+    return read_fails(fd, &size, position) ? -1 : function_pread64(fd, to, size, position);
 }
 EXPORT ssize_t pread(int fd, void *to, size_t size, off_t position) { return pread64(fd, to, size, position); }
 EXPORT ssize_t preadv64v2(int fd, const struct iovec *parts, int count, off64_t position, int flags) {
@@ -437,7 +453,7 @@ EXPORT ssize_t preadv64v2(int fd, const struct iovec *parts, int count, off64_t 
     if (!tracked(fd) || count < 1)
         return function_preadv64v2(fd, parts, count, position, flags);
     first = parts[0];
-    if (read_fails(fd, &first.iov_len))
+    if (read_fails(fd, &first.iov_len, position))
         return -1;
     return first.iov_len < parts[0].iov_len ? function_preadv64v2(fd, &first, 1, position, flags)
                                             : function_preadv64v2(fd, parts, count, position, flags);
@@ -453,7 +469,7 @@ EXPORT ssize_t preadv(int fd, const struct iovec *parts, int count, off_t positi
 }
 EXPORT ssize_t read(int fd, void *to, size_t size) {
     REAL(read);
-    return read_fails(fd, &size) ? -1 : function_read(fd, to, size);
+    return read_fails(fd, &size, -1) ? -1 : function_read(fd, to, size);
 }
 
 /* Syncing */
@@ -539,17 +555,25 @@ static int allocate_common(int fd, int mode, off64_t position, off64_t size, int
     struct open_file *file;
     struct rule *rule;
     struct stat64 status;
+    int64_t growth = 0;
     int result, error = 0;
     pthread_mutex_lock(&lock);
     file = tracked(fd);
     rule = fault_of(K_ALLOCATE, file->path);
-    if (fails(rule) || (room_bytes >= 0 && size > room_bytes)) {
+    if (!fstat64(fd, &status) && position + size > room_end(fd, &status))
+        growth = position + size - room_end(fd, &status);
+    if (fails(rule) || (room_bytes >= 0 && growth > room_bytes)) {
         error = fails(rule) ? rule->error : ENOSPC;
         leave(-1, error);
         return posix_call ? error : -1;
     }
     result = posix_call ? posix_call(fd, position, size) : call(fd, mode, position, size);
     error = errno;
+    if (!result) {
+        files[fd].reserved = position + size > file->reserved ? position + size : file->reserved;
+        if (room_bytes >= 0)
+            room_bytes -= growth;
+    }
     if (!result && !fstat64(fd, &status))
         record(K_ALLOCATE, 0, mode, file->inode, status.st_size, 0, file->path, "", NULL, 0, 0);
     after(rule);
@@ -710,6 +734,8 @@ static int parse_word(struct rule *rule, const char *word) {
         return snprintf(rule->pattern, sizeof rule->pattern, "%s", word + 5) < (int)sizeof rule->pattern ? 0 : -1;
     if (!strncmp(word, "from=", 5))
         return rule->from = atol(word + 5), 0;
+    if (!strncmp(word, "bytes=", 6))
+        return sscanf(word + 6, "%" SCNd64 "-%" SCNd64, &rule->begin, &rule->end) == 2 ? 0 : -1;
     if (!strncmp(word, "times=", 6))
         return rule->times = atol(word + 6), 0;
     if (!strncmp(word, "errno=", 6))

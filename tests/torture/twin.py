@@ -92,13 +92,15 @@ def environment(
 
 
 def fault(
-    kind: str, path: str = "*", *, error: str = "", action: str = "error", first: int = 1, times: int = 1
+    kind: str, path: str = "*", *, error: str = "", action: str = "error", first: int = 1, times: int = 1,
+    places: range | None = None,
 ) -> str:
     """A fault as the twin reads it: from the `first` operation of that kind ("any": all but reads) on files that
     match on, so many times (FOR_GOOD), fail with `error` ("EIO"), or do what `action` names: short, kill_before,
-    kill_after, lie (a sync that does nothing), count."""
+    kill_after, lie (a sync that does nothing), count. places: only reads of any of these bytes."""
     what = f"errno={getattr(errno, error)}" if error else f"action={action}"
-    return f"kind={kind} path={path} from={first} times={times} {what}"
+    where = f" bytes={places.start}-{places.stop}" if places is not None else ""
+    return f"kind={kind} path={path} from={first} times={times}{where} {what}"
 
 
 class Twin:

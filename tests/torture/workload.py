@@ -18,6 +18,8 @@ from tests.torture.twin import Twin
 
 # What a run may use of sequences and incarnations; the next run begins behind it.
 SEQUENCES_A_RUN = 1_000_000
+# The group for which transactions commit, each offset once.
+TRANSACTIONS = "transactions"
 INCARNATIONS_A_RUN = 1_000
 # Requests under way at once.
 _MOST_TASKS = 24
@@ -74,6 +76,9 @@ class Workload:
         broker = self._engine.broker
         for _ in range(self._rng.choice((0, 1, 3))):
             self._producers.append((await broker.producers.init("", broker.topics.partitions()))[0])
+        for (group, place), asked in self._ledger.asked.items():
+            if group == TRANSACTIONS:
+                self._committed[group, *place] = max(asked)
         for _ in range(steps):
             self._begin(self._some())
             while len(self._tasks) >= _MOST_TASKS:
@@ -102,7 +107,8 @@ class Workload:
         rng = self._rng
         if not self._topics or (len(self._topics) < 5 and rng.random() < 0.04):
             return self._create()
-        what = rng.choices(("produce", "burst", "commit", "retain", "delete"), (70, 6, 12, 5, 1.5))[0]
+        kinds = ("produce", "burst", "commit", "transact", "retain", "delete")
+        what = rng.choices(kinds, (60, 6, 12, 10, 5, 1.5))[0]
         incarnation, (_, partitions) = rng.choice(list(self._topics.items()))
         match what:
             case "produce":
@@ -111,6 +117,8 @@ class Workload:
                 return self._burst(incarnation, partitions)
             case "commit":
                 return self._commit()
+            case "transact":
+                return self._transact()
             case "retain":
                 return self._retain()
             case _:
@@ -193,6 +201,46 @@ class Workload:
                 raise
             return
         mark(self._twin, "committed", group, offsets)
+
+    async def _transact(self) -> None:
+        """Appends to some partitions, of one topic or several, perhaps with offsets."""
+        rng = self._rng
+        places = sorted({
+            (incarnation, rng.randrange(partitions))
+            for incarnation, (_, partitions) in rng.choices(list(self._topics.items()), k=rng.choice((1, 2, 3, 5)))
+        })
+        group, number = TRANSACTIONS, self._sequence
+        marked, appends = [], []
+        for incarnation, partition in places:
+            count = rng.choice((1, 1, 3))
+            sequence = self._sequence
+            self._sequence += count
+            size_bytes = rng.choice((10, 200, 700))
+            values = [value_of(incarnation, partition, sequence + each, size_bytes) for each in range(count)]
+            marked.append((incarnation, partition, sequence, count))
+            appends.append((self._topics[incarnation][0], partition, values))
+        offsets = []
+        for incarnation, (name, partitions) in rng.sample(list(self._topics.items()), min(2, len(self._topics))):
+            partition = rng.randrange(partitions)
+            end = self._engine.broker.topics.partition(name, partition).written_offset
+            # The next one, always: no other transaction commits just this.
+            offset = self._committed.get((group, incarnation, partition), 0) + 1
+            if offset <= end and rng.random() < 0.7:
+                offsets.append((incarnation, partition, offset))
+                self._committed[group, incarnation, partition] = offset
+        named = [(self._topics[incarnation][0], partition, offset) for incarnation, partition, offset in offsets]
+        mark(self._twin, "transact", number, marked, group, offsets)
+        try:
+            answers = await self._engine.transact(appends, group if offsets else "", named)
+        except TakhinError as refusal:
+            # As with commits.
+            if refusal.reason not in (Reason.TOPIC_NOT_FOUND, Reason.OFFSET_BEHIND_COMMITTED):
+                raise
+            return
+        mark(
+            self._twin, "transacted", number, [answer.offset for answer in answers],
+            [answer.epoch for answer in answers],
+        )
 
     async def _retain(self) -> None:
         before = dict(self._topics)

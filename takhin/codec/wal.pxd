@@ -1,0 +1,1 @@
+"""Nothing for other modules to cimport: it is called from Python alone."""

@@ -1,0 +1,3 @@
+from typing_extensions import Buffer
+
+def wal_checksum(before: tuple[int, int], data: Buffer, *, big_endian: bool) -> tuple[int, int]: ...
