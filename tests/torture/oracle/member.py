@@ -29,8 +29,8 @@ _CREDIT_BYTES = 200_000
 _NOT_COMMITTED = {
     "FENCED_GENERATION", "OFFSET_BEHIND_COMMITTED", "OFFSET_OUT_OF_RANGE", "GROUP_HAS_MEMBERS", "DRAINING",
 }
-# Without a reason: what grpc says of a lost connection, and of a call that was cancelled.
-_CUT_OFF = {"CANCELLED", "INTERNAL", "UNKNOWN"}
+# Without a reason: what grpc says of a lost connection, beside UNAVAILABLE.
+_CUT_OFF = {"INTERNAL", "UNKNOWN"}
 # With these the member is out: it starts as a new one.
 _OUT = {"SESSION_TIMEOUT", "PROCESSING_TIMEOUT", "MEMBER_TOO_SLOW"}
 
@@ -129,7 +129,8 @@ class _Member:
             self._commit_late(self.positions, is_told=True)
             self.member_id = ""
             return refusal.reason in _OUT
-        if refusal.code != "UNAVAILABLE" and (refusal.reason or refusal.code not in _CUT_OFF):
+        # Who cuts the stream while the broker tells why it ends finds both: CANCELLED, with a reason.
+        if refusal.code not in ("UNAVAILABLE", "CANCELLED") and (refusal.reason or refusal.code not in _CUT_OFF):
             self._surprise(f"the stream ended: {refusal}")
             return False
         time.sleep(_AGAIN_S)
@@ -183,6 +184,11 @@ class _Member:
         if assigned.generation < self.generation:
             self._surprise(f"generation {assigned.generation} came after {self.generation}")
         self.generation = assigned.generation
+        if self.options.commits == "auto":
+            # What the broker commits from now on is of what it gives from now on, be it the same offsets.
+            places = {(topic, partition) for topic, partition, _ in added}
+            self.waiting = {
+                number: offsets for number, offsets in self.waiting.items() if not places & offsets.keys()}
         for topic, partition, offset in added:
             if (topic, partition) in self.positions and (topic, partition) not in self.revoking:
                 self._surprise(f"{topic}/{partition} was assigned to the member that has it")
