@@ -308,6 +308,9 @@ class GroupModel(RuleBasedStateMachine):
             self.group.join(again.member_id, description(*client.topics))
         else:
             self.group.come_back(member, member.member_id, description(*client.topics))
+            # It is the same process: what it had read before, it commits no more, as it reads that again.
+            client.has_stream = False
+            client.positions.clear()
         self.present[again.member_id] = again
         self.everybody.append(again)
         self.topics_changed()

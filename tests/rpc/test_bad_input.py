@@ -508,6 +508,10 @@ def test_the_table_has_what_it_must_have() -> None:
     assert len(METHODS) == 21
     seen = {each.reason for each in TABLE}
     elsewhere = {Reason.KEYS_SPAN_PARTITIONS}  # tests/rpc/test_produce.py
+    elsewhere |= {Reason.INVALID_PRODUCER, Reason.INVALID_PRODUCER_NAME}  # tests/rpc/test_idempotence.py
+    # tests/rpc/test_subscribe_bad_input.py
+    elsewhere |= {Reason.NO_TOPICS, Reason.INVALID_MEMBER_NAME, Reason.INVALID_ASSIGNOR, Reason.INVALID_START_FROM}
+    elsewhere |= {Reason.INVALID_COMMIT_MODE, Reason.INVALID_CREDIT}
     from_requests = {reason for reason in Reason if reason.startswith(("INVALID_", "MALFORMED_", "NO_", "DUPLICATE_"))}
     from_requests |= {Reason.RECORD_AND_RECORDS, Reason.OFFSET_AND_TIME, Reason.TOO_MANY_RECORDS}
     from_requests |= {Reason.RECORD_TOO_LARGE, Reason.TOPIC_EXISTS}

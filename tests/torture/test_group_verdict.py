@@ -112,7 +112,7 @@ def test_a_start_behind_what_was_committed(two: tuple[Member, Member]) -> None:
 
 @pytest.mark.parametrize(("how", "breaches"), [("stream", 0), ("auto", 0), ("unary", 1)])
 def test_a_commit_that_is_good_by_what_the_member_has_not_read(how: str, breaches: int) -> None:
-    """A loses the partition to B, is given it again, and reads of both after its commit; only CommitOffset is refused."""
+    """A loses the partition to B, is given it again, and reads of it after its commit; only CommitOffset is refused."""
     a, b = Member("a"), Member("b")
     a.open()
     a.assigned(1, 0)
