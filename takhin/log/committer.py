@@ -469,7 +469,7 @@ class Committer:
             if (
                 number < surplus
                 or (age_s >= BEHIND_S and (partition.synced_offset < partition.durable_offset or not partition.dirty))
-                or (partition.dirty and not partition.wants_sync and 0 <= partition.flush_ms <= age_s * 1000)
+                or (partition.dirty and 0 <= partition.flush_ms <= age_s * 1000)
             ):
                 self._behind.queue[partition] = None
         self._go_on()

@@ -16,7 +16,7 @@ from takhin.codec.crc32c import crc32c, masked
 from takhin.v1 import takhin_pb2 as pb
 from tests.broker_process import BrokerProcess, new_topic, produce, read
 from tests.cli.conftest import DataOf
-from tests.cli.tool import TAKHIN, TOPIC, Data, Done, broker_on, takhin, tree
+from tests.cli.tool import TAKHIN, TOPIC, Data, Done, broker_on, peak_of, takhin, tree
 from tests.log.test_partition import quick_path
 from tests.log.test_recovery import edges
 
@@ -351,11 +351,6 @@ def test_memory_does_not_grow_with_the_data(quick_path: Path) -> None:
         file.write(encode_segment_header(1, 0, 0, 1))
         for number in range(2500):
             file.write(encode_batch(values, number * 100, 0, 1, 1, 0))
-    process = subprocess.Popen([*TAKHIN, "segment", "verify", broker.data_dir], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert b"250,000 records" in process.stdout.read()
-    process.stdout.close()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0 and path.stat().st_size > 240 * MIB
-    assert usage.ru_maxrss * 1024 < 120 * MIB
+    status, told, peak_bytes = peak_of("segment", "verify", broker.data_dir)
+    assert status == 0 and b"250,000 records" in told and path.stat().st_size > 240 * MIB
+    assert peak_bytes < 120 * MIB

@@ -42,6 +42,22 @@ def takhin(*arguments: object, stdin: int = subprocess.DEVNULL) -> Done:
     return Done(done.returncode, done.stdout.decode(), err)
 
 
+# Between us and the tool stands a small process: what a process was before it became another program counts as its peak.
+_PEAK = """
+import resource, subprocess, sys
+status = subprocess.call(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024, file=sys.stderr)
+sys.exit(status)
+"""
+
+
+def peak_of(*arguments: object) -> tuple[int, bytes, int]:
+    """Run it: its exit status, what it printed, the peak of its resident memory in bytes."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAK, *TAKHIN, *map(str, arguments)], capture_output=True, timeout=DEADLINE_S)
+    return done.returncode, done.stdout, int(done.stderr.splitlines()[-1])
+
+
 def tree(directory: Path) -> dict[str, str]:
     """Every name below, with its mode and times, and what a file holds."""
     found = {}
