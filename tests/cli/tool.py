@@ -42,7 +42,7 @@ def takhin(*arguments: object, stdin: int = subprocess.DEVNULL) -> Done:
     return Done(done.returncode, done.stdout.decode(), err)
 
 
-# Between us and the tool stands a small process: what a process was before it became another program counts as its peak.
+# A small process stands between us and the tool: what one was before it became another program counts as its peak.
 _PEAK = """
 import resource, subprocess, sys
 status = subprocess.call(sys.argv[1:])
