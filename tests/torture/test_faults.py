@@ -20,7 +20,7 @@ def test_no_promise_is_broken() -> None:
     ("sync_errors_are_ignored", "sync", "segment", "EIO", range(4, 99), "goes on after a failed sync"),
     ("sync_errors_are_ignored", "sync", "segment", "EIO", range(4, 99), "was durable up to"),
     ("metadata_errors_are_ignored", "sync", "wal", "EIO", range(4, 99), "does not stop the broker"),
-    ("closed_for_good", "write", "segment", "ENOSPC", range(56, 59), "takes no appends, though nothing fails any more"),
+    ("closed_for_good", "write", "segment", "ENOSPC", range(75, 79), "takes no appends, though nothing fails any more"),
 ])
 def test_a_planted_bug_is_found(
     plant: str, kind: str, place: str, error: str, numbers: range, found: str
