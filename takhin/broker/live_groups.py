@@ -8,7 +8,7 @@ told of an assignment it does not know; and all that happens while it stores is 
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
 from takhin.broker.assignors import GroupPartition
@@ -177,13 +177,16 @@ class LiveGroups:
             self._changed(live)
 
     def release(
-        self, group_id: str, member_id: str, stream: MemberStream, partitions: Iterable[GroupPartition]
+        self, group_id: str, member_id: str, stream: MemberStream, partitions: Iterable[GroupPartition],
+        asked: Collection[GroupPartition] = ()
     ) -> None:
-        """Partitions that the member has lost meanwhile are passed over. Raises PARTITION_NOT_REVOKING."""
+        """Partitions that the member has lost meanwhile are passed over, and those of `asked`, which it was asked for,
+        that were given to it again since: it need not have been told yet. Raises PARTITION_NOT_REVOKING."""
         live = self._live(group_id, member_id, stream)
         if live is not None:
-            owned = live.machine.members[member_id].owned
-            live.machine.release(member_id, [each for each in partitions if each in owned])
+            member = live.machine.members[member_id]
+            live.machine.release(member_id, [
+                each for each in partitions if each in member.owned and (each in member.revoking or each not in asked)])
             self._changed(live)
 
     def topic_changed(self, name: str) -> None:

@@ -567,9 +567,10 @@ class _MemberStream:
         # What was committed before is stored before somebody else begins there.
         await self._commits.finish()
         named = self._named(partitions)
-        keys = [each.key for each in named if each.closed or (partitions and each.key[:2] not in self._lost)]
-        self._groups.release(self._start.group_id, self._member_id, self, keys)
-        self._drop(keys)
+        asked = [each.key for each in named if each.closed]
+        others = [each.key for each in named if partitions and not each.closed and each.key[:2] not in self._lost]
+        self._groups.release(self._start.group_id, self._member_id, self, [*asked, *others], asked)
+        self._drop([*asked, *others])
 
     # Commits
 

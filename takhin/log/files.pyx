@@ -142,6 +142,10 @@ cdef class Files:
         power cut it may hold a part of data."""
         self._replace(path, data, False)
 
+    def replace_whole(self, str path not None, bytes data not None):
+        """As replace(), after a power cut, too; but whether it holds then the one or the other nobody knows."""
+        self._replace(path, data, True)
+
     def replace_durably(self, str path not None, bytes data not None):
         """The file holds data, on the disk, or, when this fails or is cut short, what it held before."""
         self._replace(path, data, True)

@@ -490,7 +490,8 @@ cdef class Partition:
             self._save(self.producers.encode(self.durable_offset), self.durable_offset)
 
     def _save(self, bytes snapshot not None, int64_t end):
-        self.cache.files.replace(self.snapshot_path, snapshot)
+        # The one before it may know of producers whose batches are gone.
+        self.cache.files.replace_whole(self.snapshot_path, snapshot)
         self.producers.end_save(end)
 
     def expire_producers(self, int64_t steady_ms, int64_t expiration_ms):

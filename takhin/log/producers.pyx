@@ -340,7 +340,8 @@ cdef class ProducerStates:
         if self._is_saving or self._snapshot_end <= self.snapshot_offset:
             return 0
         try:
-            files.replace(path, snapshot)
+            # The one before it may know of producers whose batches are gone: a power cut must not leave neither.
+            files.replace_whole(path, snapshot)
             self.snapshot_offset = self._snapshot_end
         except OSError:
             # Then the next start reads the headers of more batches.

@@ -125,6 +125,24 @@ def test_a_member_is_told_only_what_is_stored(tmp_path: Path) -> None:
     run(tmp_path / "meta.db", scenario)
 
 
+def test_a_release_of_what_was_asked_back_before_is_passed_over(tmp_path: Path) -> None:
+    """The deadline passed, the partition is the member's again, and it answers what it was asked before it is told."""
+
+    async def scenario(bed: Bed) -> None:
+        topic_id = await bed.create("t", 2)
+        stream = await bed.join("g", "t")
+        await until(lambda: stream.has == {0, 1})
+        live, key = bed.groups.live, GroupPartition("t", 0, topic_id)
+        live.release("g", stream.member_id, stream, [key], [key])
+        group = live.get("g")
+        assert group is not None and group.owner(key) == stream.member_id
+        with pytest.raises(TakhinError) as refusal:
+            live.release("g", stream.member_id, stream, [key], [])
+        assert refusal.value.reason is Reason.PARTITION_NOT_REVOKING
+
+    run(tmp_path / "meta.db", scenario)
+
+
 def test_while_the_disk_is_full_nothing_moves_and_nobody_is_told(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("takhin.broker.live_groups._STORE_AGAIN_S", 0.01)
 

@@ -246,14 +246,16 @@ class Soak:
     def round(self, run: Run, rng: random.Random) -> None:
         """One life of the broker."""
         world = self.world
+        # Drawn first: how much is drawn below is for the clock to say.
+        is_kill, life_s = rng.random() < 0.8, rng.uniform(*_LIFE_S)
         self._begin_load(rng)
         if not self.rounds:
             self.members.start()  # the load has made the topics
-        end_s = time.monotonic() + rng.uniform(*_LIFE_S)
+        end_s = time.monotonic() + life_s
         while time.monotonic() < end_s:
             self.members.tick()
             time.sleep(rng.uniform(*_BETWEEN_DEATHS_S))
-        fault = kill_broker(world.broker) if rng.random() < 0.8 else end_broker(world.broker, rng)
+        fault = kill_broker(world.broker) if is_kill else end_broker(world.broker, rng)
         loaded = world.end_load()
         world.broker.start()
         self.members.tell_address(world.broker.address)

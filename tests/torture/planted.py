@@ -13,7 +13,6 @@ from typing import Any
 from takhin.broker import metadata, produce
 from takhin.broker.broker import Broker
 from takhin.broker.groups import GroupCoordinator
-from takhin.broker.live_groups import LiveGroups
 from takhin.broker.metadata import MetadataStore, RunState
 from takhin.broker.produce import Producing
 from takhin.broker.start_offset import StartOffsets
@@ -97,10 +96,10 @@ def commit_answered_before_it_is_stored() -> None:
     """A group's commit is stored a moment after its answer."""
     commit = GroupCoordinator.commit
 
-    async def commit_later(self: GroupCoordinator, group_id: str, offsets: Any, *member: Any) -> None:
+    async def commit_later(self: GroupCoordinator, *request: Any) -> None:
         async def store_it() -> None:
             await asyncio.sleep(_PUT_OFF_S)
-            await commit(self, group_id, offsets, *member)
+            await commit(self, *request)
 
         asyncio.ensure_future(store_it())
 
@@ -214,29 +213,13 @@ def records_skipped_when_moved() -> None:
     StartOffsets.find = find_too_far  # type: ignore[method-assign]
 
 
-def generations_forgotten() -> None:
-    """A start knows nothing of the members that there were, nor of their generations."""
-
-    async def load_none(self: LiveGroups) -> None:
-        return None
-
-    ensure_group = MetadataStore.ensure_group
-
-    async def ensure_new(self: MetadataStore, group_id: str, limit: int) -> int:
-        await ensure_group(self, group_id, limit)
-        return 0
-
-    LiveGroups.load = load_none  # type: ignore[method-assign]
-    MetadataStore.ensure_group = ensure_new  # type: ignore[method-assign]
-
-
 PLANTED: dict[str, Callable[[], None]] = {
     bug.__name__: bug
     for bug in (
         answered_before_the_write, one_batch_too_many, epoch_not_raised, commit_answered_before_it_is_stored,
         refused_but_appended, appended_twice, producers_ignored, producers_forgotten, log_start_not_stored,
         appends_stay_refused, untyped_refusals, ends_when_the_disk_is_full, stale_commits_taken,
-        records_skipped_when_moved, generations_forgotten,
+        records_skipped_when_moved,
     )
 }
 

@@ -21,7 +21,8 @@ def test_no_promise_is_broken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("bug", "phases", "told"), [
     ("answered_before_the_write", ["load", "durable"], "is lost"),
-    ("one_batch_too_many", ["load", "commits"], "is lost"),
+    # An idempotent producer may be the first to notice: what it was answered for is not there to follow on.
+    ("one_batch_too_many", ["load", "commits"], "is lost or SEQUENCE_GAP"),
     ("epoch_not_raised", ["load"], "epoch 1 was written; before it, 1 was"),
     ("commit_answered_before_it_is_stored", ["commits"], "the commit is lost"),
     ("refused_but_appended", ["load"], "failed (DISK_FULL), and is there"),
@@ -35,7 +36,7 @@ def test_a_planted_bug_is_found(tmp_path: Path, bug: str, phases: list[str], tol
     program = [sys.executable, "-m", "tests.torture.planted", bug]
     torture(run, tmp_path, program, phases, most_failures=1)
     assert run.done < run.count, "it was not found"
-    assert any(told in failure for failure in run.failures), run.failures
+    assert any(each in failure for each in told.split(" or ") for failure in run.failures), run.failures
 
 
 def test_each_planted_bug_is_tried() -> None:

@@ -110,6 +110,21 @@ def test_a_start_behind_what_was_committed(two: tuple[Member, Member]) -> None:
     assert "at offset 4, and 10 had been committed" in breach
 
 
+@pytest.mark.parametrize(("how", "breaches"), [("stream", 0), ("auto", 0), ("unary", 1)])
+def test_a_commit_that_is_good_by_what_the_member_has_not_read(how: str, breaches: int) -> None:
+    """A loses the partition to B, is given it again, and reads of both after its commit; only CommitOffset is refused."""
+    a, b = Member("a"), Member("b")
+    a.open()
+    a.assigned(1, 0)
+    a.saw(0, END)
+    b.open()
+    b.assigned(2, 0)
+    a.commit(END, how=how)
+    a.assigned(3, 0)
+    assert len([each for each in told(a, b) if "old generation" in each or "had been committed" in each]) >= breaches
+    assert bool(told(a, b)) == bool(breaches)
+
+
 def test_a_start_that_nobody_committed(two: tuple[Member, Member]) -> None:
     a, b = two
     b.open()

@@ -15,18 +15,18 @@ def test_no_promise_is_broken(tmp_path: Path) -> None:
     assert run.failures == []
     assert run.done == run.count
     figures = {name: int(str(value)) for name, value in run.figures.items()}
-    assert figures["broker_kills"] and figures["members_killed"] and figures["looked_for"] > 100
+    assert figures["broker_kills"] and figures["looked_for"] > 100
+    assert sum(count for name, count in figures.items() if name.startswith(("members_", "streams_"))) > 3
     assert figures["delivered"] - figures["again"] == 3 * figures["records"]
 
 
-@pytest.mark.parametrize(("bug", "told"), [
-    ("stale_commits_taken", "a commit of an old generation was taken"),
-    ("records_skipped_when_moved", "which nobody committed"),
-    ("generations_forgotten", "both in generation"),
-    ("producers_forgotten", "ABORTED PRODUCER_UNKNOWN"),
+@pytest.mark.parametrize(("bug", "rounds", "told"), [
+    ("stale_commits_taken", 2, "a commit of an old generation was taken"),
+    ("records_skipped_when_moved", 1, "which nobody committed"),
+    ("producers_forgotten", 1, "ABORTED PRODUCER_UNKNOWN"),
 ])
-def test_a_planted_bug_is_found(tmp_path: Path, bug: str, told: str) -> None:
+def test_a_planted_bug_is_found(tmp_path: Path, bug: str, rounds: int, told: str) -> None:
     run = Run("groups", 8, 1)
     program = [sys.executable, "-m", "tests.torture.planted", bug]
-    torture(run, tmp_path, program, rounds=1, most_failures=1)
+    torture(run, tmp_path, program, rounds, most_failures=1)
     assert any(told in failure for failure in run.failures), run.failures

@@ -184,6 +184,17 @@ def test_a_stop(log_in: LogIn, quick_path: Path, step: str) -> None:
     assert not [name for name in done.disk.tree() if name.endswith(".journal")]
 
 
+def test_a_snapshot_of_producers_is_on_the_disk_before_its_name(log_in: LogIn, quick_path: Path) -> None:
+    """The one that it takes the place of may know more than the headers of the log that is left."""
+    log_in(quick_path / "data", partitions=PARTITIONS).close()
+    done = Step("append_to_stop", quick_path / "data")
+    renames = 0
+    for _ in done.before_each(Kind.RENAME, "producers.snapshot.new"):
+        renames += 1
+        assert f"{TOPIC}/1/producers.snapshot.new" not in done.disk.unsynced()
+    assert renames == 1
+
+
 @pytest.mark.parametrize("step", ["commit", "two_commits"])
 def test_what_is_acknowledged_is_in_the_journal(log_in: LogIn, quick_path: Path, step: str) -> None:
     """The segments are synced behind it."""

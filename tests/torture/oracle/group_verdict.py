@@ -107,7 +107,7 @@ class _GroupJudge:
         possible = {0} | {commit.offsets[place] for commit in commits if commit.result != FAILED}
         by_answer = _Highest((commit.answered, commit.offsets[place]) for commit in commits if commit.result == OK)
         by_generation = _Highest(
-            (commit.since[place], commit.offsets[place]) for commit in commits if commit.result == OK)
+            (_latest_since(commit, given), commit.offsets[place]) for commit in commits if commit.result == OK)
         for each in given:
             told = f"{where} was given to {each.member_id} in generation {each.generation} at offset {each.offset}"
             if each.offset not in possible:
@@ -124,7 +124,7 @@ class _GroupJudge:
             # The broker's own commits are noted when it may do them, not when it does.
             if commit.result != OK or commit.how == "auto":
                 continue
-            since = commit.since[given[0].place]
+            since = _latest_since(commit, given)
             for each in reversed(given[: bisect.bisect_left(by_time, commit.sent)]):
                 if each.generation <= since:
                     break
@@ -161,6 +161,19 @@ class _GroupJudge:
                     self._break(
                         "missed", f"{group} never processed {len(missed)} records of {topic}/{number}, from offset "
                                   f"{missed[0]} on")
+
+
+def _latest_since(commit: MemberCommit, given: Sequence[Given]) -> int:
+    """The last generation in which the partition was given to who committed, when the commit may have been taken.
+
+    A commit on a stream names no generation. So it is good too when the partition was lost, and given to the member
+    again, and the member had not read of either when it sent the commit.
+    """
+    since = commit.since[given[0].place]
+    if commit.how in ("unary", "late"):
+        return since
+    return max([since, *(
+        each.generation for each in given if each.member_id == commit.member_id and each.opened <= commit.sent)])
 
 
 class _Highest:

@@ -29,8 +29,8 @@ _CREDIT_BYTES = 200_000
 _NOT_COMMITTED = {
     "FENCED_GENERATION", "OFFSET_BEHIND_COMMITTED", "OFFSET_OUT_OF_RANGE", "GROUP_HAS_MEMBERS", "DRAINING",
 }
-# Without a reason: what grpc says of a lost connection, and of a call that was cancelled.
-_CUT_OFF = {"CANCELLED", "INTERNAL", "UNKNOWN"}
+# Without a reason: what grpc says of a lost connection, beside UNAVAILABLE.
+_CUT_OFF = {"INTERNAL", "UNKNOWN"}
 # With these the member is out: it starts as a new one.
 _OUT = {"SESSION_TIMEOUT", "PROCESSING_TIMEOUT", "MEMBER_TOO_SLOW"}
 
@@ -126,10 +126,11 @@ class _Member:
                 self._surprise("the stream ended with OK, and the member has not left")
             return False
         if refusal.reason in _OUT or refusal.reason == "MEMBER_FENCED":
-            self._commit_late(self.positions)
+            self._commit_late(self.positions, is_told=True)
             self.member_id = ""
             return refusal.reason in _OUT
-        if refusal.code != "UNAVAILABLE" and (refusal.reason or refusal.code not in _CUT_OFF):
+        # Who cuts the stream while the broker tells why it ends finds both: CANCELLED, with a reason.
+        if refusal.code not in ("UNAVAILABLE", "CANCELLED") and (refusal.reason or refusal.code not in _CUT_OFF):
             self._surprise(f"the stream ended: {refusal}")
             return False
         time.sleep(_AGAIN_S)
@@ -183,6 +184,11 @@ class _Member:
         if assigned.generation < self.generation:
             self._surprise(f"generation {assigned.generation} came after {self.generation}")
         self.generation = assigned.generation
+        if self.options.commits == "auto":
+            # What the broker commits from now on is of what it gives from now on, be it the same offsets.
+            places = {(topic, partition) for topic, partition, _ in added}
+            self.waiting = {
+                number: offsets for number, offsets in self.waiting.items() if not places & offsets.keys()}
         for topic, partition, offset in added:
             if (topic, partition) in self.positions and (topic, partition) not in self.revoking:
                 self._surprise(f"{topic}/{partition} was assigned to the member that has it")
@@ -232,21 +238,21 @@ class _Member:
         chance = self.rng.random()
         if chance < 0.2:
             time.sleep(self.rng.uniform(0, 0.9) * self.options.revoke_timeout_ms / 1000)
-        if chance < 0.9:
+        if chance < 0.8:
             was = {place: self.positions.pop(place) for place in places if place in self.positions}
             self.revoking.difference_update(places)
             self.notes.note("released", partitions=places)
             self._send(release=pb.Partitions(partitions=revoking.partitions))
-            if chance > 0.8:
+            if chance > 0.7:
                 # The broker may find this before the release: then it is still the owner's.
-                self._commit_late(was)
+                self._commit_late(was, is_told=False)
 
     def _take_lost(self, lost: pb.Lost) -> None:
         places = [(each.topic, each.partition) for each in lost.partitions]
         self.notes.note("lost", partitions=places, reason=lost.reason)
         was = {place: self.positions.pop(place) for place in places if place in self.positions}
         self.revoking.difference_update(places)
-        self._commit_late(was)
+        self._commit_late(was, is_told=True)
 
     def _take_committed(self, committed: pb.Committed) -> None:
         if committed.id:
@@ -295,10 +301,12 @@ class _Member:
         if self.options.commits == "stream":
             self._send(commit=pb.CommitOffsets(id=number, offsets=_made(offsets)))
 
-    def _commit_late(self, positions: dict[Place, int]) -> None:
-        """As one who does not know, or does not want to know, that the partitions are another's."""
-        if positions and self.rng.random() < 0.8:
-            self._commit_unary(dict(positions), "late")
+    def _commit_late(self, positions: dict[Place, int], *, is_told: bool) -> None:
+        """As one who does not want to know that partitions are another's. is_told: the broker has said so: then it may
+        say that it has processed more than it has, as that has to be refused."""
+        beyond = self.rng.choice((0, 1, 20)) if is_told else 0
+        for place, offset in positions.items():
+            self._commit_unary({place: offset + beyond}, "late")
 
     def _commit_unary(self, offsets: dict[Place, int], how: str) -> None:
         number = self._note_commit(offsets, how)
@@ -309,7 +317,8 @@ class _Member:
                 Stub(channel).CommitOffset(request, timeout=_UNARY_S)
         except grpc.RpcError as problem:
             refusal = refusal_of(problem)
-            self._answer(number, offsets, problem.code().value[0], refusal.reason or refusal.code)
+            code, reason = problem.code().value[0], refusal.reason or refusal.code
+            self._answer(number, offsets, code, reason, is_late=how == "late")
         else:
             self._answer(number, offsets, 0, "")
 
@@ -320,22 +329,25 @@ class _Member:
         self.notes.sync()
         return number
 
-    def _answer(self, number: int, offsets: dict[Place, int], code: int, reason: str) -> None:
+    def _answer(
+        self, number: int, offsets: dict[Place, int], code: int, reason: str, *, is_late: bool = False
+    ) -> None:
         result = OK if code == 0 else FAILED if reason in _NOT_COMMITTED else UNKNOWN
         self.notes.note("answer", n=number, result=result, reason=reason)
         self.notes.sync()
         if result == UNKNOWN:
             self._note_unsure(offsets)
-        if result != OK:
-            # All or none: those that could be committed are tried again.
-            for place in offsets.keys() & self.positions.keys():
-                self.asked[place] = 0
-            # What has the member's id from one that was killed finds what that one had under way.
-            is_sure = not self.options.member_id and not any(
-                self.unsure.get(place, 0) > offset for place, offset in offsets.items())
-            owns_all = offsets.keys() <= self.positions.keys()
-            if reason == "OFFSET_OUT_OF_RANGE" or (reason == "OFFSET_BEHIND_COMMITTED" and is_sure and owns_all):
-                self._surprise(f"the commit of {offsets}, which was processed, was refused: {reason}")
+        if result == OK or is_late:
+            return
+        # All or none: those that could be committed are tried again.
+        for place in offsets.keys() & self.positions.keys():
+            self.asked[place] = 0
+        # What has the member's id from one that was killed finds what that one had under way.
+        is_sure = not self.options.member_id and not any(
+            self.unsure.get(place, 0) > offset for place, offset in offsets.items())
+        owns_all = offsets.keys() <= self.positions.keys()
+        if reason == "OFFSET_OUT_OF_RANGE" or (reason == "OFFSET_BEHIND_COMMITTED" and is_sure and owns_all):
+            self._surprise(f"the commit of {offsets}, which was processed, was refused: {reason}")
 
     def _note_unsure(self, offsets: dict[Place, int]) -> None:
         for place, offset in offsets.items():
