@@ -392,10 +392,13 @@ def test_who_is_large_does_not_wait_for_an_entry_on_its_way(log_in: LogIn, tmp_p
 
 def test_a_file_whose_partitions_were_synced_meanwhile_is_used_again(log_in: LogIn, tmp_path: Path) -> None:
     """The sync behind may be over before the entry is: then nothing has to be waited for."""
-    log = log_in(tmp_path / "data", Config(flush_ms=0), partitions=4, journal_bytes=SMALL_JOURNAL)
+    log = log_in(tmp_path / "data", partitions=4, journal_bytes=SMALL_JOURNAL)
     thread = hold_journal(log)
     append_to(log, [0, 1])
     waiting = [log.partitions[number].durable() for number in (0, 1)]
+    log.tick()
+    log.store.committer._behind.queue.update(dict.fromkeys(log.partitions[:2]))
+    log.store.committer._go_on()
     log.settle(lambda: all(marks(log.partitions[number]) == (1, 1, 1) for number in (0, 1)))
     log.settle(lambda: len(thread.held) == 1)
     thread.let_go()
