@@ -34,6 +34,7 @@ from takhin.log import transaction
 from tests.torture import inprocess
 from tests.torture.common import Run
 from tests.torture.disk import Disk
+from tests.torture.forked import forked
 from tests.torture.inprocess import Hung, InProcess, View
 from tests.torture.ledger import Ledger, value_of
 from tests.torture.powercut import LoggedExceptions, ledger_of, play, scratch_directory
@@ -42,7 +43,6 @@ from tests.torture.workload import TRANSACTIONS, mark, mark_started
 
 NAME = "faults"
 WORKERS = 2
-_RUN_S = 60
 # How long a fault that was lifted may take to be got over.
 _HEAL_S = 5.0
 _TRY_AGAIN_S = 0.01
@@ -553,27 +553,7 @@ class Worker:
             result.cuts += 1
 
     def _forked(self, work: Callable[[], Any]) -> tuple[int, Any]:
-        """What `work` gives in a process of its own, and that one's status."""
-        reading, writing = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                signal.alarm(_RUN_S)
-                os.close(reading)
-                given = json.dumps(work()).encode()
-                with os.fdopen(writing, "wb") as pipe:
-                    pipe.write(given)
-                status = 0
-            except BaseException as problem:
-                print(f"{type(problem).__name__}: {problem}", file=sys.stderr, flush=True)
-            finally:
-                self._twin.exit(status)
-        os.close(writing)
-        with os.fdopen(reading, "rb") as pipe:
-            text = pipe.read()
-        status = os.waitpid(pid, 0)[1]
-        return status, json.loads(text) if text else None
+        return forked(work, self._twin.exit)
 
     def _script(self, site: Site | None) -> "_Finished":
         logged = LoggedExceptions()

@@ -9,7 +9,6 @@ nothing changes by them.
 import argparse
 import asyncio
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -19,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from takhin.errors import TakhinError
+from tests.torture.forked import forked
 from tests.torture.inprocess import InProcess
 from tests.torture.powercut import scratch_directory
 from tests.torture.twin import Twin, environment, fault
 
 NAME = "kill_transaction"
-_RUN_S = 60
 _BEFORE, _IN, _BEHIND = b"before", b"in", b"behind"
 
 
@@ -96,7 +95,7 @@ class Killer:
                 shutil.rmtree(data, ignore_errors=True)
                 shutil.copytree(base, data)
                 killing = fault("any", action=action, first=number)
-                status, answered = self._forked(lambda: self._run(data, is_warm, killing))
+                status, answered = forked(lambda: self._run(data, is_warm, killing))
                 where = f"{action} operation {number}, {'warm' if is_warm else 'cold'}"
                 if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
                     self.kills += 1
@@ -130,7 +129,7 @@ class Killer:
             await engine.stop()
             return [sorted(parts), wrong]
 
-        status, found = self._forked(lambda: asyncio.run(judge()))
+        status, found = forked(lambda: asyncio.run(judge()))
         if status or found is None:
             self.broken.append(f"{where}: the start ends with status {status}")
             return
@@ -141,27 +140,6 @@ class Killer:
         elif answered is not None and parts != [True]:
             self.broken.append(f"{where}: it was answered, and is not there")
         self.happened += parts == [True]
-
-    def _forked(self, work: Any) -> tuple[int, Any]:
-        reading, writing = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                signal.alarm(_RUN_S)
-                os.close(reading)
-                given = json.dumps(work()).encode()
-                with os.fdopen(writing, "wb") as pipe:
-                    pipe.write(given)
-                status = 0
-            except BaseException as problem:
-                print(f"{type(problem).__name__}: {problem}", file=sys.stderr, flush=True)
-            finally:
-                os._exit(status)
-        os.close(writing)
-        with os.fdopen(reading, "rb") as pipe:
-            text = pipe.read()
-        return os.waitpid(pid, 0)[1], json.loads(text) if text else None
 
 
 def work(directory: Path, every: int) -> int:

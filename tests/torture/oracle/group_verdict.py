@@ -4,10 +4,10 @@ Times are of one clock, and those of what was told: what a member was told at a 
 """
 
 import bisect
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from tests.torture.oracle.breaches import Breaches
 from tests.torture.oracle.ledger import FAILED, OK, Ledger
 from tests.torture.oracle.member_log import Given, MemberCommit, MemberLog, Place
 from tests.torture.oracle.reading import Contents
@@ -51,7 +51,8 @@ class _GroupJudge:
             self.groups.setdefault(log.group, []).append(log)
         self.contents = contents
         self.found = GroupVerdict()
-        self.kinds: Counter[str] = Counter()
+        self._breaches = Breaches(self.found.breaches, _SHOWN)
+        self._break = self._breaches.add
 
     def judge(self) -> GroupVerdict:
         for group, logs in sorted(self.groups.items()):
@@ -59,15 +60,8 @@ class _GroupJudge:
                 for surprise in log.surprises:
                     self._break("surprise", f"{group}/{log.name} was told: {surprise}")
             self._judge_group(group, logs)
-        for kind, count in self.kinds.items():
-            if count > _SHOWN:
-                self.found.breaches.append(f"… and {count - _SHOWN} more like it ({kind})")
+        self._breaches.end()
         return self.found
-
-    def _break(self, kind: str, text: str) -> None:
-        self.kinds[kind] += 1
-        if self.kinds[kind] <= _SHOWN:
-            self.found.breaches.append(text)
 
     def _judge_group(self, group: str, logs: Sequence[MemberLog]) -> None:
         given: dict[Place, list[Given]] = {}

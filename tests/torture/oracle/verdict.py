@@ -1,10 +1,10 @@
 """Every broken promise in words: what the ledger says was promised, held against what was read back. Pure functions."""
 
 import bisect
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from tests.torture.oracle.breaches import Breaches
 from tests.torture.oracle.group_verdict import GroupVerdict
 from tests.torture.oracle.ledger import (
     ACCEPTED,
@@ -71,7 +71,8 @@ class _Judge:
         self.contents = contents
         self.faults = [*ledger.faults, (ledger.position + 1, fault)]
         self.found = Verdict(records=contents.record_count)
-        self.kinds: Counter[str] = Counter()
+        self._breaches = Breaches(self.found.breaches, _SHOWN)
+        self._break = self._breaches.add
         self.topics = self._fold_topics()
         self.powers = [position for position, kind in self.faults if kind == "power"]
         # Of each power cut: by partition, up to where the log was known to be durable when it came.
@@ -89,15 +90,8 @@ class _Judge:
         self._judge_looked()
         self._judge_epochs()
         self._judge_commits()
-        for kind, count in self.kinds.items():
-            if count > _SHOWN:
-                self.found.breaches.append(f"… and {count - _SHOWN} more like it ({kind})")
+        self._breaches.end()
         return self.found
-
-    def _break(self, kind: str, text: str) -> None:
-        self.kinds[kind] += 1
-        if self.kinds[kind] <= _SHOWN:
-            self.found.breaches.append(text)
 
     # Topics
 
