@@ -142,6 +142,9 @@ class Workload:
         self._topics[incarnation] = (name, partitions)
 
     async def _delete(self, incarnation: int) -> None:
+        if incarnation not in self._topics:
+            # Another deletion chosen in the same tick came first.
+            return
         name, _ = self._topics.pop(incarnation)
         mark(self._twin, "delete", incarnation)
         await self._engine.delete_topic(name)
@@ -205,6 +208,8 @@ class Workload:
     async def _transact(self) -> None:
         """Appends to some partitions, of one topic or several, perhaps with offsets."""
         rng = self._rng
+        if not self._topics:
+            return
         places = sorted({
             (incarnation, rng.randrange(partitions))
             for incarnation, (_, partitions) in rng.choices(list(self._topics.items()), k=rng.choice((1, 2, 3, 5)))
