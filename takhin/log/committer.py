@@ -99,6 +99,8 @@ class Committer:
         # Since when there is something that their segments may not have on the disk: those longest so first. Each of
         # them holds a file open.
         self._unsynced_since_s: dict[Partition, float] = {}
+        # Since when they have something that is nowhere on the disk, not in the journal either.
+        self._dirty_since_s: dict[Partition, float] = {}
         self._max_unsynced = max_unsynced
         # Those whose sync could not be begun.
         self._put_off: dict[Partition, None] = {}
@@ -163,7 +165,10 @@ class Committer:
     def note_unsynced(self, partition: Partition) -> None:
         """From now on, if it was not before; what has failed, or is closed, is never synced any more."""
         if partition.unsynced and not partition.failure_is_final:
-            self._unsynced_since_s.setdefault(partition, time.monotonic())
+            now_s = time.monotonic()
+            self._unsynced_since_s.setdefault(partition, now_s)
+            if partition.dirty:
+                self._dirty_since_s.setdefault(partition, now_s)
 
     def _commit(self) -> None:
         """Begin what can be begun for those who wait; the others keep their places in the queue."""
@@ -205,6 +210,8 @@ class Committer:
             return
         lane.queue.pop(partition, None)
         self._unsynced_since_s.pop(partition, None)
+        # What is written from here on is dirty since then.
+        self._dirty_since_s.pop(partition, None)
         if not partition.unsynced or partition.failure_is_final:
             return
         try:
@@ -306,6 +313,7 @@ class Committer:
             self._journal_thread.submit([commit.fd], [], commit.fd, commit.data, commit.position)
         for partition, _ in commit.targets:
             del self._front.queue[partition]
+            self._dirty_since_s.pop(partition, None)
         return True
 
     def _note_turn(self) -> None:
@@ -466,10 +474,13 @@ class Committer:
         surplus = len(self._unsynced_since_s) - self._max_unsynced
         for number, (partition, since_s) in enumerate(self._unsynced_since_s.items()):
             age_s = now_s - since_s
+            if not partition.dirty:
+                self._dirty_since_s.pop(partition, None)
+            dirty_ms = (now_s - self._dirty_since_s.get(partition, now_s)) * 1000
             if (
                 number < surplus
                 or (age_s >= BEHIND_S and (partition.synced_offset < partition.durable_offset or not partition.dirty))
-                or (partition.dirty and 0 <= partition.flush_ms <= age_s * 1000)
+                or (partition in self._dirty_since_s and 0 <= partition.flush_ms <= dirty_ms)
             ):
                 self._behind.queue[partition] = None
         self._go_on()
@@ -479,6 +490,7 @@ class Committer:
     def forget(self, partition: Partition) -> None:
         """The partition is closed."""
         self._unsynced_since_s.pop(partition, None)
+        self._dirty_since_s.pop(partition, None)
         self._front.queue.pop(partition, None)
         self._behind.queue.pop(partition, None)
         self._put_off.pop(partition, None)
