@@ -101,7 +101,8 @@ class Broker:
         self.consuming = Consuming(self.topics, self._store, budget, settings.grpc.max_message_bytes)
         self.log_starts = LogStarts(self._metadata, self._store, self._clock_ms)
         self.groups = GroupCoordinator(
-            self._metadata, self.topics, settings.limits, self._clock_ms, settings.groups
+            self._metadata, self.topics, settings.limits, self._clock_ms, self._store.transactor.offsets_are_stored,
+            settings.groups,
         )
         self.topics.on_change(lambda change: self.groups.live.topic_changed(change.name))
         self.subscribing = Subscribing(self.topics, self.consuming, budget, self.groups, settings.groups)

@@ -411,31 +411,6 @@ def test_a_file_whose_partitions_were_synced_meanwhile_is_used_again(log_in: Log
     assert log.close() and journal_paths(log.directory) == []
 
 
-def test_flush_ms_counts_from_what_no_commit_has_covered(log_in: LogIn, tmp_path: Path) -> None:
-    """Partitions that are committed all the time are dirty at most moments, and never for long: their files can wait."""
-    log = log_in(tmp_path / "data", Config(flush_ms=100), partitions=2)
-    thread = hold_journal(log)
-    thread.hold = False
-    commit(log, [0, 1])
-    # The segments lack something for longer than flush.ms; what comes now is dirty, and a moment old.
-    log.run(asyncio.sleep(0.25))
-    thread.hold = True
-    append_to(log, [0, 1])
-    waiting = [log.partitions[number].durable() for number in (0, 1)]
-    log.tick()
-    assert all(partition.dirty for partition in log.partitions)
-    log.store.committer._check_unsynced()
-    assert log.store.committer.syncs == 0 and not log.store.committer._behind.syncs
-    thread.let_go()
-    log.settle(lambda: all(each.done() for each in waiting))
-    assert log.store.committer.syncs == 0
-    # Nor is anybody forgotten who comes after a commit.
-    thread.hold = False
-    append_to(log, [0])
-    log.settle(lambda: log.partitions[0].durable_offset == 3)
-    assert log.store.committer.syncs == 1
-
-
 def test_busy_partitions_do_not_keep_others_from_the_journal(log_in: LogIn, tmp_path: Path) -> None:
     log = log_in(tmp_path / "data", partitions=90)
     quiet = False
