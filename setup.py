@@ -33,6 +33,7 @@ MODULES = [
     "takhin.log.reader",
     "takhin.log.timesearch",
     "takhin.log.sync",
+    "takhin.cli.lines",
 ]
 
 C_FLAGS = ["-O0", "-g"] if DEBUG else ["-O3", "-g1"]
