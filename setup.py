@@ -22,6 +22,7 @@ MODULES = [
     "takhin.codec.messages",
     "takhin.codec.transaction",
     "takhin.codec.wal",
+    "takhin.client.messages",
     "takhin.log.files",
     "takhin.log.ring",
     "takhin.log.index",
