@@ -59,18 +59,11 @@ class Connection(NamedTuple):
         """A client, not connected yet. Raises OSError for a file that can't be read, ValueError."""
         import takhin.client
 
-        tls = None
-        if self.tls or self.tls_ca or self.tls_cert or self.tls_key:
-            tls = takhin.client.TLS(ca=_read(self.tls_ca), cert=_read(self.tls_cert), key=_read(self.tls_key))
+        tls: takhin.client.TLS | bool = self.tls
+        if self.tls_ca or self.tls_cert or self.tls_key:
+            tls = takhin.client.TLS(ca=self.tls_ca, cert=self.tls_cert, key=self.tls_key)
         return takhin.client.connect(
             self.broker, tls=tls, token=self.token, api_key=self.api_key, timeout_s=self.timeout)
-
-
-def _read(path: str | None) -> bytes | None:
-    if path is None:
-        return None
-    with open(path, "rb") as file:
-        return file.read()
 
 
 def with_client(command: Callable[..., Awaitable[int | None]]) -> Callable[..., int | None]:

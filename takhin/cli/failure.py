@@ -22,18 +22,18 @@ _STATUSES: dict[Code, int] = {
     Code.DEADLINE_EXCEEDED: EXIT_TIMEOUT,
 }
 _HINTS: dict[str, str] = {
-    Reason.TOPIC_NOT_FOUND: "takhin topic list shows all, takhin topic create NAME makes one",
-    Reason.PARTITION_NOT_FOUND: "takhin topic describe NAME shows its partitions",
+    Reason.TOPIC_NOT_FOUND: "takhin topic list shows all, takhin topic create {topic} makes it",
+    Reason.PARTITION_NOT_FOUND: "takhin topic describe {topic} shows its partitions",
     Reason.GROUP_NOT_FOUND: "takhin group list shows all",
     Reason.TOPIC_EXISTS: "takhin topic update changes it, --if-not-exists takes it as it is",
-    Reason.GROUP_HAS_MEMBERS: "stop its consumers first; takhin group describe NAME names them",
-    Reason.OFFSET_OUT_OF_RANGE: "takhin topic describe NAME shows where each partition begins and ends",
-    Reason.RECORD_TOO_LARGE: "takhin topic update NAME -c max.message.bytes=BYTES lets the topic take larger ones",
+    Reason.GROUP_HAS_MEMBERS: "stop its consumers first; takhin group describe {group} names them",
+    Reason.OFFSET_OUT_OF_RANGE: "takhin topic describe {topic} shows where each partition begins and ends",
+    Reason.RECORD_TOO_LARGE: "takhin topic update {topic} -c max.message.bytes=BYTES lets the topic take larger ones",
     Reason.DISK_FULL: "make room on the broker's disk, or let it keep less (retention.bytes, retention.ms)",
     Reason.CORRUPT_BATCH: "takhin segment verify DIR examines the files of a broker that is stopped",
     Reason.PARTITION_DAMAGED: "takhin segment verify DIR examines the files of a broker that is stopped",
     Reason.LOG_TRUNCATED: "read again from there, or from the beginning (-o earliest)",
-    Reason.NO_COMMITTED_OFFSET: "takhin group lag GROUP shows what is committed; --to earliest needs no commit",
+    Reason.NO_COMMITTED_OFFSET: "takhin group lag {group} shows what is committed; --to earliest needs no commit",
     Reason.DRAINING: "the broker is shutting down: try again when it is back",
 }
 _CODE_HINTS: dict[Code, str] = {
@@ -50,8 +50,12 @@ def command_error(problem: ClientError, broker: str) -> CommandError:
     code = Code(problem.code)
     message = problem.message.rstrip(".")
     if code == Code.UNAVAILABLE and not problem.reason:
-        message = f"cannot reach a broker at {broker} ({message})"
+        # gRPC says the same three times over; the last of it is what the operating system said.
+        message = f"cannot reach a broker at {broker} ({message.rpartition(': ')[2]})"
     elif code == Code.DEADLINE_EXCEEDED and not problem.reason:
         message = f"no answer from {broker} in time"
     hint = _HINTS.get(problem.reason) or _CODE_HINTS.get(code)
-    return CommandError(f"{message}; {hint}" if hint else message, _STATUSES.get(code, EXIT_FAILED))
+    if hint:
+        names = {"topic": "TOPIC", "group": "GROUP"} | problem.metadata
+        message += "; " + hint.format(topic=names["topic"], group=names["group"])
+    return CommandError(message, _STATUSES.get(code, EXIT_FAILED))

@@ -15,22 +15,27 @@ from takhin.cli.terminal import open_standard_streams
 PROG = "takhin"
 
 _ABOUT = """\
-Topics, records and consumer groups of a Takhin broker, and tools around its data directory; takhin-server is the broker
-itself.
+Topics, records and consumer groups of a Takhin broker, and tools around its
+data directory; takhin-server is the broker itself.
 
 First steps: takhin dev starts a broker to play with, and says what to type next.
 """
 _EPILOG = """\
-Every option can also be set by a variable: TAKHIN_BROKER is --broker everywhere, TAKHIN_TOPIC_CREATE_PARTITIONS is topic
-create --partitions. A flag beats the variable.
+Every option can also be set by a variable: TAKHIN_BROKER is --broker everywhere,
+TAKHIN_TOPIC_CREATE_PARTITIONS is topic create --partitions. A flag beats the variable.
 
-Exit status: 0 when all is well, 1 when it failed, 2 for a mistake in the arguments, 3 when there is no such topic or
-group, 4 when access is denied, 5 when the broker can't be reached, 6 when time was up, 130 after Ctrl-C, 141 when nobody
-reads the output any more.
+Exit status: 0 when all is well, 1 when it failed, 2 for a mistake in the arguments, 3 when
+there is no such topic or group, 4 when access is denied, 5 when the broker can't be reached,
+6 when time was up, 130 after Ctrl-C, 141 when nobody reads the output any more.
 """
 
 COMMANDS = {
-    "segment": Lazy("takhin.cli.segment", "Look into a data directory's files, audit and repair them, without a broker."),
+    name: Lazy(f"takhin.cli.{name}", about) for name, about in {
+        "topic": "Create, list, describe, update and delete topics.",
+        "group": "Consumer groups: who is in them, how far behind they are; set them elsewhere.",
+        "health": "Ask the broker how it is.",
+        "segment": "Look into a data directory's files, audit and repair them, without a broker.",
+    }.items()
 }
 
 
