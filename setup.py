@@ -22,6 +22,7 @@ MODULES = [
     "takhin.codec.messages",
     "takhin.codec.transaction",
     "takhin.codec.wal",
+    "takhin.client.messages",
     "takhin.log.files",
     "takhin.log.ring",
     "takhin.log.index",
@@ -33,6 +34,7 @@ MODULES = [
     "takhin.log.reader",
     "takhin.log.timesearch",
     "takhin.log.sync",
+    "takhin.cli.lines",
 ]
 
 C_FLAGS = ["-O0", "-g"] if DEBUG else ["-O3", "-g1"]

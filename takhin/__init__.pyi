@@ -1,0 +1,5 @@
+from takhin import client as client
+from takhin import errors as errors
+from takhin.client import *
+
+__version__: str
