@@ -9,12 +9,13 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 SOURCES := $(shell find takhin -name '*.pyx' -o -name '*.pxd') setup.py
 
-.PHONY: help venv build dev debug annotate proto run test asan bench clean
+.PHONY: help venv build dev debug annotate proto run test secured asan bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make run       start the broker on 127.0.0.1:9092 with its data in ./data"
 	@echo "make test      run the test suite (PYTEST_ARGS='-k name' for a part)"
+	@echo "make secured   the tests of the RPCs on brokers with TLS and authentication"
 	@echo "make bench     measure: handlers in process, then load against a running broker"
 	@echo "make crash, groups, powercut, torn, rot, faults, diskfull, fuzz, mutants: break it on purpose (N=rounds SEED=n SECONDS=n)"
 	@echo "make asan      the tests of the compiled parts on a build with sanitizers"
@@ -57,6 +58,10 @@ run: build
 
 test: build
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The RPCs as they are in production; a share of it is in "make test" (tests/rpc/test_secured.py).
+secured: build
+	TAKHIN_TEST_SECURED=1 $(BIN)/python -m pytest tests/rpc $(PYTEST_ARGS)
 
 # Faults on purpose. N=rounds, SEED=number, SECONDS=at most so long; python -m tests.torture.NAME --help tells more.
 TORTURE := crash groups powercut torn rot faults diskfull fuzz mutants

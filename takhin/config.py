@@ -33,6 +33,8 @@ _VARIABLE_PREFIX = "TAKHIN_"
 _FILE_VARIABLE = "TAKHIN_CONFIG"
 # [IPv6] or a name or IPv4, then the port.
 _LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([A-Za-z0-9._-]{1,253})):([0-9]{1,5})", re.ASCII)
+# What neither a shell nor grpc's own reading of such an address takes for anything but itself.
+_UNIX = re.compile(r"unix:((?!//)[A-Za-z0-9/._+@,=~-]{1,107})", re.ASCII)
 _DEFAULT = "default"
 # A setting, the one it must not exceed, and by how much it must stay below. In this order: a bound is settled before
 # it bounds.
@@ -162,6 +164,8 @@ class Limits:
     stream_requests_in_flight: int = _number(
         1_024, "requests of one produce stream that wait for their answers", "", 1, 1_000_000)
     stream_bytes_in_flight: int = _number(16 * MIB, "the same in bytes", _SIZE, KIB, TIB)
+    api_keys: int = _number(10_000, "API keys", "", 1, 1_000_000)
+    acls: int = _number(10_000, "ACL entries", "", 1, 1_000_000)
     open_files: int = _number(4_096, "segment files held open", "", 16, 1_000_000)
     journal_bytes: int = _number(
         64 * MIB, "disk space for the journal, which makes durable acks over many partitions cheap; 0: none", _SIZE, 0,
@@ -172,16 +176,55 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsSettings:
+    """[tls]: encryption, and certificates of clients. Files are PEM, and read again when they change."""
+
+    cert: str = _text("", "the server's certificate, with those that lead to its root; gives TLS", "FILE")
+    key: str = _text("", "its private key, without a password", "FILE")
+    client_ca: str = _text(
+        "", "every client must show a certificate that one of these has signed; turns authentication on", "FILE")
+    check_ms: int = _number(5_000, "time between two looks whether the files have changed", _DURATION, 100, INT32_MAX)
+
+
+@dataclass(frozen=True, slots=True)
+class AuthSettings:
+    """[auth]: who clients are. With one of keys, jwks, admin_key or tls.client_ca set, every call but health checks
+    needs proof of it, and is allowed what ACLs allow."""
+
+    keys: bool = _switch(False, "take API keys, which takhin key create makes")
+    admin_key: str = _text(
+        "", "file with one more API key, whose bearer may do everything; takhin key new makes it", "FILE")
+    jwks: str = _text("", "take JSON Web Tokens signed with a key of this JWKS file", "FILE")
+    jwt_issuer: str = _text("", "the issuer (iss) that tokens must name; needed with auth.jwks", "TEXT")
+    jwt_audience: str = _text("", "the audience (aud) that tokens must name; needed with auth.jwks", "TEXT")
+    jwt_leeway_ms: int = _number(
+        0, "how far the token issuer's clock and ours may differ", _DURATION, 0, 300_000)
+    certificate_name: str = _text(
+        "uri", "what of a client's certificate names it: its only URI, its subject, or the common name in it", "WHAT",
+        ("uri", "subject", "common-name"))
+    admins: str = _text(
+        "", "principals that may do everything, whatever ACLs say; several with blanks between", "PRINCIPALS")
+    reflection: str = _text(
+        "authenticated", "who may ask for the services' description (server reflection)", "WHO",
+        ("authenticated", "open", "off"))
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything takhin-server can be told. Made by load_settings(), or directly by tests and embedders."""
 
-    listen: str = _text("127.0.0.1:9092", "address to serve on; port 0 picks a free one", "HOST:PORT")
+    listen: str = _text(
+        "127.0.0.1:9092", "address to serve on; port 0 picks a free one; unix:PATH is a Unix socket", "HOST:PORT")
+    insecure: bool = _switch(
+        False, "serve where other machines reach it though TLS or authentication is missing")
     data_dir: str = _text("./data", "directory of all data; made when it is missing", "DIR")
     log_level: str = _text("info", "least severe log lines to write", "LEVEL", LOG_LEVELS)
     grpc: GrpcSettings = field(default_factory=GrpcSettings)
     topics: TopicDefaults = field(default_factory=TopicDefaults)
     groups: GroupSettings = field(default_factory=GroupSettings)
     limits: Limits = field(default_factory=Limits)
+    tls: TlsSettings = field(default_factory=TlsSettings)
+    auth: AuthSettings = field(default_factory=AuthSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +316,7 @@ def load_settings(
         else:
             sources[key], values[key] = _DEFAULT, option.default
     _fit_together(values, sources)
+    _check_access(values, sources)
     return _assemble(values)
 
 
@@ -289,8 +333,26 @@ def split_listen(listen: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def unix_path(listen: str) -> str | None:
+    """The path of "unix:PATH"; None for any other address. Raises ValueError for a path that can't be one."""
+    if not listen.startswith("unix:"):
+        return None
+    match = _UNIX.fullmatch(listen)
+    if match is None:
+        raise ValueError("not unix:PATH")
+    return match[1]
+
+
+def has_authentication(settings: Settings) -> bool:
+    """Whether clients have to prove who they are."""
+    auth = settings.auth
+    return auth.keys or bool(auth.admin_key or auth.jwks or settings.tls.client_ca)
+
+
 def is_loopback(listen: str) -> bool:
     """Whether only this machine can reach the address. Raises ValueError when it is none."""
+    if unix_path(listen) is not None:
+        return True
     host, _ = split_listen(listen)
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -327,6 +389,32 @@ def _fit_together(values: dict[str, Any], sources: Mapping[str, str]) -> None:
         values[key] = bound
 
 
+def _check_access(values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+    """TLS and authentication: that what belongs together is there, and that nothing is open to others by mistake.
+
+    Raises ConfigError.
+    """
+    for key, needed in (
+        ("tls.cert", "tls.key"), ("tls.key", "tls.cert"), ("tls.client_ca", "tls.cert"),
+        ("auth.jwks", "auth.jwt_issuer"), ("auth.jwks", "auth.jwt_audience"),
+    ):
+        if values[key] and not values[needed]:
+            raise ConfigError(f"{sources[key]}: {key} needs {needed} too, which is not set")
+    has_auth = values["auth.keys"] or values["auth.admin_key"] or values["auth.jwks"] or values["tls.client_ca"]
+    if values["auth.admins"] and not has_auth:
+        raise ConfigError(
+            f"{sources['auth.admins']}: without authentication there is no principal; set auth.keys, auth.admin_key, "
+            "auth.jwks or tls.client_ca")
+    if values["insecure"] or is_loopback(values["listen"]) or (values["tls.cert"] and has_auth):
+        return
+    missing = " and ".join(
+        what for what, there in [("TLS (--tls-cert, --tls-key)", values["tls.cert"]), (
+            "authentication (--auth-keys, --auth-jwks, --tls-client-ca)", has_auth)] if not there)
+    raise ConfigError(
+        f"{sources['listen']}: {values['listen']} can be reached from other machines, and {missing} is missing; "
+        "--insecure serves there all the same")
+
+
 def _parse(option: Option, source: str, text: str) -> str | int | bool:
     """The value of a flag or variable. Raises ConfigError."""
     value: str | int | bool = text
@@ -354,9 +442,11 @@ def _check(option: Option, source: str, value: object) -> str | int | bool:
             _refuse(source, value, option.allowed())
         if option.key == "listen":
             try:
-                split_listen(value)
+                if unix_path(value) is None:
+                    split_listen(value)
             except ValueError:
-                _refuse(source, value, "HOST:PORT with a port of 0 to 65535, as 127.0.0.1:9092 or [::1]:9092")
+                _refuse(source, value, "HOST:PORT with a port of 0 to 65535, as 127.0.0.1:9092 or [::1]:9092; or "
+                        "unix:PATH, of up to 107 letters, digits and /._+@,=~-")
     elif type(value) is int and not (metadata["minimum"] <= value <= metadata["maximum"]):
         if not (value == -1 and metadata["minus_one"]):
             _refuse(source, value, option.allowed())

@@ -68,11 +68,16 @@ class Reason(StrEnum):
     TOO_MANY_PARTITIONS = "TOO_MANY_PARTITIONS"
     INVALID_RESET = "INVALID_RESET"
     NOTHING_TO_UPDATE = "NOTHING_TO_UPDATE"
+    INVALID_PRINCIPAL = "INVALID_PRINCIPAL"
+    INVALID_ACL = "INVALID_ACL"
+    INVALID_EXPIRY = "INVALID_EXPIRY"
     # NOT_FOUND
     TOPIC_NOT_FOUND = "TOPIC_NOT_FOUND"
     PARTITION_NOT_FOUND = "PARTITION_NOT_FOUND"
     GROUP_NOT_FOUND = "GROUP_NOT_FOUND"
     SERVICE_NOT_FOUND = "SERVICE_NOT_FOUND"
+    KEY_NOT_FOUND = "KEY_NOT_FOUND"
+    ACL_NOT_FOUND = "ACL_NOT_FOUND"
     # ALREADY_EXISTS
     TOPIC_EXISTS = "TOPIC_EXISTS"
     # OUT_OF_RANGE
@@ -97,6 +102,8 @@ class Reason(StrEnum):
     TRANSACTION_LIMIT = "TRANSACTION_LIMIT"
     MEMBER_LIMIT = "MEMBER_LIMIT"
     MEMBER_TOO_SLOW = "MEMBER_TOO_SLOW"
+    KEY_LIMIT = "KEY_LIMIT"
+    ACL_LIMIT = "ACL_LIMIT"
     # UNAVAILABLE
     DRAINING = "DRAINING"
     WRITE_FAILED = "WRITE_FAILED"
@@ -118,6 +125,12 @@ class Reason(StrEnum):
     PARTLY_DUPLICATE = "PARTLY_DUPLICATE"
     # DEADLINE_EXCEEDED
     ACK_TIMEOUT = "ACK_TIMEOUT"
+    # PERMISSION_DENIED
+    ACCESS_DENIED = "ACCESS_DENIED"
+    # UNAUTHENTICATED
+    CREDENTIALS_MISSING = "CREDENTIALS_MISSING"
+    CREDENTIALS_INVALID = "CREDENTIALS_INVALID"
+    CREDENTIALS_EXPIRED = "CREDENTIALS_EXPIRED"
     # INTERNAL
     SYNC_FAILED = "SYNC_FAILED"
     INTERNAL_ERROR = "INTERNAL_ERROR"
@@ -179,6 +192,14 @@ class DeadlineExceeded(TakhinError):
     code = Code.DEADLINE_EXCEEDED
 
 
+class PermissionDenied(TakhinError):
+    code = Code.PERMISSION_DENIED
+
+
+class Unauthenticated(TakhinError):
+    code = Code.UNAUTHENTICATED
+
+
 class Internal(TakhinError):
     code = Code.INTERNAL
 
@@ -196,6 +217,8 @@ def _classes() -> dict[Reason, type[TakhinError]]:
         (Reason.CORRUPT_BATCH, DataLoss),
         (Reason.LOG_TRUNCATED, Aborted),
         (Reason.ACK_TIMEOUT, DeadlineExceeded),
+        (Reason.ACCESS_DENIED, PermissionDenied),
+        (Reason.CREDENTIALS_MISSING, Unauthenticated),
         (Reason.SYNC_FAILED, Internal),
     ]
     starts = dict(groups)

@@ -27,10 +27,11 @@ from takhin.codec.batch import BATCH_HEADER_SIZE, Batch, read_batch
 from takhin.errors import DOMAIN, Reason
 from takhin.v1 import takhin_pb2 as pb
 from takhin.v1 import takhin_pb2_grpc
+from tests.secured import Secured, secured_by_default
 
 SERVER = (sys.executable, "-m", "takhin.cli.server")
 SERVICE = "takhin.v1.TakhinService"
-SERVING = re.compile(r"takhin: serving on (\S+:[0-9]+)\n")
+SERVING = re.compile(r"takhin: serving on (\S+)\n")
 # Far more than anything here takes: a test that waits so long has failed.
 DEADLINE_S = 60
 # What a broker never writes to its log unless it has a bug, or asyncio found one in it.
@@ -45,12 +46,13 @@ class BrokerProcess:
     """A takhin-server on 127.0.0.1, its data in DIRECTORY/data and its log in DIRECTORY/stderr, for all its runs.
 
     flags: of takhin-server. prefix: what runs it, strace for example; "{data}" there is its data directory. program: in
-    place of takhin-server. variables: of its environment. check() is for the end of a test.
+    place of takhin-server. variables: of its environment. secured: with TLS and authentication; None: as the whole run
+    is, see tests/secured.py. check() is for the end of a test.
     """
 
     def __init__(
         self, directory: Path, *flags: str, prefix: Sequence[str] = (), program: Sequence[str] = SERVER,
-        variables: Mapping[str, str] | None = None
+        variables: Mapping[str, str] | None = None, listen: str = "127.0.0.1:0", secured: Secured | None = None
     ):
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
@@ -60,6 +62,9 @@ class BrokerProcess:
         self.prefix = list(prefix)
         self.program = list(program)
         self.variables = dict(variables or {})
+        self.listen = listen
+        # Whoever runs it under strace may look for the messages on the wire.
+        self.secured = secured or secured_by_default(encrypted=not prefix)
         self.address = ""
         self._popen: subprocess.Popen[bytes] | None = None
         self._channels: list[grpc.Channel] = []
@@ -88,7 +93,9 @@ class BrokerProcess:
         """Start it, and wait for nothing."""
         assert self._popen is None
         prefix = [word.replace("{data}", str(self.data_dir)) for word in self.prefix]
-        command = [*prefix, *self.program, "--listen", "127.0.0.1:0", "--data-dir", str(self.data_dir)]
+        command = [*prefix, *self.program, "--listen", self.listen, "--data-dir", str(self.data_dir)]
+        if self.secured is not None:
+            command += self.secured.flags
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("TAKHIN_", "GRPC_"))}
         with self.stderr_path.open("ab") as errors:
             self._popen = subprocess.Popen(
@@ -193,7 +200,11 @@ class BrokerProcess:
     def channel(self, **options: int | str) -> grpc.Channel:
         """A new channel, with a connection of its own; `options` of grpc's core, "__" for ".". Closed with the run."""
         pairs = [(f"grpc.{name.replace('__', '.')}", value) for name, value in options.items()]
-        channel = grpc.insecure_channel(self.address, options=[("grpc.use_local_subchannel_pool", 1), *pairs])
+        together = [("grpc.use_local_subchannel_pool", 1), *pairs]
+        if self.secured is None:
+            channel = grpc.insecure_channel(self.address, options=together)
+        else:
+            channel = self.secured.channel(self.address, together)
         self._channels.append(channel)
         return channel
 

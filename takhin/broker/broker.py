@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 
+from takhin.broker.access_control import AccessControl
 from takhin.broker.consume import Consuming
 from takhin.broker.group_offsets import GroupOffsets
 from takhin.broker.groups import GroupCoordinator
@@ -41,7 +42,7 @@ class Broker:
     """One broker on one data directory.
 
     start(), then use topics, producers, producing, consuming, subscribing, log_starts, groups, group_offsets,
-    offset_resets; begin_drain() and stop() end it. All of it on one event loop.
+    offset_resets, access; begin_drain() and stop() end it. All of it on one event loop.
     """
 
     topics: Topics
@@ -54,6 +55,7 @@ class Broker:
     subscribing: Subscribing
     group_offsets: GroupOffsets
     offset_resets: OffsetResets
+    access: AccessControl
 
     def __init__(self, settings: Settings, clock_ms: Callable[[], int] = wall_clock_ms):
         self.settings = settings
@@ -110,6 +112,7 @@ class Broker:
             self.topics, self.producers, self.groups, self._metadata, self._store.transactor, settings.limits,
             self._clock_ms,
         )
+        self.access = AccessControl(self._metadata, settings.limits, self._clock_ms)
         self.group_offsets = GroupOffsets(self._metadata, self.topics, self.groups)
         self.offset_resets = OffsetResets(
             self._metadata, self.topics, self.consuming, self.groups, settings.limits, self._clock_ms
@@ -164,6 +167,7 @@ class Broker:
         for row, partitions in topics:
             self.topics.open(row, partitions)
         await self.groups.live.load()
+        await self.access.load()
         logger.info(
             "epoch %d; %d topics, %d partitions; %s; %d bytes scanned, %d cut; %.0f ms",
             self._epoch, len(topics), count, "clean" if run.was_clean else "not stopped cleanly", scanned_bytes,

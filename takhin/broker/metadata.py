@@ -1,5 +1,5 @@
 """The broker's metadata: topics with their configs, log starts and log epochs; groups with their commits; producers'
-ids and names; run state.
+ids and names; API keys and ACLs; run state.
 
 Everything is in one SQLite database (sqlite_thread.py: one thread, batched commits, durable when the await returns).
 Partitions' logs are found by the topic's id, never by its name, and an id is never given out twice: files that a
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from takhin.broker.access_store import ACCESS
 from takhin.broker.group_store import GROUP_MEMBERS, StoredGroup, ensure_group, load_members, store_members
 from takhin.broker.sqlite_thread import Schema, SqliteThread
 from takhin.broker.transaction_store import TRANSACTIONS, last_transaction, store_transactions
@@ -44,9 +45,10 @@ _GROUP_USE = ("ALTER TABLE consumer_groups ADD COLUMN used_ms INTEGER NOT NULL D
 
 SCHEMA = Schema(
     application_id=int.from_bytes(b"TKMD", "big"),
-    version=5,
-    migrations={1: _GROUP_USE, 2: GROUP_MEMBERS, 3: _PRODUCERS, 4: TRANSACTIONS},
+    version=6,
+    migrations={1: _GROUP_USE, 2: GROUP_MEMBERS, 3: _PRODUCERS, 4: TRANSACTIONS, 5: ACCESS},
     statements=(
+        *ACCESS,
         *_PRODUCERS,
         *TRANSACTIONS,
         # One row. clean: the last run ended by end_run(). A database that was never run counts as clean.
@@ -295,6 +297,7 @@ class MetadataStore:
         Nothing is refused: offsets of topics that are gone are left out, and none goes back.
         """
         return await self._db.write(lambda db: store_transactions(db, transactions))
+
     async def reset_offsets(
         self, group_id: str, resets: Sequence[OffsetReset], now_ms: int, max_groups: int, *, dry_run: bool = False
     ) -> list[tuple[int | None, int]]:
@@ -363,6 +366,14 @@ class MetadataStore:
         Raises PRODUCER_LIMIT: a new name beyond max_names, or no epoch left.
         """
         return await self._db.write(lambda db: _raise_producer_epoch(db, name, new_id, now_ms, max_names))
+
+    async def read_access(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        """What a function of access_store.py reads."""
+        return await self._db.read(read)
+
+    async def change_access(self, change: Callable[[sqlite3.Connection], T]) -> T:
+        """What a function of access_store.py changes; raises what that does."""
+        return await self._db.write(change)
 
     async def update_producers(self, used: Sequence[tuple[int, int]], expired: Sequence[tuple[int, int]]) -> None:
         """used: (id, last used in ms). expired: (id, epoch) of names that go, unless the epoch was raised meanwhile."""

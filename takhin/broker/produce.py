@@ -27,6 +27,12 @@ class RequestStream(Protocol):
     async def write(self, message: bytes) -> None: ...
 
 
+class TopicSource(Protocol):
+    """Where a request finds its topic: Topics, or what of them somebody may write to."""
+
+    def get_encoded(self, name: bytes) -> Topic: ...
+
+
 @dataclass(slots=True)
 class _Pending:
     """An answer that is right once `done` gives None; otherwise it gives why the append failed."""
@@ -78,17 +84,22 @@ class Producing:
 
         Raises what the request is refused for (see ProduceRequest.read and _append), what the append failed with.
         """
-        answer = self._append(request)
+        answer = self._append(request, self._topics)
         return answer if type(answer) is bytes else await answer.result()
 
-    async def produce_stream(self, call: RequestStream) -> None:
-        """Answer each request of the stream, in order, while the following ones are read.
+    async def produce_to(self, request: bytes, topics: TopicSource) -> bytes:
+        """As produce(), to these topics alone."""
+        answer = self._append(request, topics)
+        return answer if type(answer) is bytes else await answer.result()
+
+    async def produce_stream(self, call: RequestStream, topics: TopicSource | None = None) -> None:
+        """Answer each request of the stream, in order, while the following ones are read. topics: None: all there are.
 
         A refused request is answered with error, code and reason, and the stream goes on.
         """
         if self._draining:
             raise draining_error()
-        stream = _ProduceStream(self, call, self._limits)
+        stream = _ProduceStream(self, call, self._limits, topics or self._topics)
         reader = asyncio.ensure_future(stream.read_requests())
         reader.add_done_callback(stream.end_of_requests)
         self._readers.add(reader)
@@ -100,12 +111,12 @@ class Producing:
         if self._draining:
             raise draining_error()
 
-    def _append(self, request: bytes) -> bytes | _Pending:
+    def _append(self, request: bytes, topics: TopicSource) -> bytes | _Pending:
         if self._draining:
             raise draining_error()
         scan = self._request
         scan.read(request)
-        topic = self._topics.get_encoded(scan.topic)
+        topic = topics.get_encoded(scan.topic)
         acks = scan.required_acks
         durability = _DURABILITY.get(acks)
         if durability is None:
@@ -131,10 +142,10 @@ class Producing:
             return _Pending(response, partition.written(), 0, partition)
         return _Pending(response, partition.durable(), scan.timeout_ms, partition)
 
-    def answer(self, request: bytes) -> bytes | _Pending:
+    def answer(self, request: bytes, topics: TopicSource) -> bytes | _Pending:
         """As _append, with a refusal as an answer."""
         try:
-            return self._append(request)
+            return self._append(request, topics)
         except TakhinError as refusal:
             return self.failure(refusal)
 
@@ -149,7 +160,8 @@ class Producing:
 class _ProduceStream:
     """One produce stream: requests are read and appended by one task, answers written by another."""
 
-    def __init__(self, producing: Producing, call: RequestStream, limits: Limits):
+    def __init__(self, producing: Producing, call: RequestStream, limits: Limits, topics: TopicSource):
+        self._topics = topics
         self._producing = producing
         self._call = call
         self._max_requests = limits.stream_requests_in_flight
@@ -162,7 +174,7 @@ class _ProduceStream:
     async def read_requests(self) -> None:
         """Until the client has sent its last; waits while too much is unanswered."""
         while (request := await self._call.read()) is not None:
-            self._answers.append((self._producing.answer(request), len(request)))
+            self._answers.append((self._producing.answer(request, self._topics), len(request)))
             self._bytes += len(request)
             self._wake()
             while len(self._answers) >= self._max_requests or self._bytes >= self._max_bytes:

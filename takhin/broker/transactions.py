@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from takhin.broker.groups import GroupCoordinator
 from takhin.broker.metadata import MetadataStore, OffsetCommit
+from takhin.broker.permissions import WritableTopics
 from takhin.broker.produce import (
     ACKS_DURABLE,
     ACKS_NONE,
+    TopicSource,
     check_record_sizes,
     choose_partition,
     draining_error,
@@ -96,8 +98,8 @@ class Transactions:
 
     # Requests
 
-    async def produce(self, request: bytes) -> bytes:
-        """Carry out a ProduceTransactionRequest; returns the encoded answer.
+    async def produce(self, request: bytes, topics: WritableTopics | None = None) -> bytes:
+        """Carry out a ProduceTransactionRequest; returns the encoded answer. topics: None: all there are.
 
         Raises what the requests in it are refused for (Producing.produce), and its offsets (GroupCoordinator.commit);
         DUPLICATE_PARTITION, PARTLY_DUPLICATE, TRANSACTION_LIMIT, ACK_TIMEOUT, and what Transactor.run does.
@@ -114,7 +116,7 @@ class Transactions:
                 f"as many transactions wait for their turn as this broker takes (limits.transaction_bytes_in_flight, "
                 f"{self._limits.transaction_bytes_in_flight}); try again",
             )
-        task = asyncio.ensure_future(self._run(scan))
+        task = asyncio.ensure_future(self._run(scan, topics))
         self._in_flight.add(task)
         self._bytes_in_flight += cost_bytes
 
@@ -136,8 +138,10 @@ class Transactions:
             )
         return encode_transaction(task.result())
 
-    async def _run(self, scan: TransactionRequest) -> list[bytes]:
-        appends = self._appends(scan.appends)
+    async def _run(self, scan: TransactionRequest, topics: WritableTopics | None) -> list[bytes]:
+        appends = self._appends(scan.appends, topics or self._topics)
+        if topics is not None and (scan.offsets or scan.group_id):
+            topics.check_commit(scan.group_id, {topic for topic, _, _ in scan.offsets})
         rows = await self._rows(scan)
         now_ms = self._clock_ms()
         offsets = [(row.topic_id, row.partition, row.offset) for row in rows]
@@ -171,13 +175,13 @@ class Transactions:
             return []
         return await self._groups.prepare(scan.group_id, scan.offsets, scan.member_id, _generation(scan))
 
-    def _appends(self, requests: list[bytes]) -> list[_Append]:
+    def _appends(self, requests: list[bytes], topics: TopicSource) -> list[_Append]:
         if not requests:
             raise error(Reason.MALFORMED_REQUEST, "the transaction has no appends; at least one is needed")
         appends: list[_Append] = []
         seen: set[Partition] = set()
         for request in requests:
-            append = self._append(request)
+            append = self._append(request, topics)
             if append.partition in seen:
                 raise error(
                     Reason.DUPLICATE_PARTITION,
@@ -194,10 +198,10 @@ class Transactions:
             )
         return appends
 
-    def _append(self, request: bytes) -> _Append:
+    def _append(self, request: bytes, topics: TopicSource) -> _Append:
         scan = self._scan
         scan.read(request)
-        topic = self._topics.get_encoded(scan.topic)
+        topic = topics.get_encoded(scan.topic)
         if scan.required_acks not in (ACKS_NONE, ACKS_DURABLE):
             raise error(
                 Reason.INVALID_ACKS,

@@ -34,6 +34,10 @@ _HINTS: dict[str, str] = {
     Reason.PARTITION_DAMAGED: "takhin segment verify DIR examines the files of a broker that is stopped",
     Reason.LOG_TRUNCATED: "read again from there, or from the beginning (-o earliest)",
     Reason.NO_COMMITTED_OFFSET: "takhin group lag {group} shows what is committed; --to earliest needs no commit",
+    Reason.CREDENTIALS_EXPIRED: "have new ones made: takhin key create, or a new token",
+    Reason.ACCESS_DENIED: "ask who runs the broker; takhin acl create allows it",
+    Reason.KEY_NOT_FOUND: "takhin key list shows the ids",
+    Reason.ACL_NOT_FOUND: "takhin acl list shows all",
     Reason.DRAINING: "the broker is shutting down: try again when it is back",
 }
 _CODE_HINTS: dict[Code, str] = {

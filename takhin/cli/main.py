@@ -33,6 +33,9 @@ COMMANDS = {
     name: Lazy(f"takhin.cli.{name}", about) for name, about in {
         "topic": "Create, list, describe, update and delete topics.",
         "group": "Consumer groups: who is in them, how far behind they are; set them elsewhere.",
+        "key": "API keys: make, list and revoke them.",
+        "acl": "Who may do what: allow, deny, list.",
+        "cert": "Certificates to try TLS with.",
         "health": "Ask the broker how it is.",
         "segment": "Look into a data directory's files, audit and repair them, without a broker.",
     }.items()

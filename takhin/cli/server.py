@@ -27,11 +27,12 @@ from takhin.cli.command import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from takhin.cli.program import Command, usage_line
 from takhin.cli.program import Option as Flag
 from takhin.cli.terminal import complain, open_standard_streams, printable, write
-from takhin.config import Option, Settings, is_loopback, load_settings, options
+from takhin.config import Option, Settings, has_authentication, is_loopback, load_settings, options
 from takhin.errors import ConfigError, StartError
 
 if TYPE_CHECKING:
     from takhin.broker.broker import Broker
+    from takhin.rpc.security import Security
 
 PROG = "takhin-server"
 
@@ -56,6 +57,7 @@ MODULES = (
     "uvloop",
     "takhin.broker.broker",
     "takhin.rpc.service",
+    "takhin.rpc.access",
     "takhin.rpc.grpc_front",
     "takhin.rpc.health",
     "takhin.rpc.reflection",
@@ -104,10 +106,13 @@ def _show_version(context: click.Context, _option: click.Parameter, wanted: bool
 def _parse(argv: Sequence[str] | None) -> dict[str, str | None]:
     """The flags as typed, by Option.key, with "config". Raises UsageError, Exit (--help, --version)."""
     titles = {"": "Server", "grpc": "Connections and messages, [grpc]", "topics": "Defaults for topics, [topics]",
-              "groups": "Consumer groups, [groups]", "limits": "Limits, [limits]"}
+              "groups": "Consumer groups, [groups]", "limits": "Limits, [limits]", "tls": "Encryption, [tls]",
+              "auth": "Authentication and access, [auth]"}
     known = options()
     flags = [
-        Flag([each.flag, _name(each)], metavar=_metavar(each), help=_help(each), section=titles[each.section])
+        # A switch alone is switched on.
+        Flag([each.flag, _name(each)], metavar=_metavar(each), help=_help(each), section=titles[each.section],
+             **{"is_flag": False, "flag_value": "true"} if each.type is bool else {})
         for each in known
     ]
     command = Command(
@@ -207,7 +212,10 @@ def _run(settings: Settings, signals: _Signals) -> int:
 async def _serve(settings: Settings, signals: _Signals) -> int:
     """The broker's life. Gives the exit status. Raises StartError."""
     from takhin.broker.broker import Broker
+    from takhin.rpc.security import Security
 
+    # First, so that a mistake there does not wait for the log's recovery to be told.
+    security = Security(settings)
     stop = asyncio.create_task(signals.wait())
     broker = Broker(settings)
     # A signal during the start waits for its end: recovery is not to be stopped half-way, though it may be killed.
@@ -215,7 +223,7 @@ async def _serve(settings: Settings, signals: _Signals) -> int:
     failure = None
     try:
         if signals.received is None:
-            failure = await _serve_until_stopped(broker, settings, stop)
+            failure = await _serve_until_stopped(broker, settings, security, stop)
     finally:
         stop.cancel()
         try:
@@ -231,20 +239,30 @@ async def _serve(settings: Settings, signals: _Signals) -> int:
     return EXIT_OK
 
 
-async def _serve_until_stopped(broker: "Broker", settings: Settings, stop: asyncio.Task[None]) -> str | None:
+async def _serve_until_stopped(
+    broker: "Broker", settings: Settings, security: "Security", stop: asyncio.Task[None]
+) -> str | None:
     """Serve until `stop` is done or the broker must give up: then gives the reason. Raises StartError."""
+    from takhin.rpc.access import Guard
+    from takhin.rpc.access_service import access_methods
     from takhin.rpc.call import method_table, service_names
     from takhin.rpc.grpc_front import GrpcFront
     from takhin.rpc.health import Health, ServingStatus
     from takhin.rpc.reflection import SERVICES, reflection_methods
     from takhin.rpc.service import takhin_methods
+    from takhin.rpc.watched_files import watch
 
-    methods = takhin_methods(broker)
-    health = Health([*service_names(methods), *SERVICES])
+    methods = takhin_methods(broker) + access_methods(broker.access)
+    reflected = settings.auth.reflection != "off"
+    health = Health([*service_names(methods), *(SERVICES if reflected else ())])
     methods += health.methods()
-    front = GrpcFront(method_table(methods, reflection_methods(service_names(methods))), settings.grpc)
+    if reflected:
+        methods += reflection_methods(service_names(methods))
+    guard = Guard(broker, security.authentication, open_reflection=settings.auth.reflection == "open")
+    front = GrpcFront(method_table(guard.guarded(methods)), settings.grpc, security.tls)
     bound = await front.start(settings.listen)
     failed = asyncio.create_task(broker.wait_failed())
+    watching = asyncio.create_task(watch(security.files, settings.tls.check_ms))
     try:
         health.set_all(ServingStatus.SERVING)
         _announce(bound, settings)
@@ -252,14 +270,17 @@ async def _serve_until_stopped(broker: "Broker", settings: Settings, stop: async
         return failed.result() if failed.done() else None
     finally:
         failed.cancel()
+        watching.cancel()
         health.drain()
         broker.begin_drain()
         await front.stop(settings.grpc.shutdown_grace_ms)
 
 
 def _announce(bound: str, settings: Settings) -> None:
-    if not is_loopback(bound):
-        _log.warning("%s can be reached from other machines, without encryption or authentication", bound)
+    missing = [what for what, there in [
+        ("encryption", settings.tls.cert), ("authentication", has_authentication(settings))] if not there]
+    if missing and not is_loopback(bound):
+        _log.warning("%s can be reached from other machines, without %s (--insecure)", bound, " and ".join(missing))
     _log.info("version %s serves on %s, data in %s", __version__, bound, os.path.abspath(settings.data_dir))
     # Not sys.stdout: what a closed pipe leaves in its buffer would turn the exit status into 120.
     if not write(1, f"takhin: serving on {bound}\n"):

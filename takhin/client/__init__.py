@@ -1,5 +1,6 @@
 """The client of Takhin for asyncio. takhin.sync has the same for code without."""
 
+from takhin.client.access import Access, Acl, ApiKey
 from takhin.client.client import Client, connect
 from takhin.client.errors import (
     Aborted,
@@ -58,7 +59,10 @@ from takhin.client.types import (
 __all__ = [
     "TLS",
     "Aborted",
+    "Access",
+    "Acl",
     "AlreadyExists",
+    "ApiKey",
     "BufferFull",
     "Cancelled",
     "Client",

@@ -2,6 +2,7 @@
 
 from types import TracebackType
 
+from takhin.client.access import Access
 from takhin.client.admin import Admin
 from takhin.client.grpc_transport import DEFAULT_TIMEOUT_S, TLS, GrpcTransport
 from takhin.client.producer import Acks, Producer
@@ -31,10 +32,11 @@ def connect(
 
 
 class Client(Admin):
-    """Made by connect(), or over any other Transport. One event loop uses it."""
+    """Made by connect(), or over any other Transport. One event loop uses it. access: API keys and ACLs."""
 
     def __init__(self, transport: Transport, *, retry_s: float = DEFAULT_RETRY_S) -> None:
         super().__init__(transport)
+        self.access = Access(transport)
         self._retry_s = retry_s
 
     async def __aenter__(self) -> "Client":

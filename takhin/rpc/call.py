@@ -33,8 +33,8 @@ class Call(Protocol):
         """The client's address, "HOST:PORT" where there is one."""
 
     @property
-    def identity(self) -> str | None:
-        """Who the client proved to be; None as long as there is no authentication."""
+    def identity(self) -> bytes | None:
+        """The certificate with which the client proved who it is, PEM; None when the transport asked for none."""
 
     @property
     def metadata(self) -> Mapping[str, str | bytes]:

@@ -5,11 +5,10 @@ are `async def` through and through: grpc.aio would run anything else in a threa
 """
 
 import asyncio
-import errno
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote
@@ -17,10 +16,13 @@ from urllib.parse import unquote
 import grpc
 import grpc.aio
 
-from takhin.config import GrpcSettings
+from takhin.config import GrpcSettings, unix_path
 from takhin.errors import StartError
 from takhin.rpc.call import Kind, Method, MethodTable
+from takhin.rpc.listening import check_free, check_path_free, only_for_group
 from takhin.rpc.status import status_of
+from takhin.rpc.tls import Certificates
+from takhin.rpc.watched_files import WatchedFiles
 
 _STATUS_DETAILS_KEY = "grpc-status-details-bin"
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -48,8 +50,9 @@ class GrpcCall:
         return unquote(self._context.peer().partition(":")[2])
 
     @property
-    def identity(self) -> str | None:
-        return None
+    def identity(self) -> bytes | None:
+        shown = self._context.auth_context().get("x509_pem_cert")
+        return shown[0] if shown else None
 
     @property
     def metadata(self) -> Mapping[str, str | bytes]:
@@ -97,27 +100,47 @@ class GrpcCall:
 class GrpcFront:
     """Serves `table` over grpc.aio: one start, one stop. A process has one event loop that uses grpc.aio."""
 
-    def __init__(self, table: MethodTable, settings: GrpcSettings):
+    def __init__(
+        self, table: MethodTable, settings: GrpcSettings, tls: "WatchedFiles[Certificates] | None" = None
+    ):
+        """tls: None: connections are not encrypted."""
         self._settings = settings
+        self._credentials = server_credentials(tls) if tls is not None else None
         self._handlers = {path: self._rpc_handler(method) for path, method in table.items()}
         self._server: grpc.aio.Server | None = None
+        self._socket_path: str | None = None
         self._stopped = False
         self._calls = 0
         self._idle: asyncio.Event | None = None
 
     async def start(self, listen: str) -> str:
-        """Bind `listen` ("HOST:PORT", "[IPv6]:PORT", port 0 for a free one) and serve; gives the bound "HOST:PORT".
+        """Bind `listen` ("HOST:PORT", "[IPv6]:PORT", port 0 for a free one; "unix:PATH") and serve; gives the bound
+        address.
 
         Raises StartError, with one line for the operator, when the address can't be had.
         """
-        await _check_free(listen)
+        try:
+            path = unix_path(listen)
+        except ValueError:
+            raise StartError(f"can't listen on {listen!r}: give unix:PATH, of letters, digits and /._+@,=~-") from None
+        if path is None:
+            await check_free(listen)
+        else:
+            check_path_free(path)
         server = grpc.aio.server(handlers=(_Handlers(self._handlers),), options=server_options(self._settings))
         try:
-            bound_port = server.add_insecure_port(listen)
+            with only_for_group() if path is not None else nullcontext():
+                if self._credentials is None:
+                    bound_port = server.add_insecure_port(listen)
+                else:
+                    bound_port = server.add_secure_port(listen, self._credentials)
         except RuntimeError as exc:
             raise StartError(f"can't listen on {listen}: another process took it, or it is not to be had here") from exc
         await server.start()
         self._server = server
+        if path is not None:
+            self._socket_path = path
+            return listen
         return f"{listen.rpartition(':')[0]}:{bound_port}"
 
     async def stop(self, grace_ms: int) -> None:
@@ -129,6 +152,9 @@ class GrpcFront:
             return
         self._idle = asyncio.Event()
         await self._server.stop(grace_ms / 1000)
+        if self._socket_path is not None:
+            with suppress(OSError):
+                os.unlink(self._socket_path)
         self._stopped = True
         if self._calls:
             # The transport is done with a cancelled call before its handler has run its `finally`.
@@ -260,6 +286,25 @@ def server_options(settings: GrpcSettings) -> list[tuple[str, int]]:
     return list(options.items())
 
 
+def server_credentials(tls: "WatchedFiles[Certificates]") -> grpc.ServerCredentials:
+    """Every handshake is made with the certificates that are in use then."""
+    given = tls.current
+
+    def configuration() -> Any:
+        pair = (given.key, given.chain)
+        return grpc.ssl_server_certificate_configuration([pair], root_certificates=given.client_ca)
+
+    def fetch() -> Any:
+        # On a thread of core's, before each handshake; None: as before.
+        nonlocal given
+        if given is tls.current:
+            return None
+        given = tls.current
+        return configuration()
+
+    return grpc.dynamic_ssl_server_credentials(configuration(), fetch, given.client_ca is not None)
+
+
 def _shut_down_connection(peer: str) -> None:
     """Shut down the connection of this process whose other end is `peer` ("HOST:PORT")."""
     for name in os.listdir("/proc/self/fd"):
@@ -281,42 +326,3 @@ def _peer_text(address: tuple[Any, ...]) -> str:
     """As grpc writes it: an IPv4 address as such, also on a socket of IPv6, which stands in brackets."""
     host, port = address[0].removeprefix("::ffff:"), address[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _split(listen: str) -> tuple[str, int]:
-    """HOST:PORT as host and port; an IPv6 address stands in brackets. Raises StartError."""
-    host, _, port = listen.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if bracketed:
-        host = host[1:-1]
-    if not host or (":" in host) != bracketed or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise StartError(f"can't listen on {listen!r}: give HOST:PORT, with a port of 0 to 65535 and IPv6 in brackets")
-    return host, int(port)
-
-
-async def _check_free(listen: str) -> None:
-    """Raise StartError when not every address `listen` stands for can be bound.
-
-    grpc's core says why a bind failed only in its own log, and is content when one of several addresses is free.
-    """
-    host, port = _split(listen)
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-    except OSError as exc:
-        raise StartError(f"can't listen on {listen}: the host is not known ({exc.strerror})") from None
-    bound = 0
-    for family, kind, protocol, _, address in found:
-        try:
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
-                bound += 1
-        except OSError as exc:
-            if exc.errno == errno.EADDRINUSE:
-                raise StartError(f"{listen} is in use by another process") from None
-            if exc.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                raise StartError(f"can't listen on {listen}: {os.strerror(exc.errno or 0)}") from None
-    if not bound:
-        raise StartError(f"can't listen on {listen}: this machine has no such address")

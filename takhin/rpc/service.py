@@ -54,6 +54,14 @@ def takhin_methods(broker: Broker) -> list[Method]:
 def _unary(
     name: str, request_type: type[RequestT], handler: Callable[[RequestT], Awaitable[Message]]
 ) -> Method:
+    return unary_method(f"/{SERVICE}/{name}", request_type, handler)
+
+
+def unary_method(
+    path: str, request_type: type[RequestT], handler: Callable[[RequestT], Awaitable[Message]]
+) -> Method:
+    """A method whose handler takes a parsed request and gives a message."""
+
     async def handle(request: bytes, call: Call) -> bytes:
         try:
             message = request_type.FromString(request)
@@ -65,7 +73,7 @@ def _unary(
             ) from None
         return (await handler(message)).SerializeToString()
 
-    return Method(f"/{SERVICE}/{name}", Kind.UNARY, handle)
+    return Method(path, Kind.UNARY, handle)
 
 
 class _Handlers:

@@ -512,6 +512,9 @@ def test_the_table_has_what_it_must_have() -> None:
     # tests/rpc/test_subscribe_bad_input.py
     elsewhere |= {Reason.NO_TOPICS, Reason.INVALID_MEMBER_NAME, Reason.INVALID_ASSIGNOR, Reason.INVALID_START_FROM}
     elsewhere |= {Reason.INVALID_COMMIT_MODE, Reason.INVALID_CREDIT}
+    # tests/rpc/test_access_rpc.py
+    elsewhere |= {Reason.INVALID_PRINCIPAL, Reason.INVALID_ACL, Reason.INVALID_EXPIRY}
+    elsewhere |= {Reason.KEY_NOT_FOUND, Reason.ACL_NOT_FOUND}
     from_requests = {reason for reason in Reason if reason.startswith(("INVALID_", "MALFORMED_", "NO_", "DUPLICATE_"))}
     from_requests |= {Reason.RECORD_AND_RECORDS, Reason.OFFSET_AND_TIME, Reason.TOO_MANY_RECORDS}
     from_requests |= {Reason.RECORD_TOO_LARGE, Reason.TOPIC_EXISTS}

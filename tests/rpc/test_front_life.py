@@ -58,10 +58,10 @@ def test_a_port_of_another_program_is_refused(run: Run) -> None:
 @pytest.mark.parametrize(
     "listen",
     ["", "9092", ":9092", "localhost", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536", "127.0.0.1:-1", "::1:9092",
-     "[::1]", "unix:/tmp/x", "127.0.0.1:٣", "[127.0.0.1]:1"],
+     "[::1]", "unix:", "unix://x/y", "unix:a b", "127.0.0.1:٣", "[127.0.0.1]:1"],
 )  # fmt: skip
 def test_an_address_of_the_wrong_form_is_refused(run: Run, listen: str) -> None:
-    with pytest.raises(StartError, match="give HOST:PORT"):
+    with pytest.raises(StartError, match="give (HOST:PORT|unix:PATH)"):
         run(GrpcFront({}, GrpcSettings()).start(listen))
 
 

@@ -58,6 +58,7 @@ def test_one_slow_member_does_not_slow_the_others(broker: BrokerProcess, capsys:
     stub = broker.stub()
     topic = new_topic(stub, 2)
     slow = Member(narrow_stub(broker), "g", topic, reads=False)
+    wait_until(lambda: stub.ListConsumerGroups(pb.ListConsumerGroupsRequest()).groups)
     wait_until(lambda: stub.DescribeConsumerGroup(pb.DescribeConsumerGroupRequest(group_id="g")).members)
     fast = Member(stub, "g", topic)
     # The slow one is asked for it, and does not hear it: it is lost when the deadline passes.

@@ -100,8 +100,13 @@ def test_a_commit_beyond_the_end_is_for_reset_offsets(broker: BrokerProcess) -> 
 CLIENT = """
 import sys, grpc
 from takhin.v1 import takhin_pb2 as pb, takhin_pb2_grpc
-stub = takhin_pb2_grpc.TakhinServiceStub(grpc.insecure_channel(sys.argv[1]))
-start = pb.SubscribeRequest(start=pb.SubscribeStart(group_id="g", topics=[sys.argv[2]]))
+address, topic, *secured = sys.argv[1:]
+if secured:
+    call = grpc.access_token_call_credentials(secured[0])
+    credentials = grpc.composite_channel_credentials(grpc.ssl_channel_credentials(open(secured[1], "rb").read()), call)
+stub = takhin_pb2_grpc.TakhinServiceStub(
+    grpc.secure_channel(address, credentials) if secured else grpc.insecure_channel(address))
+start = pb.SubscribeRequest(start=pb.SubscribeStart(group_id="g", topics=[topic]))
 def requests():
     import time
     yield start
@@ -115,7 +120,9 @@ def test_a_client_that_is_killed_is_awaited(start_broker: StartBroker) -> None:
     broker = start_broker("--groups-grace-ms", "1500")
     stub = broker.stub()
     topic = new_topic(stub)
-    client = subprocess.Popen([sys.executable, "-c", CLIENT, broker.address, topic], stdout=subprocess.PIPE)
+    secured = broker.secured
+    how = [] if secured is None else [secured.token(), str(secured.directory / "ca.pem")]
+    client = subprocess.Popen([sys.executable, "-c", CLIENT, broker.address, topic, *how], stdout=subprocess.PIPE)
     assert client.stdout is not None
     assert [client.stdout.readline() for _ in range(2)] == [b"joined\n", b"assigned\n"]
     other = Member(stub, GROUP, topic)

@@ -11,10 +11,12 @@ from takhin.config import (
     Option,
     Settings,
     TopicDefaults,
+    has_authentication,
     is_loopback,
     load_settings,
     options,
     split_listen,
+    unix_path,
 )
 from takhin.errors import ConfigError
 
@@ -59,7 +61,7 @@ def test_defaults_are_the_documented_ones() -> None:
     assert dataclasses.astuple(settings.groups) == (10_000, 10_000, 1_000, 604_800_000, 600_000)
     assert dataclasses.astuple(settings.limits) == (
         10_000, 10_000, 100_000, 10_000, 100_000, 1_000, 10_000, 100_000, 1_000, 64 << 20, 64 << 20, 8 << 20, 64 << 20,
-        10_000, 1_024, 16 << 20, 4_096, 64 << 20, 64 << 20)
+        10_000, 1_024, 16 << 20, 10_000, 10_000, 4_096, 64 << 20, 64 << 20)
 
 
 def test_settings_are_frozen() -> None:
@@ -85,12 +87,12 @@ def test_every_field_tells_what_it_is(option: Option) -> None:
 
 def test_names_are_derived_from_the_fields() -> None:
     by_key = {option.key: option for option in options()}
-    assert len(by_key) == 45
+    assert len(by_key) == 61
     assert (by_key["listen"].flag, by_key["listen"].variable) == ("--listen", "TAKHIN_LISTEN")
     nested = by_key["grpc.max_message_bytes"]
     assert (nested.flag, nested.variable) == ("--grpc-max-message-bytes", "TAKHIN_GRPC__MAX_MESSAGE_BYTES")
     assert nested.file_key == "[grpc] max_message_bytes"
-    assert len({option.flag for option in options()}) == len({option.variable for option in options()}) == 45
+    assert len({option.flag for option in options()}) == len({option.variable for option in options()}) == 61
 
 
 def test_topic_overheads_fit_by_default() -> None:
@@ -107,7 +109,7 @@ def test_each_source_beats_the_next(tmp_path: Path, option: Option) -> None:
     elif option.key == "listen":
         in_file, in_environment, in_flag = "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"
     elif option.type is str:
-        in_file, in_environment, in_flag = option.metadata["choices"][1:] or ("a", "b", "c")
+        in_file, in_environment, in_flag = (option.metadata["choices"] * 2)[1:4] or ("a", "b", "c")
     else:
         assert isinstance(option.default, int)
         in_file, in_environment, in_flag = (max(option.default, option.metadata["minimum"]) - n for n in range(3))
@@ -125,11 +127,21 @@ def test_each_source_beats_the_next(tmp_path: Path, option: Option) -> None:
     path.write_text((f"[{option.section}]\n" if option.section else "") + f"{option.name} = {shown}\n")
     environ = {option.variable: text(in_environment)}
     flags = {option.key: text(in_flag)}
-    none = {each.key: None for each in options()}
+    none = {each.key: NEEDED_BESIDE.get(option.key, {}).get(each.key) for each in options()}
     assert value(load_settings(none | flags, environ, str(path))) == in_flag
     assert value(load_settings(none, environ, str(path))) == in_environment
     assert value(load_settings(none, {}, str(path))) == in_file
-    assert value(load_settings(none, {}, None)) == option.default
+    if option.key not in ("tls.cert", "tls.key"):  # one of a pair is a mistake
+        assert value(load_settings(none, {}, None)) == option.default
+
+
+# What a setting does not do without.
+TLS_PAIR = {"tls.cert": "c", "tls.key": "k"}
+JWT = {"auth.jwks": "j", "auth.jwt_issuer": "i", "auth.jwt_audience": "a"}
+NEEDED_BESIDE = {
+    "tls.cert": {"tls.key": "k"}, "tls.key": {"tls.cert": "c"}, "tls.client_ca": TLS_PAIR,
+    "auth.jwks": {"auth.jwt_issuer": "i", "auth.jwt_audience": "a"}, "auth.admins": {"auth.keys": "true"},
+}
 
 
 def test_the_file_may_come_from_the_environment(tmp_path: Path) -> None:
@@ -205,13 +217,13 @@ def test_what_is_no_directory(path: str) -> None:
 ])
 def test_addresses(listen: str, parts: tuple[str, int]) -> None:
     assert split_listen(listen) == parts
-    assert load_settings({"listen": listen}, {}, None).listen == listen
+    assert load_settings({"listen": listen, "insecure": "true"}, {}, None).listen == listen
 
 
 @pytest.mark.parametrize("listen", [
     "", "9092", ":9092", "localhost", "localhost:", "localhost:http", "localhost:65536", "localhost:-1", "::1:9092",
     "::1", "[::1]", "[::1]9092", "[localhost]:9092", "[1.2.3.4]:9092", "[::g]:9092", "http://localhost:9092",
-    "local host:9092", "localhost:9092 ", "localhost:9092\n", "unix:/tmp/s", "localhost:٩٠٩٢", "localhost:000001",
+    "local host:9092", "localhost:9092 ", "localhost:9092\n", "localhost:٩٠٩٢", "localhost:000001",
 ])
 def test_what_is_no_address(listen: str) -> None:
     with pytest.raises(ValueError):
@@ -225,6 +237,60 @@ def test_loopback() -> None:
         assert is_loopback(listen)
     for listen in "0.0.0.0:1", "[::]:1", "192.168.0.1:1", "example.org:1":
         assert not is_loopback(listen)
+
+
+@pytest.mark.parametrize("path", ["/tmp/takhin.sock", "takhin.sock", "./a/b", "x" * 107])
+def test_a_unix_socket(path: str) -> None:
+    listen = f"unix:{path}"
+    assert unix_path(listen) == path and is_loopback(listen)
+    assert load_settings({"listen": listen}, {}, None).listen == listen
+
+
+@pytest.mark.parametrize("path", ["", "//host/x", "a b", "a%20b", "a?b", "a#b", "ü", "x" * 108])
+def test_what_is_no_unix_socket(path: str) -> None:
+    with pytest.raises(ValueError):
+        unix_path(f"unix:{path}")
+    assert "unix:PATH" in refusal({"listen": f"unix:{path}"}, {}, None)
+
+
+# TLS and authentication.
+
+
+@pytest.mark.parametrize(("given", "missing"), [
+    ({}, "TLS (--tls-cert, --tls-key) and authentication (--auth-keys, --auth-jwks, --tls-client-ca)"),
+    (TLS_PAIR, "authentication (--auth-keys, --auth-jwks, --tls-client-ca)"),
+    ({"auth.keys": "true"}, "TLS (--tls-cert, --tls-key)"),
+    (JWT, "TLS (--tls-cert, --tls-key)"),
+])
+@pytest.mark.parametrize("listen", ["0.0.0.0:9092", "[::]:0", "broker.example:1"])
+def test_what_others_can_reach_needs_both(listen: str, given: dict[str, str], missing: str) -> None:
+    flags = given | {"listen": listen}
+    assert refusal(flags, {}, None) == (
+        f"--listen: {listen} can be reached from other machines, and {missing} is missing; --insecure serves there all "
+        "the same")
+    assert load_settings(flags | {"insecure": "true"}, {}, None).listen == listen
+    assert load_settings(given | {"listen": "127.0.0.1:1"}, {}, None).listen == "127.0.0.1:1"
+
+
+@pytest.mark.parametrize("auth", [
+    {"auth.keys": "true"}, {"auth.admin_key": "f"}, JWT, {"tls.client_ca": "ca"},
+])
+def test_with_both_it_is_served(auth: dict[str, str]) -> None:
+    settings = load_settings(TLS_PAIR | auth | {"listen": "0.0.0.0:1"}, {}, None)
+    assert has_authentication(settings)
+    assert not has_authentication(load_settings(TLS_PAIR, {}, None))
+
+
+@pytest.mark.parametrize(("flags", "needed"), [
+    ({"tls.cert": "c"}, "tls.cert needs tls.key"),
+    ({"tls.key": "c"}, "tls.key needs tls.cert"),
+    ({"tls.client_ca": "c"}, "tls.client_ca needs tls.cert"),
+    ({"auth.jwks": "j", "auth.jwt_audience": "a"}, "auth.jwks needs auth.jwt_issuer"),
+    ({"auth.jwks": "j", "auth.jwt_issuer": "a"}, "auth.jwks needs auth.jwt_audience"),
+    ({"auth.admins": "key:ops"}, "without authentication there is no principal"),
+])
+def test_what_belongs_together(flags: dict[str, str], needed: str) -> None:
+    assert needed in refusal(flags, {}, None)
 
 
 # Mistakes in the environment.

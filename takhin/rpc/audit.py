@@ -1,0 +1,67 @@
+"""The audit log: who was denied what, and who administered what. Logger takhin.audit, one line an event.
+
+    denied method=ProduceMessage principal=key:billing peer=10.0.0.7:51234 reason=ACCESS_DENIED what="topic 'orders'"
+    done method=DeleteTopic principal=cert:spiffe://example/ops peer=10.0.0.2:40000 what="topic orders"
+    failed method=DeleteTopic principal=key:ops peer=10.0.0.2:40000 reason=TOPIC_NOT_FOUND what="topic orders"
+
+Values with anything but plain characters are in JSON's quotes, so that none can pass for another field or line. Keys,
+tokens and payloads are never in it. "done" means that the change is durable.
+"""
+
+import json
+import logging
+import re
+import time
+
+from takhin.errors import TakhinError
+from takhin.rpc.call import Call
+
+# Of denials, a second: whoever is denied in a loop does not fill the disk.
+MAX_DENIALS_S = 100
+MAX_VALUE_CHARACTERS = 300
+
+NOBODY = "-"
+_PLAIN = re.compile(r"[A-Za-z0-9._:/@*+\[\]-]+", re.ASCII)
+
+
+class Audit:
+    def __init__(self) -> None:
+        self._log = logging.getLogger("takhin.audit")
+        # Whatever the level of other lines is: that nothing happened can't be told from silence otherwise.
+        self._log.setLevel(logging.INFO)
+        self._second = 0
+        self._denials = 0
+
+    def denied(self, method: str, principal: str | None, call: Call, refusal: TakhinError) -> None:
+        """A call, or a request in a stream, that was refused for want of credentials or of permission."""
+        second = int(time.monotonic())
+        if second != self._second:
+            if self._denials > MAX_DENIALS_S:
+                self._log.warning("denied count=%d more, not told one by one", self._denials - MAX_DENIALS_S)
+            self._second, self._denials = second, 0
+        self._denials += 1
+        if self._denials <= MAX_DENIALS_S:
+            self._log.warning("denied %s", _fields(
+                method=method, principal=principal or NOBODY, peer=call.peer or NOBODY, reason=refusal.reason,
+                what=refusal.message))
+
+    def administered(
+        self, method: str, principal: str | None, call: Call, what: str, failure: BaseException | None = None
+    ) -> None:
+        """A change by an administrator; failure: why it was not made, or, of a call cut short, is perhaps not."""
+        fields = {"method": method, "principal": principal or NOBODY, "peer": call.peer or NOBODY}
+        if failure is None:
+            self._log.info("done %s", _fields(**fields, what=what))
+        else:
+            reason = failure.reason if isinstance(failure, TakhinError) else type(failure).__name__
+            self._log.info("failed %s", _fields(**fields, reason=reason, what=what))
+
+
+def _fields(**values: str) -> str:
+    return " ".join(f"{name}={_shown(value)}" for name, value in values.items())
+
+
+def _shown(value: str) -> str:
+    if len(value) > MAX_VALUE_CHARACTERS:
+        value = value[:MAX_VALUE_CHARACTERS] + "..."
+    return value if _PLAIN.fullmatch(value) else json.dumps(value)

@@ -1,0 +1,102 @@
+"""A stream that ends when its caller's credentials do, or what they allow."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+from takhin.errors import TakhinError
+from takhin.rpc.call import StreamCall
+
+
+class GuardedCall:
+    """A StreamCall that can be ended from outside, with a status. To its handler that is as if its client had left.
+
+    Made in the call's own task. check_first: is given the first message that is read, and raises what it is refused
+    for.
+    """
+
+    def __init__(self, call: StreamCall, check_first: Callable[[bytes], None] | None = None):
+        self._call = call
+        self._check_first = check_first
+        self._task: asyncio.Task[None] | None = asyncio.current_task()
+        self._is_writing = False
+        self._was_cancelled = False
+        self._ended_by: TakhinError | None = None
+
+    @property
+    def peer(self) -> str:
+        return self._call.peer
+
+    @property
+    def identity(self) -> bytes | None:
+        return self._call.identity
+
+    @property
+    def metadata(self) -> Mapping[str, str | bytes]:
+        return self._call.metadata
+
+    def time_remaining_s(self) -> float | None:
+        return self._call.time_remaining_s()
+
+    def cancelled(self) -> bool:
+        return self._ended_by is not None or self._call.cancelled()
+
+    async def read(self) -> bytes | None:
+        message = await self._call.read()
+        if self._ended_by is not None:
+            raise asyncio.CancelledError
+        if self._check_first is not None and message is not None:
+            check, self._check_first = self._check_first, None
+            check(message)
+        return message
+
+    async def write(self, message: bytes) -> None:
+        if self._ended_by is not None:
+            raise asyncio.CancelledError
+        self._is_writing = True
+        try:
+            await self._call.write(message)
+        finally:
+            self._is_writing = False
+        if self._ended_by is not None:
+            raise asyncio.CancelledError
+
+    def cut(self) -> None:
+        self._call.cut()
+
+    def end(self, why: TakhinError) -> None:
+        """End it as soon as no write is under way."""
+        if self._ended_by is not None or self._task is None:
+            return
+        self._ended_by = why
+        # A write that is cancelled would leave the client without the stream's end.
+        if not self._is_writing:
+            self._was_cancelled = True
+            self._task.cancel()
+
+    async def run(self, handler: Awaitable[None]) -> None:
+        """Await the handler, which has this call. Raises what the handler does, or what the stream was ended with."""
+        try:
+            await handler
+        except asyncio.CancelledError:
+            # Ended by us and by the client at once: then nobody is there to be told.
+            if self._uncancel() or self._ended_by is None:
+                raise
+        except Exception:
+            self._uncancel()
+            if self._ended_by is None:
+                raise
+        else:
+            self._uncancel()
+        finally:
+            self._task = None
+        if self._ended_by is not None:
+            raise self._ended_by
+
+    def _uncancel(self) -> bool:
+        """Whether the task was cancelled by somebody else, too."""
+        task = asyncio.current_task()
+        assert task is not None
+        if self._was_cancelled:
+            self._was_cancelled = False
+            task.uncancel()
+        return task.cancelling() > 0

@@ -1,0 +1,387 @@
+"""Streams end when the credentials they were opened with do, or what ACLs allow; what goes into the audit log."""
+
+import asyncio
+import queue
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from takhin.errors import Reason, error
+from takhin.rpc.call import Call, StreamCall
+from takhin.rpc.guarded_call import GuardedCall
+from takhin.v1 import access_pb2, access_pb2_grpc, takhin_pb2_grpc
+from takhin.v1 import takhin_pb2 as pb
+from tests import front
+from tests.broker_process import DEADLINE_S, BrokerProcess, Stub, error_info, new_topic, offsets, produce
+from tests.front import Run
+from tests.member import Member
+from tests.secured import Secured
+
+A = access_pb2
+EXPIRED = (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_EXPIRED")
+INVALID = (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_INVALID")
+DENIED = (grpc.StatusCode.PERMISSION_DENIED, "ACCESS_DENIED")
+
+
+@pytest.fixture(scope="module")
+def secured_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+    directory = tmp_path_factory.mktemp("streams")
+    broker = BrokerProcess(directory / "broker", secured=Secured(directory / "tls")).start()
+    yield broker
+    broker.terminate()
+    broker.check()
+
+
+@pytest.fixture
+def admin(secured_broker: BrokerProcess) -> access_pb2_grpc.AccessServiceStub:
+    return access_pb2_grpc.AccessServiceStub(secured_broker.channel())
+
+
+@pytest.fixture
+def topic(secured_broker: BrokerProcess) -> str:
+    return new_topic(secured_broker.stub())
+
+
+def secured_of(broker: BrokerProcess) -> Secured:
+    assert broker.secured is not None
+    return broker.secured
+
+
+def stub_with(broker: BrokerProcess, token: str) -> Stub:
+    return takhin_pb2_grpc.TakhinServiceStub(secured_of(broker).channel(broker.address, token=token))
+
+
+def entry(principal: str, operation: int, resource: int, name: str, effect: int = A.ACL_EFFECT_ALLOW) -> A.Acl:
+    return A.Acl(principal=principal, effect=effect, operation=operation, resource=resource, name=name)
+
+
+def allow_all(admin: access_pb2_grpc.AccessServiceStub, principal: str, topic: str) -> list[A.Acl]:
+    entries = [
+        entry(principal, A.ACL_OPERATION_PRODUCE, A.ACL_RESOURCE_TOPIC, topic),
+        entry(principal, A.ACL_OPERATION_CONSUME, A.ACL_RESOURCE_TOPIC, topic),
+        entry(principal, A.ACL_OPERATION_GROUP, A.ACL_RESOURCE_GROUP, f"group-{topic}")]
+    admin.CreateAcls(A.CreateAclsRequest(acls=entries))
+    return entries
+
+
+class Streams:
+    """A consumer, a member and a producer, open and idle."""
+
+    def __init__(self, broker: BrokerProcess, topic: str, token: str):
+        self.stub = stub_with(broker, token)
+        self.topic = topic
+        self.consumer = self.stub.ConsumeMessages(pb.ConsumeMessagesRequest(topic=topic, offset=-1), timeout=DEADLINE_S)
+        self.member = Member(self.stub, f"group-{topic}", topic)
+        self.requests: queue.SimpleQueue[pb.ProduceMessageRequest | None] = queue.SimpleQueue()
+        self.producer = self.stub.ProduceMessageStream(iter(self.requests.get, None), timeout=DEADLINE_S)
+        self.member.wait_for("assigned")
+        assert self.produce().code == 0
+        assert next(self.consumer).records[0].value == b"x"
+
+    def produce(self) -> pb.ProduceMessageResponse:
+        self.requests.put(pb.ProduceMessageRequest(topic=self.topic, record=pb.Record(value=b"x"), required_acks=1))
+        return next(self.producer)
+
+    def refusals(self) -> list[tuple[grpc.StatusCode, str]]:
+        """How each of them ends."""
+        found = [refusal_of(self.consumer), self.member.refused(), refusal_of(self.producer)]
+        self.requests.put(None)
+        return found
+
+
+def refusal_of(call: Any) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as refused:
+        list(call)
+    return refused.value.code(), error_info(refused.value).reason
+
+
+def test_streams_end_when_the_token_expires(secured_broker: BrokerProcess, topic: str) -> None:
+    expires_s = int(time.time()) + 3
+    streams = Streams(secured_broker, topic, secured_of(secured_broker).token(exp=expires_s))
+    since = len(secured_broker.stderr)
+    assert streams.refusals() == [EXPIRED] * 3
+    assert time.time() >= expires_s - 0.1, "not before"
+    assert "principal=jwt:tests" in secured_broker.wait_for_log("denied method=Subscribe .*CREDENTIALS_EXPIRED", since)
+    with pytest.raises(grpc.RpcError) as refused:
+        produce(streams.stub, topic, b"late")
+    assert error_info(refused.value).reason == "CREDENTIALS_EXPIRED"
+
+
+def test_streams_end_when_the_key_is_revoked(
+    secured_broker: BrokerProcess, topic: str, admin: access_pb2_grpc.AccessServiceStub
+) -> None:
+    revoked, kept = (admin.CreateApiKey(A.CreateApiKeyRequest(name=f"{topic}-{n}")) for n in range(2))
+    for each in revoked, kept:
+        allow_all(admin, f"key:{each.info.name}", topic)
+    streams, others = (Streams(secured_broker, topic, each.key) for each in (revoked, kept))
+    admin.RevokeApiKey(A.RevokeApiKeyRequest(id=revoked.info.id))
+    assert streams.refusals() == [INVALID] * 3
+    assert others.produce().code == 0, "of another key"
+    assert next(others.consumer).records
+    others.consumer.cancel()
+    others.requests.put(None)
+    others.member.leave()
+
+
+def test_streams_end_when_the_issuers_key_is_gone(secured_broker: BrokerProcess, topic: str) -> None:
+    secured = secured_of(secured_broker)
+    other = ec.generate_private_key(ec.SECP256R1())
+    secured.write_keys(one=secured.key, two=other)
+    secured_broker.wait_for_log("read again: .*jwks.json")
+    original, secured.key = secured.key, other
+    try:
+        streams = Streams(secured_broker, topic, secured.token(kid="two"))
+    finally:
+        secured.key = original
+    secured.write_keys(one=original)
+    assert streams.refusals() == [INVALID] * 3
+
+
+def test_readers_end_and_writers_are_refused_when_acls_change(
+    secured_broker: BrokerProcess, topic: str, admin: access_pb2_grpc.AccessServiceStub
+) -> None:
+    key = admin.CreateApiKey(A.CreateApiKeyRequest(name=topic))
+    principal = f"key:{topic}"
+    entries = allow_all(admin, principal, topic)
+    streams = Streams(secured_broker, topic, key.key)
+    since = len(secured_broker.stderr)
+    denial = entry("*", A.ACL_OPERATION_CONSUME, A.ACL_RESOURCE_TOPIC, topic, A.ACL_EFFECT_DENY)
+    admin.CreateAcls(A.CreateAclsRequest(acls=[denial]))
+    assert refusal_of(streams.consumer) == DENIED
+    assert streams.member.refused() == DENIED
+    assert streams.produce().code == 0, "it may still write"
+    admin.DeleteAcls(A.DeleteAclsRequest(acls=entries[:1]))
+    answer = streams.produce()
+    assert (answer.code, answer.reason, answer.topic) == (7, "ACCESS_DENIED", topic)
+    secured_broker.wait_for_log(f"denied method=ProduceMessageStream principal={principal} ", since)
+    admin.CreateAcls(A.CreateAclsRequest(acls=entries[:1]))
+    assert streams.produce().code == 0, "the stream went on"
+    assert offsets(secured_broker.stub(), topic).end_offset == 3, "what was refused was not appended"
+    streams.requests.put(None)
+    assert list(streams.producer) == []
+
+
+def test_a_transaction_needs_every_topic_of_it(
+    secured_broker: BrokerProcess, topic: str, admin: access_pb2_grpc.AccessServiceStub
+) -> None:
+    other = new_topic(secured_broker.stub())
+    key = admin.CreateApiKey(A.CreateApiKeyRequest(name=topic))
+    allow_all(admin, f"key:{topic}", topic)
+    stub = stub_with(secured_broker, key.key)
+
+    def refused(**fields: Any) -> None:
+        with pytest.raises(grpc.RpcError) as refusal:
+            stub.ProduceTransaction(pb.ProduceTransactionRequest(**fields), timeout=DEADLINE_S)
+        assert (refusal.value.code(), error_info(refusal.value).reason) == DENIED
+
+    mine, foreign = (pb.ProduceMessageRequest(topic=each, record=pb.Record(value=b"x")) for each in (topic, other))
+    at = pb.TopicPartitionOffset(topic=topic)
+    refused(appends=[mine, foreign])
+    refused(appends=[mine], group_id="another", offsets=[at])
+    refused(appends=[mine], group_id=f"group-{topic}", offsets=[at, pb.TopicPartitionOffset(topic=other)])
+    stub.ProduceTransaction(pb.ProduceTransactionRequest(appends=[mine], group_id=f"group-{topic}", offsets=[at]))
+    assert offsets(secured_broker.stub(), topic).end_offset == 1
+    assert offsets(secured_broker.stub(), other).end_offset == 0
+
+
+def test_the_last_topic_of_a_request_counts(
+    secured_broker: BrokerProcess, topic: str, admin: access_pb2_grpc.AccessServiceStub
+) -> None:
+    """A request may give its topic twice: what is checked is what is written to, or read."""
+    other = new_topic(secured_broker.stub())
+    key = admin.CreateApiKey(A.CreateApiKeyRequest(name=topic))
+    allow_all(admin, f"key:{topic}", topic)
+    metadata = (("x-api-key", key.key),)
+    with grpc.secure_channel(secured_broker.address, secured_of(secured_broker).tls()) as channel:
+        for first, last, is_allowed in ((topic, other, False), (other, topic, True)):
+            request = pb.ProduceMessageRequest(topic=first).SerializeToString()
+            request += pb.ProduceMessageRequest(topic=last, record=pb.Record(value=b"x")).SerializeToString()
+            call = channel.unary_unary("/takhin.v1.TakhinService/ProduceMessage")
+            reading = pb.ConsumeMessagesRequest(topic=first, offset=-1, until_end=True).SerializeToString()
+            reading += pb.ConsumeMessagesRequest(topic=last).SerializeToString()
+            consume = channel.unary_stream("/takhin.v1.TakhinService/ConsumeMessages")
+            if is_allowed:
+                call(request, metadata=metadata)
+                assert list(consume(reading, metadata=metadata))
+                continue
+            with pytest.raises(grpc.RpcError) as refused:
+                call(request, metadata=metadata)
+            assert error_info(refused.value).reason == "ACCESS_DENIED"
+            assert refusal_of(consume(reading, metadata=metadata)) == DENIED
+    assert [offsets(secured_broker.stub(), each).end_offset for each in (topic, other)] == [1, 0]
+
+
+def test_what_is_in_the_audit_log(secured_broker: BrokerProcess, admin: access_pb2_grpc.AccessServiceStub) -> None:
+    since = len(secured_broker.stderr)
+    stub = secured_broker.stub()
+    key = admin.CreateApiKey(A.CreateApiKeyRequest(name="auditor x=\ny" .replace("\n", "")))
+    stub.CreateTopic(pb.CreateTopicRequest(name="audited"))
+    with pytest.raises(grpc.RpcError):
+        stub.CreateTopic(pb.CreateTopicRequest(name="audited"))
+    stub.DeleteTopic(pb.DeleteTopicRequest(name="audited"))
+    with pytest.raises(grpc.RpcError):
+        stub_with(secured_broker, key.key).DeleteTopic(pb.DeleteTopicRequest(name="a\nb method=x"))
+    with pytest.raises(grpc.RpcError):
+        stub_with(secured_broker, key.key[:-1] + "~").ListTopics(pb.ListTopicsRequest())
+    secured_broker.wait_for_log("denied method=ListTopics", since)
+    lines = [line.partition(": ")[2] for line in secured_broker.stderr[since:].splitlines() if "takhin.audit" in line]
+    shown = [" ".join(word for word in line.split(" ") if not word.startswith("peer=127.0.0.1:")) for line in lines]
+    assert shown == [
+        'done method=CreateApiKey principal=jwt:tests what="API key of name auditor x=y"',
+        'done method=CreateTopic principal=jwt:tests what="topic audited"',
+        'failed method=CreateTopic principal=jwt:tests reason=TOPIC_EXISTS what="topic audited"',
+        'done method=DeleteTopic principal=jwt:tests what="topic audited"',
+        'denied method=DeleteTopic principal="key:auditor x=y" reason=ACCESS_DENIED '
+        'what="not allowed: admin on topic \'a\\\\nb method=x\'"',
+        'denied method=ListTopics principal=- reason=CREDENTIALS_INVALID what="the API key is not known"',
+    ]
+    assert key.key not in secured_broker.stderr and key.key[30:] not in secured_broker.stderr
+
+
+# The call itself, over a real front.
+
+
+WHY = error(Reason.CREDENTIALS_EXPIRED, "its time is over")
+
+
+def test_a_stream_that_is_ended_while_it_waits(run: Run) -> None:
+    async def handler(call: StreamCall) -> None:
+        guarded = GuardedCall(call)
+
+        async def work() -> None:
+            await guarded.write(b"one")
+            asyncio.get_running_loop().call_later(0.01, guarded.end, WHY)
+            await asyncio.sleep(DEADLINE_S)
+
+        await guarded.run(work())
+
+    assert run(ended_with(handler)) == ([b"one"], "CREDENTIALS_EXPIRED")
+
+
+def test_a_stream_that_is_ended_at_once(run: Run) -> None:
+    async def handler(call: StreamCall) -> None:
+        guarded = GuardedCall(call)
+        guarded.end(WHY)
+        await guarded.run(guarded.write(b"none"))
+
+    assert run(ended_with(handler)) == ([], "CREDENTIALS_EXPIRED")
+
+
+@pytest.mark.parametrize("reaction", ["raises", "returns", "goes on"])
+def test_whatever_the_handler_makes_of_it(run: Run, reaction: str) -> None:
+    async def handler(call: StreamCall) -> None:
+        guarded = GuardedCall(call)
+
+        async def work() -> None:
+            try:
+                await asyncio.sleep(DEADLINE_S)
+            except asyncio.CancelledError:
+                assert guarded.cancelled()
+                if reaction == "raises":
+                    raise ValueError("planted") from None
+                if reaction == "goes on":
+                    await guarded.write(b"more")
+
+        asyncio.get_running_loop().call_later(0.01, guarded.end, WHY)
+        await guarded.run(work())
+
+    assert run(ended_with(handler)) == ([], "CREDENTIALS_EXPIRED")
+
+
+def test_a_stream_that_is_ended_while_its_client_takes_nothing(run: Run) -> None:
+    """The write under way is not cut off; once it is done the client learns why the stream ended. Meanwhile nothing
+    more is read of it."""
+    told: list[str] = []
+
+    async def handler(call: StreamCall) -> None:
+        guarded = GuardedCall(call)
+
+        async def reading() -> None:
+            while await guarded.read() is not None:
+                told.append("read")
+
+        async def work() -> None:
+            reader = asyncio.ensure_future(reading())
+            try:
+                while True:
+                    await guarded.write(b"x" * front.MIB)
+                    told.append("written")
+            finally:
+                await asyncio.wait([reader], timeout=DEADLINE_S)
+                told.append("reader ended" if reader.cancelled() else "reader went on")
+
+        asyncio.get_running_loop().call_later(0.3, guarded.end, WHY)
+        await guarded.run(work())
+
+    async def scenario() -> str:
+        async with front.client(front.bidi(handler)) as channel:
+            call = channel.stream_stream(front.path("Bidi"))()
+            await call.write(b"first")
+            await asyncio.sleep(0.6)
+            assert told and told[-1] in ("written", "read")
+            await call.write(b"second")
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await front.read_all(call)
+            return front.error_info(refused.value).reason
+
+    assert run(scenario()) == "CREDENTIALS_EXPIRED"
+    assert told.count("read") == 1 and told[-1] == "reader ended"
+
+
+def test_a_client_that_leaves_is_still_a_client_that_leaves(run: Run) -> None:
+    ended: list[str] = []
+
+    async def handler(call: StreamCall) -> None:
+        guarded = GuardedCall(call)
+
+        async def work() -> None:
+            await guarded.write(b"one")
+            try:
+                await asyncio.sleep(DEADLINE_S)
+            except asyncio.CancelledError:
+                ended.append("cancelled")
+                raise
+
+        try:
+            await guarded.run(work())
+        except asyncio.CancelledError:
+            guarded.end(WHY)  # too late
+            ended.append("still")
+            raise
+
+    async def scenario() -> None:
+        async with front.client(front.bidi(handler)) as channel:
+            call = channel.stream_stream(front.path("Bidi"))()
+            assert await call.read() == b"one"
+            call.cancel()
+            while len(ended) < 2:
+                await asyncio.sleep(0.01)
+
+    run(asyncio.wait_for(scenario(), DEADLINE_S))
+    assert ended == ["cancelled", "still"]
+
+
+async def ended_with(handler: Callable[[StreamCall], Any]) -> tuple[list[bytes], str]:
+    """What came, and the reason it ended for."""
+    async with front.client(front.bidi(handler)) as channel:
+        call, came = channel.stream_stream(front.path("Bidi"))(), []
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            while (message := await call.read()) is not grpc.aio.EOF:
+                came.append(message)
+        return came, front.error_info(refused.value).reason
+
+
+def test_calls_have_no_certificate_without_tls(run: Run) -> None:
+    async def handler(request: bytes, call: Call) -> bytes:
+        return repr(call.identity).encode()
+
+    async def scenario() -> bytes:
+        async with front.client(front.unary(handler)) as channel:
+            answer: bytes = await channel.unary_unary(front.path("Unary"))(b"")
+            return answer
+
+    assert run(scenario()) == b"None"
