@@ -380,6 +380,16 @@ def test_a_mistake_in_the_settings(
         assert text in line
 
 
+def test_what_others_can_reach_is_refused_unless_it_is_asked_for(launch: Launch) -> None:
+    process = launch("--listen", "0.0.0.0:0")
+    assert process.exit_status() == 2
+    assert "--insecure serves there all the same" in complaint(process)
+    process = launch("--listen", "0.0.0.0:0", "--insecure")
+    process.address()
+    process.wait_for_error("without encryption and authentication")
+    process.stop()
+
+
 def test_help_and_version(launch: Launch) -> None:
     process = launch("--version")
     assert process.exit_status() == 0

@@ -4,7 +4,8 @@ without a rule, or without a line here, fails."""
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -12,9 +13,12 @@ from google.protobuf.descriptor import MethodDescriptor
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
+from takhin.broker.broker import Broker
 from takhin.errors import Code, Reason
 from takhin.rpc.access import Guard
+from takhin.rpc.call import Kind, Method
 from takhin.rpc.rules import RULES, Open, Rule, Streamed
+from takhin.rpc.service import takhin_methods
 from takhin.v1 import access_pb2, access_pb2_grpc, takhin_pb2
 from takhin.v1 import takhin_pb2 as pb
 from tests.broker_process import DEADLINE_S, BrokerProcess, error_info
@@ -298,12 +302,6 @@ def test_every_method_has_a_rule() -> None:
 
 
 def test_a_method_without_a_rule_is_not_served() -> None:
-    from types import SimpleNamespace
-    from typing import cast
-
-    from takhin.broker.broker import Broker
-    from takhin.rpc.call import Kind, Method
-
     async def handler(request: bytes, call: Any) -> bytes:
         return request
 
@@ -311,6 +309,19 @@ def test_a_method_without_a_rule_is_not_served() -> None:
     for path in ("/takhin.v1.TakhinService/New", "/another.v1.Service/GetTopic"):
         with pytest.raises(ValueError, match="no rule"):
             guard.guarded([Method(path, Kind.UNARY, handler)])
+
+
+def test_without_authentication_the_methods_are_as_they_were() -> None:
+    """Not one call more on the way of a record."""
+    broker = SimpleNamespace(producing=SimpleNamespace(produce=None))
+    methods = takhin_methods(cast(Broker, broker))
+    guarded = Guard(cast(Broker, broker), None).guarded(methods)
+    wrapped = {each.path.rpartition("/")[2] for each, before in zip(guarded, methods, strict=True) if each is not before}
+    assert wrapped == {
+        name for name, rule in RULES.items() if isinstance(rule, Rule) and rule.audited
+    } - {method.name for method in OURS[1].methods}
+    assert wrapped == {
+        "CreateTopic", "DeleteTopic", "UpdateTopic", "TruncatePartition", "DeleteConsumerGroup", "ResetOffsets"}
 
 
 def test_paths_of_the_table_are_those_of_the_descriptors() -> None:

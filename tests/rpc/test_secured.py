@@ -10,7 +10,15 @@ import pytest
 from tests.secured import IS_DEFAULT
 
 HERE = Path(__file__).parent
-SHARE = ("test_topics.py", "test_group_offsets.py", "test_idempotence.py")
+# One broker for all of them.
+SHARE = (
+    "test_topics.py::test_create_tells_success", "test_topics.py::test_deleting_ends_the_topics_consumers",
+    "test_produce.py::test_acks", "test_produce.py::test_a_batch_has_one_answer",
+    "test_consume.py::test_it_follows_until_cancelled", "test_consume.py::test_max_records",
+    "test_subscribe.py::test_a_commit_is_answered_and_the_next_member_begins_there",
+    "test_subscribe.py::test_a_second_member_gets_half_where_the_first_one_committed",
+    "test_subscribe.py::test_the_end_of_the_requests_is_leaving",
+)
 
 
 @pytest.mark.skipif(IS_DEFAULT, reason="all of the suite runs so")
