@@ -34,6 +34,7 @@ MODULES = [
     "takhin.log.reader",
     "takhin.log.timesearch",
     "takhin.log.sync",
+    "takhin.cli.format",
     "takhin.cli.lines",
 ]
 

@@ -29,9 +29,15 @@ there is no such topic or group, 4 when access is denied, 5 when the broker can'
 6 when time was up, 130 after Ctrl-C, 141 when nobody reads the output any more.
 """
 
+# Where a command has no module of its own name.
+_MODULES = {"tail": "consume"}
+
 COMMANDS = {
-    name: Lazy(f"takhin.cli.{name}", about) for name, about in {
+    name: Lazy(f"takhin.cli.{_MODULES.get(name, name)}", about) for name, about in {
         "topic": "Create, list, describe, update and delete topics.",
+        "produce": "Make records of lines.",
+        "consume": "Write records to standard output.",
+        "tail": "Show the last records, and those that come.",
         "group": "Consumer groups: who is in them, how far behind they are; set them elsewhere.",
         "health": "Ask the broker how it is.",
         "segment": "Look into a data directory's files, audit and repair them, without a broker.",

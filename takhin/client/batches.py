@@ -35,11 +35,22 @@ class Batch:
     problem: ClientError | None = None
     is_done: bool = False
     waiter: "asyncio.Future[None] | None" = None
+    # Of a batch that came encoded; it has one delivery for all of them.
+    encoded_count: int = 0
     _payload: bytes = b""
 
     @property
     def count(self) -> int:
-        return len(self.deliveries)
+        return self.encoded_count or len(self.deliveries)
+
+    def set_encoded(self, payload: bytes, count: int, delivery: Delivery) -> None:
+        """Make it a batch of `count` records that are encoded already; none can be added."""
+        self._payload = payload
+        self.size_bytes = len(payload)
+        self.encoded_count = count
+        self.deliveries = [delivery]
+        self.keys = [None]
+        self.timestamps_ms = [0]
 
     def add(self, record: bytes, key: bytes | None, timestamp_ms: int, delivery: Delivery) -> None:
         self.records.append(record)

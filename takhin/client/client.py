@@ -6,7 +6,7 @@ from takhin.client.admin import Admin
 from takhin.client.grpc_transport import DEFAULT_TIMEOUT_S, TLS, GrpcTransport
 from takhin.client.producer import Acks, Producer
 from takhin.client.reader import Reader
-from takhin.client.start import Start
+from takhin.client.start import Start, StartAt
 from takhin.client.transport import Transport
 
 DEFAULT_ADDRESS = "localhost:9092"
@@ -70,7 +70,7 @@ class Client(Admin):
             flush_timeout_s=flush_timeout_s)
 
     def read(
-        self, topic: str, *, partition: int | None = None, start: Start = "earliest", until_end: bool = False,
+        self, topic: str, *, partition: int | None = None, start: Start | StartAt = "earliest", until_end: bool = False,
         max_records: int | None = None, visibility: str = "written", check: bool = True, max_bytes: int = 0
     ) -> Reader:
         """Messages of a topic, without a group: an asynchronous iterator; .batches() gives them by the hundred.

@@ -182,6 +182,35 @@ class Producer:
                 f"{self._buffer_bytes})")
         return self._append(record, key, partition, timestamp_ms)
 
+    async def send_encoded(self, payload: bytes, count: int, *, partition: int | None = None) -> Delivery:
+        """Send a batch that is encoded already: `count` records one after the other, as encode_record makes them, without
+        an object for each. While the buffer is full it waits; gives a future of the first record's acknowledgement.
+
+        partition: where all of them go, whatever their keys say; None: by turns, a batch each, for records without keys.
+        """
+        if not payload or not 1 <= count <= MAX_BATCH_RECORDS:
+            raise ValueError(f"{count} records of {len(payload)} bytes are no batch: 1 to {MAX_BATCH_RECORDS}")
+        if self._waiters or not self._has_room(len(payload)):
+            await self._wait_for_room(len(payload))
+        stream = self._stream
+        if stream is None or self._is_closed:
+            self._check_open()
+            raise Closed("the producer was not started: use it with `async with`")
+        number = self._partitioner.choose(None) if partition is None else partition
+        queue = self._queues.get(number)
+        if queue is None:
+            queue = self._queues[number] = PartitionQueue(number)
+        queue.close_open()
+        batch = Batch(queue, self._loop.time())
+        delivery: Delivery = self._loop.create_future()
+        batch.set_encoded(payload, count, delivery)
+        self._unfinished[batch] = None
+        self._buffered_bytes += len(payload)
+        queue.ready.append(batch)
+        self._partitioner.batch_closed(number)
+        stream.offer(queue)
+        return delivery
+
     async def room(self) -> None:
         """Wait until the buffer has room: for who uses send_nowait and meets BufferFull."""
         if self._buffered_bytes >= self._buffer_bytes or self._waiters:
