@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from takhin.client.start import StartAt
 
 # Of one response. Larger ones cost the broker and us less a byte, and hold more memory.
-_MAX_BYTES = 2 << 20
+_MAX_BYTES = 1 << 20
 _DEFAULT_FORMAT = "%v\\n"
 _STARTS = "earliest, latest, an offset, -10 (before the end), +100 (behind the beginning), or a time: @2026-11-01T00:00 " \
     "(local time), @-1h"

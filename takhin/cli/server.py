@@ -24,6 +24,7 @@ import click
 
 from takhin import __version__
 from takhin.cli.command import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+from takhin.cli.malloc import tune_malloc
 from takhin.cli.program import Command, usage_line
 from takhin.cli.program import Option as Flag
 from takhin.cli.terminal import complain, open_standard_streams, printable, write
@@ -42,12 +43,6 @@ GRPC_ENVIRONMENT = {
     # Nothing here forks; the support for it costs, and writes to standard error.
     "GRPC_ENABLE_FORK_SUPPORT": "0",
     "GRPC_VERBOSITY": "ERROR",
-}
-# By the variable with which an operator sets the same: the parameter's number in <malloc.h>, the value.
-MALLOC_OPTIONS = {
-    "MALLOC_ARENA_MAX": (-8, 2),
-    "MALLOC_MMAP_THRESHOLD_": (-3, 32 * 1024 * 1024),
-    "MALLOC_TRIM_THRESHOLD_": (-1, 64 * 1024 * 1024),
 }
 # A Python thread (SQLite's) that waits for the interpreter gets it after so long; Python's own default is 5 ms.
 SWITCH_INTERVAL_S = 0.0005
@@ -287,26 +282,6 @@ def _prepare_process(settings: Settings) -> Settings:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     tune_malloc(os.environ)
     return _raise_open_files(settings)
-
-
-def tune_malloc(environ: Mapping[str, str]) -> None:
-    """Keep glibc from giving each thread an arena of its own, and from giving memory back only to ask for it again.
-
-    By default a buffer of a MiB is mapped, its pages are cleared one fault at a time, and it is unmapped when freed:
-    for messages of that size this costs more than anything else. By mallopt, as glibc reads its environment before
-    Python runs; what the operator set there stands.
-    """
-    if "GLIBC_TUNABLES" in environ:
-        return
-    import ctypes
-
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return  # not glibc
-    for variable, (parameter, value) in MALLOC_OPTIONS.items():
-        if variable not in environ:
-            mallopt(parameter, value)
 
 
 def _raise_open_files(settings: Settings) -> Settings:
