@@ -1,6 +1,7 @@
 """The client of Takhin for asyncio. takhin.sync has the same for code without."""
 
 from takhin.client.client import Client, connect
+from takhin.client.consumer import Consumer
 from takhin.client.errors import (
     Aborted,
     AlreadyExists,
@@ -64,6 +65,7 @@ __all__ = [
     "Client",
     "ClientError",
     "Closed",
+    "Consumer",
     "CorruptBatch",
     "DataLoss",
     "DeadlineExceeded",
