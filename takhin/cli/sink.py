@@ -5,6 +5,7 @@ import os
 import queue
 import select
 import threading
+from collections.abc import Callable
 from types import TracebackType
 
 # Chunks that wait to be written, at most.
@@ -17,12 +18,15 @@ class Sink:
     """Writes in a thread: who reads slowly, as a pager does, keeps nothing else from going on. Used with `async with`.
 
     When nobody reads any more, the task that uses it is cancelled, and BrokenPipeError raised at its end: also while there
-    is nothing to write. OSError in the same way.
+    is nothing to write. OSError in the same way. given, written: chunks so far.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
+        self.given = 0
+        self.written = 0
+        self._all_written = asyncio.Event()
         self._room = asyncio.Semaphore(_AHEAD)
         self._chunks: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._done = self._loop.create_future()
@@ -50,11 +54,20 @@ class Sink:
         """Write it; waits while much waits already."""
         if chunk:
             await self._room.acquire()
+            self.given += 1
+            self._all_written.clear()
             self._chunks.put(chunk)
 
-    @property
-    def is_idle(self) -> bool:
-        return self._chunks.empty()
+    async def flush(self) -> None:
+        """Until all is written."""
+        if self.written < self.given:
+            await self._all_written.wait()
+
+    def _wrote(self) -> None:
+        self.written += 1
+        self._room.release()
+        if self.written == self.given:
+            self._all_written.set()
 
     # In the thread
 
@@ -66,7 +79,7 @@ class Sink:
                 waiting = memoryview(chunk)
                 while waiting:
                     waiting = waiting[os.write(1, waiting):]
-                self._tell(self._room.release)
+                self._tell(self._wrote)
         except OSError as problem:
             self._problem = problem
             self._tell(self._fail)
@@ -82,9 +95,9 @@ class Sink:
                 if any(event & select.POLLERR for _, event in watch.poll(0)):
                     raise BrokenPipeError from None
 
-    def _tell(self, call: object) -> None:
+    def _tell(self, call: Callable[[], None]) -> None:
         try:
-            self._loop.call_soon_threadsafe(call)  # type: ignore[arg-type]
+            self._loop.call_soon_threadsafe(call)
         except RuntimeError:
             pass  # the loop is closed: nobody waits for it
 

@@ -71,7 +71,7 @@ class Client(Admin):
             flush_timeout_s=flush_timeout_s)
 
     def consumer(
-        self, *topics: str, group: str, start: Start = "earliest", auto_commit: bool = False, instance_id: str = "",
+        self, *topics: str, group: str, start: Start | StartAt = "earliest", auto_commit: bool = False, instance_id: str = "",
         client_id: str = "", assignor: str = "", credit_bytes: int = 8 * 1024 * 1024, max_bytes: int = 0,
         session_timeout_s: float = 45.0, max_processing_s: float = 300.0, check: bool = True,
         commit_timeout_s: float = 30.0
