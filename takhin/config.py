@@ -251,6 +251,13 @@ def load_settings(
     config_file: --config; None: TAKHIN_CONFIG, and without that no file.
     Raises ConfigError: one line naming the source, the value and what is allowed.
     """
+    return load_settings_with_sources(argv_values, environ, config_file)[0]
+
+
+def load_settings_with_sources(
+    argv_values: Mapping[str, str | None], environ: Mapping[str, str], config_file: str | None
+) -> tuple[Settings, dict[str, str]]:
+    """As load_settings; with the source of each value by Option.key: a flag, a variable, "FILE: KEY", or "default"."""
     known = options()
     _refuse_unknown_variables(environ, known)
     path = config_file if config_file is not None else environ.get(_FILE_VARIABLE)
@@ -273,7 +280,7 @@ def load_settings(
         else:
             sources[key], values[key] = _DEFAULT, option.default
     _fit_together(values, sources)
-    return _assemble(values)
+    return _assemble(values), sources
 
 
 def split_listen(listen: str) -> tuple[str, int]:
