@@ -18,6 +18,8 @@ DEFAULT_TIMEOUT_S = 30.0
 COMPRESSIONS = {"gzip": grpc.Compression.Gzip, "deflate": grpc.Compression.Deflate}
 
 _STATUS_DETAILS_KEY = "grpc-status-details-bin"
+# What grpc.aio makes of a write on a call that has ended a moment ago, whatever ended it.
+_WRITE_FAILED = "Internal error from Core"
 _OPTIONS: tuple[tuple[str, int | str], ...] = (
     # The broker bounds messages; a response with one large record is to be taken as it comes.
     ("grpc.max_receive_message_length", -1),
@@ -158,6 +160,8 @@ class _GrpcStream:
         try:
             await self._call.write(message)
         except grpc.RpcError as problem:
+            if problem.code() is grpc.StatusCode.INTERNAL and problem.details() == _WRITE_FAILED:
+                raise Unavailable("the connection was lost") from None
             raise self._transport._error(problem) from None
         except asyncio.InvalidStateError:
             # The call has ended: by a status, which says more.
