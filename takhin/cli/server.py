@@ -54,6 +54,7 @@ MODULES = (
     "takhin.rpc.grpc_front",
     "takhin.rpc.health",
     "takhin.rpc.reflection",
+    "takhin.rpc.served",
 )
 
 _log = logging.getLogger("takhin.server")
@@ -228,16 +229,12 @@ async def _serve(settings: Settings, signals: _Signals) -> int:
 
 async def _serve_until_stopped(broker: "Broker", settings: Settings, stop: asyncio.Task[None]) -> str | None:
     """Serve until `stop` is done or the broker must give up: then gives the reason. Raises StartError."""
-    from takhin.rpc.call import method_table, service_names
     from takhin.rpc.grpc_front import GrpcFront
-    from takhin.rpc.health import Health, ServingStatus
-    from takhin.rpc.reflection import SERVICES, reflection_methods
-    from takhin.rpc.service import takhin_methods
+    from takhin.rpc.health import ServingStatus
+    from takhin.rpc.served import served
 
-    methods = takhin_methods(broker)
-    health = Health([*service_names(methods), *SERVICES])
-    methods += health.methods()
-    front = GrpcFront(method_table(methods, reflection_methods(service_names(methods))), settings.grpc)
+    table, health = served(broker)
+    front = GrpcFront(table, settings.grpc)
     bound = await front.start(settings.listen)
     failed = asyncio.create_task(broker.wait_failed())
     try:
