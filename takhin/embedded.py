@@ -122,11 +122,15 @@ class Broker:
 
         timeout_s, retry_s: as in takhin.connect.
         """
+        return Client(self.transport(timeout_s=timeout_s), retry_s=retry_s)
+
+    def transport(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> LocalTransport:
+        """What a client speaks over: for who makes the Client."""
         if self._engine is None:
             raise RuntimeError("the broker does not run: use it with `async with`")
         transport = LocalTransport(self._table, timeout_s=timeout_s)
         self._clients.append(transport)
-        return Client(transport, retry_s=retry_s)
+        return transport
 
     async def wait_failed(self) -> str:
         """Returns, with why, when the broker can't go on: when its disk fails, say."""

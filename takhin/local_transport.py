@@ -3,14 +3,18 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from types import MappingProxyType
+from typing import Any, TypeVar
 
 from takhin.client.errors import Cancelled, ClientError, Closed, DeadlineExceeded, Unavailable, Unimplemented, client_error
 from takhin.client.transport import RequestStream, ResponseStream
 from takhin.errors import Reason, TakhinError
 from takhin.rpc.call import Kind, MethodTable
 from takhin.rpc.status import status_of
+
+T = TypeVar("T")
 
 DEFAULT_TIMEOUT_S = 30.0
 _PEER = "in-process:0"
@@ -214,6 +218,64 @@ class LocalTransport:
             stream.cancel()
         for stream in streams:
             await stream.wait()
+
+
+class ThreadedTransport:
+    """A transport that lives in the loop of another thread, for clients of whatever loop."""
+
+    def __init__(self, inner: LocalTransport, loop: asyncio.AbstractEventLoop) -> None:
+        self._inner = inner
+        self._loop = loop
+
+    async def unary(self, path: str, request: bytes, timeout_s: float | None = None) -> bytes:
+        return await _hop(self._inner.unary(path, request, timeout_s), self._loop)
+
+    def server_stream(self, path: str, request: bytes) -> ResponseStream:
+        return _ThreadedStream(lambda: self._inner.server_stream(path, request), self._loop)
+
+    def bidi(self, path: str) -> RequestStream:
+        return _ThreadedStream(lambda: self._inner.bidi(path), self._loop)
+
+    async def close(self) -> None:
+        if not self._loop.is_closed():
+            await _hop(self._inner.close(), self._loop)
+
+
+class _ThreadedStream:
+    """The stream is opened in its own loop, when its turn comes."""
+
+    def __init__(self, opens: Callable[[], ResponseStream], loop: asyncio.AbstractEventLoop) -> None:
+        async def open_it() -> Any:
+            return opens()
+
+        self._loop = loop
+        self._opened = asyncio.run_coroutine_threadsafe(open_it(), loop)
+
+    async def read(self) -> bytes | None:
+        stream = await asyncio.wrap_future(self._opened)
+        message: bytes | None = await _hop(stream.read(), self._loop)
+        return message
+
+    async def write(self, message: bytes) -> None:
+        stream = await asyncio.wrap_future(self._opened)
+        await _hop(stream.write(message), self._loop)
+
+    async def done_writing(self) -> None:
+        stream = await asyncio.wrap_future(self._opened)
+        await _hop(stream.done_writing(), self._loop)
+
+    def cancel(self) -> None:
+        with suppress(RuntimeError):  # the loop is closed, and all its calls with it
+            self._loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        # One that is not open yet is not opened.
+        if not self._opened.cancel() and not self._opened.cancelled() and self._opened.exception() is None:
+            self._opened.result().cancel()
+
+
+async def _hop(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
 
 
 def _error_of(problem: Exception) -> ClientError:

@@ -76,6 +76,11 @@ class ServerProcess:
         """None while it does not run."""
         return self._popen.pid if self._popen is not None and self._popen.poll() is None else None
 
+    @property
+    def died(self) -> bool:
+        """Whether it was started, and ended by itself."""
+        return self._popen is not None and self._popen.poll() is not None
+
     def wait(self, timeout_s: float | None = None) -> int | None:
         """Its exit status; None when it has not ended within the time."""
         assert self._popen is not None
