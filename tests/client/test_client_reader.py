@@ -235,7 +235,7 @@ def test_damage_on_the_way_is_noticed(shared_broker: BrokerProcess, stub: Stub, 
             found = []
             proxy.damage = (b"content-2", b"c0ntent-2")
             reader = tk.read(topic, until_end=True)
-            with pytest.raises(takhin.CorruptBatch, match=f"{topic}/0: the checksum of the batch at offset 4") as raised:
+            with pytest.raises(takhin.CorruptBatch, match=f"{topic}/0: the checksum of the batch") as raised:
                 async for message in reader:
                     found.append(message.value)
             assert found == [b"content-0", b"more of it", b"content-1", b"more of it"], "what is before it is given"
