@@ -174,6 +174,29 @@ class Consumer:
                 batch.append(message)
             yield batch
 
+    async def fetch(self, most: int) -> list[Message]:
+        """At least one message, and up to `most` of those that are here: all of them are in hand then. For
+        takhin.sync."""
+        first = await self.next()
+        assert first is not None
+        found = [first]
+        while len(found) < most and (message := self._take()) is not None:
+            found.append(message)
+        return found
+
+    def hand_back(self, messages: Iterable[Message]) -> None:
+        """These, the last that were handed out, were not looked at: they come again, and are not committed."""
+        first: dict[TopicPartition, int] = {}
+        for message in messages:
+            first.setdefault(TopicPartition(message.topic, message.partition), message.offset)
+        for place, offset in first.items():
+            owned = self._owned.get(place)
+            if owned is not None and not owned.is_revoked:
+                processed = owned.processed
+                self._in_hand[owned] = offset
+                self._move(owned, offset)
+                owned.processed = processed
+
     def _settle(self) -> None:
         """The program asks for more: it is done with what it has."""
         if self._in_hand:

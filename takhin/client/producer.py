@@ -69,7 +69,7 @@ class Producer:
         self._required_acks = ACKS[acks]
         self._is_idempotent = idempotent
         self._max_in_flight = max_in_flight
-        self._buffer_bytes = buffer_bytes
+        self.buffer_bytes = buffer_bytes
         self._request_timeout_s = request_timeout_s
         self._delivery_timeout_s = delivery_timeout_s
         self._flush_timeout_s = flush_timeout_s
@@ -179,7 +179,7 @@ class Producer:
         if self._waiters or not self._has_room(len(record)):
             raise BufferFull(
                 f"{self._buffered_bytes} bytes wait to be stored: no room for {len(record)} more (buffer_bytes "
-                f"{self._buffer_bytes})")
+                f"{self.buffer_bytes})")
         return self._append(record, key, partition, timestamp_ms)
 
     async def send_encoded(self, payload: bytes, count: int, *, partition: int | None = None) -> Delivery:
@@ -213,12 +213,12 @@ class Producer:
 
     async def room(self) -> None:
         """Wait until the buffer has room: for who uses send_nowait and meets BufferFull."""
-        if self._buffered_bytes >= self._buffer_bytes or self._waiters:
+        if self._buffered_bytes >= self.buffer_bytes or self._waiters:
             await self._wait_for_room(1)
 
     def _has_room(self, size_bytes: int) -> bool:
         # One record alone always has.
-        return self._buffered_bytes + size_bytes <= self._buffer_bytes or not self._buffered_bytes
+        return self._buffered_bytes + size_bytes <= self.buffer_bytes or not self._buffered_bytes
 
     async def _wait_for_room(self, size_bytes: int) -> None:
         while True:
@@ -240,7 +240,7 @@ class Producer:
 
     def _wake_waiters(self) -> None:
         """The one that waits longest looks again; all of them, when there is nothing to wait for any more."""
-        while self._waiters and (self._buffered_bytes < self._buffer_bytes or self._is_closed):
+        while self._waiters and (self._buffered_bytes < self.buffer_bytes or self._is_closed):
             waiter = self._waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)

@@ -76,17 +76,18 @@ class Reader:
         while True:
             for message in self._current:
                 return message
-            records = await self._next()
+            records = await self.next_batch()
             if records is None:
                 raise StopAsyncIteration
             self._current = iter(records)
 
     async def batches(self) -> AsyncIterator[Records]:
         """What is left, response by response: the fastest way to read much."""
-        while (records := await self._next()) is not None:
+        while (records := await self.next_batch()) is not None:
             yield records
 
-    async def _next(self) -> Records | None:
+    async def next_batch(self) -> Records | None:
+        """The next response; None at the end. Not to be mixed with messages of a response before it."""
         if self._left == 0:
             await self.aclose()
             return None

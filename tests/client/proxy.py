@@ -13,8 +13,8 @@ _RESET = struct.pack("ii", 1, 0)
 class Proxy:
     """Forwards TCP to `target` ("HOST:PORT"), which may change: a broker that is started again has another port.
 
-    cut(): reset every connection. is_blocked: nothing goes through, and nobody is told. damage: (bytes, bytes of the same
-    length): what the broker sends is replaced, once.
+    cut(): reset every connection. is_blocked: nothing goes through, and nobody is told. damage: (bytes, bytes of the
+    same length): what the broker sends is replaced, once.
     """
 
     def __init__(self, target: str) -> None:

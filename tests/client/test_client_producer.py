@@ -327,7 +327,9 @@ def test_a_broker_that_does_not_answer_is_tried_anew(shared_broker: BrokerProces
     assert values(read(stub, topic)) == [b"0", b"1", b"2", b"3"]
 
 
-def test_a_topic_that_grows_is_noticed(shared_broker: BrokerProcess, stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_topic_that_grows_is_noticed(
+    shared_broker: BrokerProcess, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     topic = new_topic(stub)
     monkeypatch.setattr("takhin.client.producer._PARTITIONS_REFRESH_S", 0.05)
 

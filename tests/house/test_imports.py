@@ -134,7 +134,7 @@ def test_the_client_knows_grpc_in_one_place() -> None:
 
 def test_there_is_something_to_check() -> None:
     rooms = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in modules(".py", ".pyx")}
-    assert rooms >= set(MAY_IMPORT) - {"sync"}
+    assert rooms >= set(MAY_IMPORT)
 
 
 @pytest.mark.parametrize(("room", "text", "told"), [
