@@ -1,6 +1,5 @@
 """takhin bench: what a broker does here, measured with this client."""
 
-import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -109,6 +108,8 @@ async def _e2e(
     """Produce records at a steady rate, one by one, and read them at the same time. The latency is a record's: from when it
     was given to the producer to when the consumer had it.
     """
+    import asyncio
+
     if not rate:
         raise CommandError("--rate is 1 or more", EXIT_USAGE)
     async with _topic(tk, topic, partitions) as name:
@@ -168,6 +169,8 @@ async def _fill(
     tk: "Client", topic: str, count: int, size: int, batch_bytes: int, acks: Any
 ) -> tuple[list[float], int]:
     """Produce `count` records; gives each batch's latency, and how many records that were."""
+    import asyncio
+
     from takhin.client.messages import encode_record
 
     record = encode_record(None, os.urandom(size))

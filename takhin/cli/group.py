@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from takhin.client import Client, GroupOffset, OffsetReset
     from takhin.client.start import Start
 
-group = Group("group", help="Consumer groups: who is in them, how far behind they are; set them elsewhere.")
+group = Group("group", help="Consumer groups: who is in them, how far behind they are.")
 COMMANDS = {"group": group}
 
 _GROUPS = (Column("GROUP", "group"), Column("STATE", "state"), Column("MEMBERS", "members", True))

@@ -42,7 +42,7 @@ COMMANDS = {
         "produce": "Make records of lines.",
         "consume": "Write records to standard output.",
         "tail": "Show the last records, and those that come.",
-        "group": "Consumer groups: how far behind they are; set them elsewhere.",
+        "group": "Consumer groups: who is in them, how far behind they are.",
         "bench": "Measure a broker: produce, consume, end to end.",
         "health": "Ask the broker how it is.",
         "config": "Settings, and where they come from.",

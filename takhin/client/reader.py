@@ -110,7 +110,7 @@ class Reader:
         if not chosen:
             raise PartitionNotFound(
                 f"topic {self._topic!r} has no partition {self._partition}, but {len(topic.partitions)}: 0 to "
-                f"{len(topic.partitions) - 1}", reason=Reason.PARTITION_NOT_FOUND)
+                f"{len(topic.partitions) - 1}", reason=Reason.PARTITION_NOT_FOUND, metadata={"topic": self._topic})
         readers = [self._reader(each, self._start) for each in chosen]
         return _Feed(readers)
 
