@@ -13,7 +13,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-_PROGRAM = (sys.executable, "-m", "takhin.cli.attached")
+# -P: not what lies in the current directory under the same name.
+_PROGRAM = (sys.executable, "-P", "-m", "takhin.cli.attached")
 _SERVING = re.compile(r"takhin: serving on (\S+:[0-9]+)\n")
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 30.0

@@ -85,7 +85,9 @@ def _directory() -> Iterator[Path]:
 
 def _welcome(server: ServerProcess) -> str:
     address = server.address
-    lines = [f"A broker serves on {address}, its data in {server.directory} until Ctrl-C.", "", "In another terminal:", ""]
+    lines = [
+        f"A broker serves on {address} until Ctrl-C.", f"Its data is in {server.directory}, and goes with it.", "",
+        "In another terminal:", ""]
     if address.rpartition(":")[2] != DEFAULT_BROKER.rpartition(":")[2]:
         lines.append(f"  export TAKHIN_BROKER={address}")
     lines += ["  takhin topic create greetings", "  echo hello | takhin produce greetings", "  takhin consume greetings", ""]

@@ -25,7 +25,7 @@ _ASSIGNMENTS = (
 _LAGS = (
     Column("TOPIC", "topic"), Column("PARTITION", "partition", True), Column("START", "start_offset", True),
     Column("COMMITTED", "committed", True), Column("END", "end_offset", True), Column("LAG", "lag", True),
-    Column("COMMITTED AT", "committed_at"),
+    Column("COMMITTED AT", "committed_at", is_whole=True),
 )
 _RESETS = (
     Column("TOPIC", "topic"), Column("PARTITION", "partition", True), Column("COMMITTED", "old_offset", True),

@@ -44,12 +44,17 @@ class Progress:
         from rich import progress
         from rich.console import Console
 
-        columns = [progress.TextColumn("{task.description}")]
+        columns: list[progress.ProgressColumn] = [progress.TextColumn("{task.description}")]
+        if self._total_bytes is None:
+            columns.append(progress.FileSizeColumn())
+        else:
+            # As wide as the terminal leaves room for.
+            columns += [progress.BarColumn(bar_width=None), progress.TaskProgressColumn(), progress.DownloadColumn()]
+        columns += [progress.TransferSpeedColumn(), progress.TextColumn("{task.fields[records]}")]
         if self._total_bytes is not None:
-            columns += [progress.BarColumn(), progress.TaskProgressColumn()]
-        columns += [progress.DownloadColumn(), progress.TransferSpeedColumn(), progress.TextColumn("{task.fields[records]}")]
-        if self._total_bytes is not None:
-            columns.append(progress.TimeRemainingColumn())
-        self._bar = progress.Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
+            columns.append(progress.TimeRemainingColumn(compact=True))
+        self._bar = progress.Progress(
+            *columns, console=Console(stderr=True), auto_refresh=False, transient=True,
+            expand=self._total_bytes is not None)
         self._task = self._bar.add_task(self._about, total=self._total_bytes, completed=done_bytes, records="")
         self._bar.start()
