@@ -23,6 +23,7 @@ MODULES = [
     "takhin.codec.transaction",
     "takhin.codec.wal",
     "takhin.client.messages",
+    "takhin.client.record_batch",
     "takhin.log.files",
     "takhin.log.ring",
     "takhin.log.index",

@@ -41,6 +41,7 @@ from takhin.client.grpc_transport import TLS, GrpcTransport
 from takhin.client.messages import Message, Records
 from takhin.client.producer import Producer
 from takhin.client.reader import Reader
+from takhin.client.record_batch import RecordMetadata
 from takhin.client.transport import RequestStream, ResponseStream, Transport
 from takhin.client.types import (
     Group,
@@ -51,7 +52,6 @@ from takhin.client.types import (
     OffsetReset,
     Offsets,
     Partition,
-    RecordMetadata,
     Topic,
     TopicPartition,
 )

@@ -9,17 +9,6 @@ from typing import NamedTuple
 Headers = Mapping[str, bytes] | Iterable[tuple[str, bytes]]
 
 
-class RecordMetadata(NamedTuple):
-    """Where a record was stored. timestamp_ms: as it was sent; where it was sent without one, the broker's clock when
-    the first record of its batch was stored.
-    """
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp_ms: int
-
-
 class TopicPartition(NamedTuple):
     topic: str
     partition: int
