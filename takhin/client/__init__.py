@@ -42,6 +42,7 @@ from takhin.client.messages import Message, Records
 from takhin.client.producer import Producer
 from takhin.client.reader import Reader
 from takhin.client.record_batch import RecordMetadata
+from takhin.client.transaction import Transaction
 from takhin.client.transport import RequestStream, ResponseStream, Transport
 from takhin.client.types import (
     Group,
@@ -107,6 +108,7 @@ __all__ = [
     "TopicExists",
     "TopicNotFound",
     "TopicPartition",
+    "Transaction",
     "Transport",
     "Unauthenticated",
     "Unavailable",

@@ -24,7 +24,7 @@ from takhin.client.owned_partition import Arrived, OwnedPartition
 from takhin.client.partition_reader import check_position
 from takhin.client.start import Start, StartAt, start_at
 from takhin.client.transport import Transport
-from takhin.client.types import TopicPartition
+from takhin.client.types import NextOffsets, TopicPartition
 from takhin.errors import Reason
 from takhin.v1 import takhin_pb2 as pb
 
@@ -297,6 +297,11 @@ class Consumer:
         """The partitions that it has now."""
         return tuple(sorted(place for place, owned in self._owned.items() if not owned.is_revoked))
 
+    @property
+    def membership(self) -> tuple[str, int]:
+        """Its member_id and generation, by which the broker knows it; for Transaction."""
+        return self._member.member_id, self._member.generation
+
     def position(self, partition: Place) -> int:
         """The next offset to be handed out. Raises FencedGeneration for a partition that it does not have."""
         return self._find(partition).position
@@ -376,7 +381,7 @@ class Consumer:
 
     # Commits
 
-    async def commit(self, what: Message | Mapping[tuple[str, int], int] | None = None) -> None:
+    async def commit(self, what: Message | NextOffsets | None = None) -> None:
         """Store, durably, how far the group has come: up to and with a message; to the next offsets to read, by (topic,
         partition); or, without either, everything that was handed out. What is committed already is passed over: a
         commit never goes back.
@@ -410,6 +415,14 @@ class Consumer:
         for place, offset in offsets.items():
             owners[place].committed = max(owners[place].committed, offset)
             owners[place].is_stored = True
+
+    def was_committed(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """By another way than commit(); for Transaction."""
+        for place, offset in offsets.items():
+            owned = self._owned.get(place)
+            if owned is not None:
+                owned.committed = max(owned.committed, offset)
+                owned.is_stored = True
 
     async def _commit_processed(self, chosen: Iterable[OwnedPartition]) -> None:
         offsets = {each.place: each.processed for each in chosen if each.owes_commit(each.processed)}

@@ -14,6 +14,10 @@ class TopicPartition(NamedTuple):
     partition: int
 
 
+# The next offset to read, by (topic, partition).
+NextOffsets = Mapping[tuple[str, int], int] | Mapping[TopicPartition, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Partition:
     """end_offset: the next one to be read. durable_offset: everything below is on the broker's disk."""
