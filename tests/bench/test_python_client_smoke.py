@@ -14,5 +14,6 @@ def test_bench_python_client_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     cases = json.loads(done.stdout.splitlines()[-1])["cases"]
     assert set(cases) == {
-        f"{size} B, {name}" for size in (100, 1024) for name in ("produce", "read", "messages", "consume", "end to end")}
+        f"{size} B, {name}"
+        for size in (100, 1024) for name in ("produce", "read", "messages", "consume", "end to end")}
     assert all(figures["records_per_s"] > 0 and figures["client_us"] > 0 for figures in cases.values())
