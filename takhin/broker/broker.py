@@ -17,6 +17,7 @@ from takhin.broker.produce import Producing
 from takhin.broker.producers import Producers
 from takhin.broker.reader_budget import ReaderBudget
 from takhin.broker.retention import Retention
+from takhin.broker.statistics import Gathering, Recovery, Statistics
 from takhin.broker.subscribe import Subscribing
 from takhin.broker.topics import Topics
 from takhin.broker.transactions import Transactions
@@ -114,6 +115,9 @@ class Broker:
         self.offset_resets = OffsetResets(
             self._metadata, self.topics, self.consuming, self.groups, settings.limits, self._clock_ms
         )
+        self._gathering = Gathering(
+            self.topics, self.groups, self.producers, self._metadata, self._store, budget, settings.limits
+        )
         try:
             await self._recover()
         except (OSError, TakhinError) as problem:
@@ -125,6 +129,7 @@ class Broker:
             self.topics, self._metadata, self._store, settings.topics.retention_check_ms, self._clock_ms
         )
         self._keep(retention.run())
+        self._keep(self._gathering.loop_lag.run())
         self._keep(self.producers.run(self.topics.partitions))
         self._keep(OffsetExpiry(self._metadata, self.groups, settings.groups, self._clock_ms).run())
 
@@ -164,11 +169,16 @@ class Broker:
         for row, partitions in topics:
             self.topics.open(row, partitions)
         await self.groups.live.load()
+        self._recovery = Recovery(run.was_clean, scanned_bytes, cut_bytes, time.monotonic() - begun_s)
         logger.info(
             "epoch %d; %d topics, %d partitions; %s; %d bytes scanned, %d cut; %.0f ms",
             self._epoch, len(topics), count, "clean" if run.was_clean else "not stopped cleanly", scanned_bytes,
-            cut_bytes, (time.monotonic() - begun_s) * 1000,
+            cut_bytes, self._recovery.took_s * 1000,
         )
+
+    async def statistics(self) -> Statistics:
+        """How it does. Raises what the metadata store does."""
+        return await self._gathering.gather(self._epoch, time.monotonic() - self._started_s, self._recovery)
 
     async def wait_failed(self) -> str:
         """Return, with what to tell the operator, when the broker can't go on."""

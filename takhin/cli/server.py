@@ -3,9 +3,9 @@
 Exit status: 0 after SIGTERM or SIGINT, 1 when it cannot start or must give up, 2 for a usage or configuration error,
 128 + the signal's number when a second signal cuts the shutdown short.
 
-Standard output gets one line, when it serves; everything else goes to standard error. grpc, uvloop and the broker are
-imported only once the settings are known: --help and a mistyped flag answer at once, and grpc reads its environment
-when it is imported.
+Standard output gets one line when it serves, and one for metrics; everything else goes to standard error. grpc, uvloop
+and the broker are imported only once the settings are known: --help and a mistyped flag answer at once, and grpc reads
+its environment when it is imported.
 """
 
 import argparse
@@ -124,7 +124,8 @@ beats the file:
   --grpc-max-message-bytes  TAKHIN_GRPC__MAX_MESSAGE_BYTES  [grpc]
                                                             max_message_bytes = 10485760
 
-Once it serves it writes one line to standard output: "takhin: serving on HOST:PORT". Logs go to standard error.
+Once it serves it writes to standard output: "takhin: serving on HOST:PORT", and with metrics_listen a second line,
+"takhin: metrics on HOST:PORT". Logs go to standard error.
 SIGTERM and SIGINT end it in order: streams are told to end, what is buffered is synced. A second one ends it at once.
 
 Exit status: 0 after a signal, 1 when it cannot start or must give up, 2 for a mistake in the options, the environment
@@ -229,12 +230,21 @@ async def _serve_until_stopped(broker: "Broker", settings: Settings, stop: async
     methods = takhin_methods(broker)
     health = Health([*service_names(methods), *SERVICES])
     methods += health.methods()
-    front = GrpcFront(method_table(methods, reflection_methods(service_names(methods))), settings.grpc)
+    table = method_table(methods, reflection_methods(service_names(methods)))
+    front = GrpcFront(table, settings.grpc)
+    metrics = None
+    metrics_bound = ""
+    if settings.metrics_listen:
+        # Here: what it needs takes time to import.
+        from takhin.rpc.metrics import MetricsServer
+
+        metrics = MetricsServer(table.values(), broker.statistics, asyncio.get_running_loop())
+        metrics_bound = metrics.start(settings.metrics_listen)
     bound = await front.start(settings.listen)
     failed = asyncio.create_task(broker.wait_failed())
     try:
         health.set_all(ServingStatus.SERVING)
-        _announce(bound, settings)
+        _announce(bound, metrics_bound, settings)
         await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
         return failed.result() if failed.done() else None
     finally:
@@ -242,14 +252,20 @@ async def _serve_until_stopped(broker: "Broker", settings: Settings, stop: async
         health.drain()
         broker.begin_drain()
         await front.stop(settings.grpc.shutdown_grace_ms)
+        if metrics is not None:
+            # To the end: what happens while it drains is seen, too.
+            await metrics.stop()
 
 
-def _announce(bound: str, settings: Settings) -> None:
+def _announce(bound: str, metrics_bound: str, settings: Settings) -> None:
+    if metrics_bound and not is_loopback(metrics_bound):
+        _log.warning("metrics on %s can be read from other machines, without authentication", metrics_bound)
     if not is_loopback(bound):
         _log.warning("%s can be reached from other machines, without encryption or authentication", bound)
     _log.info("version %s serves on %s, data in %s", __version__, bound, os.path.abspath(settings.data_dir))
     # Not sys.stdout: what a closed pipe leaves in its buffer would turn the exit status into 120.
-    if not write(1, f"takhin: serving on {bound}\n"):
+    lines = f"takhin: serving on {bound}\n" + (f"takhin: metrics on {metrics_bound}\n" if metrics_bound else "")
+    if not write(1, lines):
         _log.warning("standard output is closed: could not announce there that it serves")
 
 
