@@ -1,9 +1,11 @@
 """Metrics as Prometheus scrapes them, of a broker that stock clients use."""
 
+import re
 import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -159,3 +161,27 @@ def test_nothing_but_reading(metered: BrokerProcess) -> None:
         urllib.request.urlopen(request, timeout=DEADLINE_S)
     assert refused.value.code == 405
     refused.value.close()
+
+
+ROOT = Path(__file__).resolve().parents[2]
+_OURS = re.compile(r"\b(?:takhin|grpc_server)_[a-z_]+\b")
+
+
+@pytest.mark.parametrize("path", ["deploy/prometheus/takhin.rules.yml", "deploy/grafana/takhin.json"])
+def test_rules_and_dashboards_name_what_is_there(metered: BrokerProcess, path: str) -> None:
+    stub = metered.stub()
+    topic = new_topic(stub)
+    produce(stub, topic, b"x")
+    commit(stub, "g", (topic, 0, 1))
+    with pytest.raises(grpc.RpcError):
+        stub.GetTopic(pb.GetTopicRequest(name="missing"), timeout=DEADLINE_S)
+    names = {name for name, _ in scrape(metered)}
+    named = set(_OURS.findall((ROOT / path).read_text()))
+    assert len(named) > 8 and not named - names
+
+
+def test_the_page_tells_of_every_metric(metered: BrokerProcess) -> None:
+    with urllib.request.urlopen(f"http://{metered.metrics_address}/metrics", timeout=DEADLINE_S) as response:
+        there = set(re.findall(r"^# TYPE ((?:takhin|grpc_server)_\w+) ", response.read().decode(), re.MULTILINE))
+    told = set(re.findall(r"`((?:takhin|grpc_server)_[a-z_]+)`", (ROOT / "docs/monitoring.md").read_text()))
+    assert there == told
