@@ -66,6 +66,8 @@ class Broker:
         self._failed: asyncio.Future[str] | None = None
         # Partitions whose write failed and that are to take appends again.
         self._halted: set[Partition] = set()
+        # Those that take none until the next start.
+        self._poisoned: set[Partition] = set()
 
     @property
     def uptime_seconds(self) -> int:
@@ -180,6 +182,18 @@ class Broker:
         """How it does. Raises what the metadata store does."""
         return await self._gathering.gather(self._epoch, time.monotonic() - self._started_s, self._recovery)
 
+    @property
+    def unfit(self) -> str:
+        """What keeps it from taking appends, to all partitions or to some, until somebody does something; "" for
+        nothing."""
+        if self._store.is_low_on_space:
+            return "the disk is full"
+        # Whoever was closed since, as its topic was deleted, says so.
+        self._poisoned = {
+            each for each in self._poisoned if each.failure and each.failure[0] is not Reason.TOPIC_NOT_FOUND
+        }
+        return f"{len(self._poisoned)} partitions take no appends until the next start" if self._poisoned else ""
+
     async def wait_failed(self) -> str:
         """Return, with what to tell the operator, when the broker can't go on."""
         assert self._failed is not None
@@ -221,7 +235,10 @@ class Broker:
         reason, message = partition.failure
         if reason not in (Reason.TOPIC_NOT_FOUND, Reason.DRAINING):
             logger.error("%s", message)
-        if not partition.failure_is_final:
+        if partition.failure_is_final:
+            if reason not in (Reason.TOPIC_NOT_FOUND, Reason.DRAINING):
+                self._poisoned.add(partition)
+        else:
             self._halted.add(partition)
             if len(self._halted) == 1:
                 self._keep(self._resume())

@@ -28,6 +28,7 @@ from takhin.errors import ConfigError, StartError
 
 if TYPE_CHECKING:
     from takhin.broker.broker import Broker
+    from takhin.rpc.health import Health
 
 PROG = "takhin-server"
 EXIT_OK = 0
@@ -50,6 +51,8 @@ MALLOC_OPTIONS = {
 }
 # A Python thread (SQLite's) that waits for the interpreter gets it after so long; Python's own default is 5 ms.
 SWITCH_INTERVAL_S = 0.0005
+# How often it is asked whether the broker takes appends.
+READINESS_CHECK_S = 0.25
 # Imported in this order before anything starts, so that a broken installation is told in one line.
 MODULES = (
     "uvloop",
@@ -228,7 +231,8 @@ async def _serve_until_stopped(broker: "Broker", settings: Settings, stop: async
     from takhin.rpc.service import takhin_methods
 
     methods = takhin_methods(broker)
-    health = Health([*service_names(methods), *SERVICES])
+    ready = service_names(methods)
+    health = Health([*ready, *SERVICES])
     methods += health.methods()
     table = method_table(methods, reflection_methods(service_names(methods)))
     front = GrpcFront(table, settings.grpc)
@@ -242,19 +246,39 @@ async def _serve_until_stopped(broker: "Broker", settings: Settings, stop: async
         metrics_bound = metrics.start(settings.metrics_listen)
     bound = await front.start(settings.listen)
     failed = asyncio.create_task(broker.wait_failed())
+    health.set_all(ServingStatus.SERVING)
+    telling = asyncio.create_task(_tell_readiness(broker, health, ready))
     try:
-        health.set_all(ServingStatus.SERVING)
         _announce(bound, metrics_bound, settings)
         await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
         return failed.result() if failed.done() else None
     finally:
         failed.cancel()
+        telling.cancel()
         health.drain()
         broker.begin_drain()
         await front.stop(settings.grpc.shutdown_grace_ms)
         if metrics is not None:
             # To the end: what happens while it drains is seen, too.
             await metrics.stop()
+
+
+async def _tell_readiness(broker: "Broker", health: "Health", services: Sequence[str]) -> None:
+    """Our own services are ready as long as appends are taken; the server as a whole, "", is alive meanwhile."""
+    from takhin.rpc.health import ServingStatus
+
+    told = ""
+    while True:
+        unfit = broker.unfit
+        if unfit != told:
+            if unfit:
+                _log.warning("not ready: %s", unfit)
+            else:
+                _log.info("ready again")
+            for service in services:
+                health.set(service, ServingStatus.NOT_SERVING if unfit else ServingStatus.SERVING)
+            told = unfit
+        await asyncio.sleep(READINESS_CHECK_S)
 
 
 def _announce(bound: str, metrics_bound: str, settings: Settings) -> None:
