@@ -16,6 +16,7 @@ SANITIZE = os.environ.get("TAKHIN_SANITIZE") == "1"
 ANNOTATE = os.environ.get("TAKHIN_ANNOTATE") == "1"
 
 MODULES = [
+    "takhin.counters",
     "takhin.codec.crc32c",
     "takhin.codec.wire",
     "takhin.codec.batch",
