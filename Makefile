@@ -77,6 +77,7 @@ bench: build
 	$(BIN)/python -m pytest bench/micro.py -q --benchmark-columns=median,mean,stddev,rounds,iterations
 	$(BIN)/python -m bench.load
 	$(BIN)/python -m bench.groups
+	$(BIN)/python -m bench.python_client
 
 clean:
 	rm -rf build $(VENV) *.egg-info

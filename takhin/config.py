@@ -66,8 +66,14 @@ def _switch(default: bool, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-def _text(default: str, help: str, placeholder: str, choices: tuple[str, ...] = ()) -> Any:
-    return field(default=default, metadata={"help": help, "placeholder": placeholder, "choices": choices})
+def _text(
+    default: str, help: str, placeholder: str, choices: tuple[str, ...] = (), *, is_address: bool = False,
+    may_be_empty: bool = False,
+) -> Any:
+    return field(default=default, metadata={
+        "help": help, "placeholder": placeholder, "choices": choices, "is_address": is_address,
+        "may_be_empty": may_be_empty,
+    })
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +186,10 @@ class Limits:
 class Settings:
     """Everything takhin-server can be told. Made by load_settings(), or directly by tests and embedders."""
 
-    listen: str = _text("127.0.0.1:9092", "address to serve on; port 0 picks a free one", "HOST:PORT")
+    listen: str = _text("127.0.0.1:9092", "address to serve on; port 0 picks a free one", "HOST:PORT", is_address=True)
+    metrics_listen: str = _text(
+        "", "address of http://HOST:PORT/metrics, for Prometheus; port 0 picks a free one; empty: none", "HOST:PORT",
+        is_address=True, may_be_empty=True)
     data_dir: str = _text("./data", "directory of all data; made when it is missing", "DIR")
     log_level: str = _text("info", "least severe log lines to write", "LEVEL", LOG_LEVELS)
     grpc: GrpcSettings = field(default_factory=GrpcSettings)
@@ -360,11 +369,13 @@ def _check(option: Option, source: str, value: object) -> str | int | bool:
     assert isinstance(value, str | int | bool)
     metadata = option.metadata
     if isinstance(value, str):
+        if not value and metadata["may_be_empty"]:
+            return value
         if not value or re.search(r"[\x00-\x1f\x7f]", value):
             _refuse(source, value, f"{option.allowed()}, not empty and without control characters")
         if metadata["choices"] and value not in metadata["choices"]:
             _refuse(source, value, option.allowed())
-        if option.key == "listen":
+        if metadata["is_address"]:
             try:
                 split_listen(value)
             except ValueError:

@@ -85,7 +85,7 @@ class Broker:
         try:
             await engine.start()
             self._engine = engine
-            self._table, self._health = served(engine)
+            self._table, self._health, _ = served(engine)
             if self._listens:
                 from takhin.rpc.grpc_front import GrpcFront
 

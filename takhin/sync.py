@@ -15,7 +15,7 @@ import functools
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -23,7 +23,7 @@ import takhin.client as aio
 from takhin.client import BufferFull, Closed, Message, RecordMetadata, Records, TopicPartition
 from takhin.client.consumer import Place
 from takhin.client.start import Start
-from takhin.client.types import Headers
+from takhin.client.types import Headers, NextOffsets
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -284,7 +284,7 @@ class Consumer:
         while True:
             yield _background.run(anext(batches))  # type: ignore[arg-type]
 
-    def commit(self, what: Message | Mapping[tuple[str, int], int] | None = None) -> None:
+    def commit(self, what: Message | NextOffsets | None = None) -> None:
         """As takhin.client.Consumer.commit."""
         if what is None:
             what = {place: self.position(place) for place in self.assignment}
@@ -368,6 +368,38 @@ class Reader:
         _background.run(self._wrapped.aclose())
 
 
+class Transaction:
+    """takhin.client.Transaction without asyncio: `with` stores all of it at its end, or nothing."""
+
+    def __init__(self, wrapped: aio.Transaction) -> None:
+        self._wrapped = wrapped
+
+    def __enter__(self) -> "Transaction":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        _background.run(self._wrapped.__aexit__(kind, problem, traceback))
+
+    store = _blocking(aio.Transaction.store)
+
+    @property
+    def results(self) -> list[RecordMetadata]:
+        return self._wrapped.results
+
+    def send(
+        self, topic: str, value: bytes | None, *, key: bytes | None = None, headers: Headers | None = None,
+        partition: int | None = None, timestamp_ms: int = 0
+    ) -> None:
+        """As takhin.client.Transaction.send."""
+        self._wrapped.send(topic, value, key=key, headers=headers, partition=partition, timestamp_ms=timestamp_ms)
+
+    def commit(self, what: Message | NextOffsets) -> None:
+        """As takhin.client.Transaction.commit."""
+        self._wrapped.commit(what)
+
+
 class Client:
     """takhin.client.Client without asyncio. Made by connect()."""
 
@@ -401,6 +433,11 @@ class Client:
     producer = _making(aio.Client.producer, Producer)
     consumer = _making(aio.Client.consumer, Consumer)
     read = _making(aio.Client.read, Reader)
+
+    def transaction(self, *, consumer: Consumer | None = None, group: str = "", timeout_s: float = 60.0) -> Transaction:
+        """As takhin.client.Client.transaction."""
+        wrapped = consumer._wrapped if consumer is not None else None
+        return Transaction(self._wrapped.transaction(consumer=wrapped, group=group, timeout_s=timeout_s))
 
 
 def _wrapping(function: Callable[P, aio.Client]) -> Callable[P, Client]:

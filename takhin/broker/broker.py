@@ -17,6 +17,7 @@ from takhin.broker.produce import Producing
 from takhin.broker.producers import Producers
 from takhin.broker.reader_budget import ReaderBudget
 from takhin.broker.retention import Retention
+from takhin.broker.statistics import Gathering, Recovery, Statistics
 from takhin.broker.subscribe import Subscribing
 from takhin.broker.topics import Topics
 from takhin.broker.transactions import Transactions
@@ -65,6 +66,8 @@ class Broker:
         self._failed: asyncio.Future[str] | None = None
         # Partitions whose write failed and that are to take appends again.
         self._halted: set[Partition] = set()
+        # Those that take none until the next start.
+        self._poisoned: set[Partition] = set()
 
     @property
     def uptime_seconds(self) -> int:
@@ -101,7 +104,8 @@ class Broker:
         self.consuming = Consuming(self.topics, self._store, budget, settings.grpc.max_message_bytes)
         self.log_starts = LogStarts(self._metadata, self._store, self._clock_ms)
         self.groups = GroupCoordinator(
-            self._metadata, self.topics, settings.limits, self._clock_ms, settings.groups
+            self._metadata, self.topics, settings.limits, self._clock_ms, self._store.transactor.offsets_are_stored,
+            settings.groups,
         )
         self.topics.on_change(lambda change: self.groups.live.topic_changed(change.name))
         self.subscribing = Subscribing(self.topics, self.consuming, budget, self.groups, settings.groups)
@@ -112,6 +116,9 @@ class Broker:
         self.group_offsets = GroupOffsets(self._metadata, self.topics, self.groups)
         self.offset_resets = OffsetResets(
             self._metadata, self.topics, self.consuming, self.groups, settings.limits, self._clock_ms
+        )
+        self._gathering = Gathering(
+            self.topics, self.groups, self.producers, self._metadata, self._store, budget, settings.limits
         )
         try:
             await self._recover()
@@ -124,6 +131,7 @@ class Broker:
             self.topics, self._metadata, self._store, settings.topics.retention_check_ms, self._clock_ms
         )
         self._keep(retention.run())
+        self._keep(self._gathering.loop_lag.run())
         self._keep(self.producers.run(self.topics.partitions))
         self._keep(OffsetExpiry(self._metadata, self.groups, settings.groups, self._clock_ms).run())
 
@@ -163,11 +171,28 @@ class Broker:
         for row, partitions in topics:
             self.topics.open(row, partitions)
         await self.groups.live.load()
+        self._recovery = Recovery(run.was_clean, scanned_bytes, cut_bytes, time.monotonic() - begun_s)
         logger.info(
             "epoch %d; %d topics, %d partitions; %s; %d bytes scanned, %d cut; %.0f ms",
             self._epoch, len(topics), count, "clean" if run.was_clean else "not stopped cleanly", scanned_bytes,
-            cut_bytes, (time.monotonic() - begun_s) * 1000,
+            cut_bytes, self._recovery.took_s * 1000,
         )
+
+    async def statistics(self) -> Statistics:
+        """How it does. Raises what the metadata store does."""
+        return await self._gathering.gather(self._epoch, time.monotonic() - self._started_s, self._recovery)
+
+    @property
+    def unfit(self) -> str:
+        """What keeps it from taking appends, to all partitions or to some, until somebody does something; "" for
+        nothing."""
+        if self._store.is_low_on_space:
+            return "the disk is full"
+        # Whoever was closed since, as its topic was deleted, says so.
+        self._poisoned = {
+            each for each in self._poisoned if each.failure and each.failure[0] is not Reason.TOPIC_NOT_FOUND
+        }
+        return f"{len(self._poisoned)} partitions take no appends until the next start" if self._poisoned else ""
 
     async def wait_failed(self) -> str:
         """Return, with what to tell the operator, when the broker can't go on."""
@@ -210,7 +235,10 @@ class Broker:
         reason, message = partition.failure
         if reason not in (Reason.TOPIC_NOT_FOUND, Reason.DRAINING):
             logger.error("%s", message)
-        if not partition.failure_is_final:
+        if partition.failure_is_final:
+            if reason not in (Reason.TOPIC_NOT_FOUND, Reason.DRAINING):
+                self._poisoned.add(partition)
+        else:
             self._halted.add(partition)
             if len(self._halted) == 1:
                 self._keep(self._resume())

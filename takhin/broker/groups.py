@@ -5,7 +5,7 @@ power cut, on an offset beyond the records it has seen.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -81,17 +81,20 @@ class GroupDescription:
 
 
 class GroupCoordinator:
-    """Commits, and what is known of groups. clock_ms: milliseconds since the epoch."""
+    """Commits, and what is known of groups. clock_ms: milliseconds since the epoch; offsets_are_stored: as LiveGroups
+    has it."""
 
     def __init__(
         self, metadata: MetadataStore, topics: Topics, limits: Limits, clock_ms: Callable[[], int],
-        settings: GroupSettings | None = None,
+        offsets_are_stored: Callable[[], Awaitable[None]], settings: GroupSettings | None = None,
     ):
         self._metadata = metadata
         self._topics = topics
         self._limits = limits
         self._clock_ms = clock_ms
-        self.live = LiveGroups(metadata, topics, settings or GroupSettings(), limits, clock_ms)
+        self.live = LiveGroups(
+            metadata, topics, settings or GroupSettings(), limits, clock_ms, offsets_are_stored
+        )
         self._deleting: set[str] = set()
 
     async def commit(

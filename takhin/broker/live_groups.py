@@ -8,7 +8,7 @@ told of an assignment it does not know; and all that happens while it stores is 
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
 from takhin.broker.assignors import GroupPartition
@@ -67,12 +67,17 @@ class LiveGroup:
 
 
 class LiveGroups:
-    """All groups that have members. wall_ms: milliseconds since the epoch; deadlines go by the event loop's clock."""
+    """All groups that have members. wall_ms: milliseconds since the epoch; deadlines go by the event loop's clock.
+
+    offsets_are_stored: to be awaited before committed offsets are looked at for a member: a transaction that was
+    admitted when the group was still as before is in the database then, or never will be.
+    """
 
     def __init__(
         self, metadata: MetadataStore, topics: TopicShapes, settings: GroupSettings, limits: Limits,
-        wall_ms: Callable[[], int],
+        wall_ms: Callable[[], int], offsets_are_stored: Callable[[], Awaitable[None]],
     ):
+        self._offsets_are_stored = offsets_are_stored
         self._metadata = metadata
         self._topics = topics
         self._settings = settings
@@ -294,6 +299,8 @@ class LiveGroups:
         changed = [(each, state) for each, state in states.items() if live.stored.get(each) != state]
         gone = [each for each in touched if each not in machine.members]
         while True:
+            # Whoever gets a partition begins where the transaction of whoever had it before has ended.
+            await self._offsets_are_stored()
             try:
                 committed = await self._metadata.store_members(
                     live.group_id, machine.generation, changed, gone, self._wall_ms()

@@ -3,9 +3,9 @@
 Exit status: 0 after SIGTERM or SIGINT, 1 when it cannot start or must give up, 2 for a usage or configuration error,
 128 + the signal's number when a second signal cuts the shutdown short.
 
-Standard output gets one line, when it serves; everything else goes to standard error. grpc, uvloop and the broker are
-imported only once the settings are known: --help and a mistyped flag answer at once, and grpc reads its environment
-when it is imported.
+Standard output gets one line when it serves, and one for metrics; everything else goes to standard error. grpc, uvloop
+and the broker are imported only once the settings are known: --help and a mistyped flag answer at once, and grpc reads
+its environment when it is imported.
 """
 
 import asyncio
@@ -33,6 +33,7 @@ from takhin.errors import ConfigError, StartError
 
 if TYPE_CHECKING:
     from takhin.broker.broker import Broker
+    from takhin.rpc.health import Health
 
 PROG = "takhin-server"
 
@@ -46,6 +47,8 @@ GRPC_ENVIRONMENT = {
 }
 # A Python thread (SQLite's) that waits for the interpreter gets it after so long; Python's own default is 5 ms.
 SWITCH_INTERVAL_S = 0.0005
+# How often it is asked whether the broker takes appends.
+READINESS_CHECK_S = 0.25
 # Imported in this order before anything starts, so that a broken installation is told in one line.
 MODULES = (
     "uvloop",
@@ -133,7 +136,8 @@ beats the file:
   --grpc-max-message-bytes  TAKHIN_GRPC__MAX_MESSAGE_BYTES  [grpc]
                                                             max_message_bytes = 10485760
 
-Once it serves it writes one line to standard output: "takhin: serving on HOST:PORT". Logs go to standard error.
+Once it serves it writes to standard output: "takhin: serving on HOST:PORT", and with metrics_listen a second line,
+"takhin: metrics on HOST:PORT". Logs go to standard error.
 SIGTERM and SIGINT end it in order: streams are told to end, what is buffered is synced. A second one ends it at once.
 
 Exit status: 0 after a signal, 1 when it cannot start or must give up, 2 for a mistake in the options, the environment
@@ -233,28 +237,62 @@ async def _serve_until_stopped(broker: "Broker", settings: Settings, stop: async
     from takhin.rpc.health import ServingStatus
     from takhin.rpc.served import served
 
-    table, health = served(broker)
+    table, health, ready = served(broker)
     front = GrpcFront(table, settings.grpc)
+    metrics = None
+    metrics_bound = ""
+    if settings.metrics_listen:
+        # Here: what it needs takes time to import.
+        from takhin.rpc.metrics import MetricsServer
+
+        metrics = MetricsServer(table.values(), broker.statistics, asyncio.get_running_loop())
+        metrics_bound = metrics.start(settings.metrics_listen)
     bound = await front.start(settings.listen)
     failed = asyncio.create_task(broker.wait_failed())
+    health.set_all(ServingStatus.SERVING)
+    telling = asyncio.create_task(_tell_readiness(broker, health, ready))
     try:
-        health.set_all(ServingStatus.SERVING)
-        _announce(bound, settings)
+        _announce(bound, metrics_bound, settings)
         await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
         return failed.result() if failed.done() else None
     finally:
         failed.cancel()
+        telling.cancel()
         health.drain()
         broker.begin_drain()
         await front.stop(settings.grpc.shutdown_grace_ms)
+        if metrics is not None:
+            # To the end: what happens while it drains is seen, too.
+            await metrics.stop()
 
 
-def _announce(bound: str, settings: Settings) -> None:
+async def _tell_readiness(broker: "Broker", health: "Health", services: Sequence[str]) -> None:
+    """Our own services are ready as long as appends are taken; the server as a whole, "", is alive meanwhile."""
+    from takhin.rpc.health import ServingStatus
+
+    told = ""
+    while True:
+        unfit = broker.unfit
+        if unfit != told:
+            if unfit:
+                _log.warning("not ready: %s", unfit)
+            else:
+                _log.info("ready again")
+            for service in services:
+                health.set(service, ServingStatus.NOT_SERVING if unfit else ServingStatus.SERVING)
+            told = unfit
+        await asyncio.sleep(READINESS_CHECK_S)
+
+
+def _announce(bound: str, metrics_bound: str, settings: Settings) -> None:
+    if metrics_bound and not is_loopback(metrics_bound):
+        _log.warning("metrics on %s can be read from other machines, without authentication", metrics_bound)
     if not is_loopback(bound):
         _log.warning("%s can be reached from other machines, without encryption or authentication", bound)
     _log.info("version %s serves on %s, data in %s", __version__, bound, os.path.abspath(settings.data_dir))
     # Not sys.stdout: what a closed pipe leaves in its buffer would turn the exit status into 120.
-    if not write(1, f"takhin: serving on {bound}\n"):
+    lines = f"takhin: serving on {bound}\n" + (f"takhin: metrics on {metrics_bound}\n" if metrics_bound else "")
+    if not write(1, lines):
         _log.warning("standard output is closed: could not announce there that it serves")
 
 

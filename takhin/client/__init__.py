@@ -41,6 +41,8 @@ from takhin.client.grpc_transport import TLS, GrpcTransport
 from takhin.client.messages import Message, Records
 from takhin.client.producer import Producer
 from takhin.client.reader import Reader
+from takhin.client.record_batch import RecordMetadata
+from takhin.client.transaction import Transaction
 from takhin.client.transport import RequestStream, ResponseStream, Transport
 from takhin.client.types import (
     Group,
@@ -51,7 +53,6 @@ from takhin.client.types import (
     OffsetReset,
     Offsets,
     Partition,
-    RecordMetadata,
     Topic,
     TopicPartition,
 )
@@ -107,6 +108,7 @@ __all__ = [
     "TopicExists",
     "TopicNotFound",
     "TopicPartition",
+    "Transaction",
     "Transport",
     "Unauthenticated",
     "Unavailable",

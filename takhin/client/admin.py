@@ -14,6 +14,7 @@ from takhin.client.types import (
     GroupMember,
     GroupOffset,
     Health,
+    NextOffsets,
     OffsetReset,
     Offsets,
     Partition,
@@ -200,7 +201,7 @@ class Admin:
             for each in answer.offsets]
 
     async def commit_offsets(
-        self, group: str, offsets: Mapping[tuple[str, int], int], *, timeout_s: float | None = None
+        self, group: str, offsets: NextOffsets, *, timeout_s: float | None = None
     ) -> None:
         """Commit the next offset to read, by (topic, partition), for a group without members; all of them or none.
 

@@ -8,6 +8,7 @@ from takhin.client.grpc_transport import DEFAULT_TIMEOUT_S, TLS, GrpcTransport
 from takhin.client.producer import Acks, Producer
 from takhin.client.reader import Reader
 from takhin.client.start import Start, StartAt
+from takhin.client.transaction import Transaction, TransactionProducer
 from takhin.client.transport import Transport
 
 DEFAULT_ADDRESS = "localhost:9092"
@@ -37,6 +38,7 @@ class Client(Admin):
     def __init__(self, transport: Transport, *, retry_s: float = DEFAULT_RETRY_S) -> None:
         super().__init__(transport)
         self._retry_s = retry_s
+        self._transactions = TransactionProducer(transport)
 
     async def __aenter__(self) -> "Client":
         return self
@@ -91,6 +93,16 @@ class Client(Admin):
             client_id=client_id, assignor=assignor, credit_bytes=credit_bytes, max_bytes=max_bytes,
             session_timeout_s=session_timeout_s, max_processing_s=max_processing_s, check=check,
             commit_timeout_s=commit_timeout_s, retry_s=self._retry_s)
+
+    def transaction(
+        self, *, consumer: Consumer | None = None, group: str = "", timeout_s: float = 60.0
+    ) -> Transaction:
+        """Records for several partitions, stored together when `async with` is left, and with them the offsets of a
+        consumer, or of a group without members. A client's transactions are stored one after the other.
+
+        timeout_s: for as long it is sent again, a broker that restarts included.
+        """
+        return Transaction(self, self._transactions, consumer=consumer, group=group, timeout_s=timeout_s)
 
     def read(
         self, topic: str, *, partition: int | None = None, start: Start | StartAt = "earliest", until_end: bool = False,

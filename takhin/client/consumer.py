@@ -4,6 +4,7 @@ lost connections and restarts of the broker.
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from time import monotonic
 from types import TracebackType
 from typing import Any
 
@@ -23,7 +24,7 @@ from takhin.client.owned_partition import Arrived, OwnedPartition
 from takhin.client.partition_reader import check_position
 from takhin.client.start import Start, StartAt, start_at
 from takhin.client.transport import Transport
-from takhin.client.types import TopicPartition
+from takhin.client.types import NextOffsets, TopicPartition
 from takhin.errors import Reason
 from takhin.v1 import takhin_pb2 as pb
 
@@ -78,8 +79,8 @@ class Consumer:
         # What is being handed out, message by message.
         self._current: Arrived | None = None
         self._current_owner: OwnedPartition | None = None
-        # What the program has in hand: by partition, up to where.
-        self._in_hand: dict[OwnedPartition, int] = {}
+        # Of what the program has in hand, the partitions.
+        self._in_hand: set[OwnedPartition] = set()
         # Partitions to be released when the program asks for more, or the time is over.
         self._to_release: dict[TopicPartition, None] = {}
         self._last_credit_s = 0.0
@@ -139,7 +140,10 @@ class Consumer:
         return self
 
     async def __anext__(self) -> Message:
-        message = await self.next()
+        self._settle()
+        if self._problems:
+            self._raise_problems()
+        message = self._take() or await self._wait(None)
         assert message is not None
         return message
 
@@ -193,22 +197,22 @@ class Consumer:
             owned = self._owned.get(place)
             if owned is not None and not owned.is_revoked:
                 processed = owned.processed
-                self._in_hand[owned] = offset
+                self._in_hand.add(owned)
                 self._move(owned, offset)
                 owned.processed = processed
 
     def _settle(self) -> None:
         """The program asks for more: it is done with what it has."""
         if self._in_hand:
-            for owned, offset in self._in_hand.items():
-                owned.processed = max(owned.processed, offset)
+            for owned in self._in_hand:
+                owned.processed = owned.position
             self._in_hand.clear()
             current = self._current
             if current is not None:
                 if current.handed == current.count:
                     self._end_current()
                 else:
-                    now_s = asyncio.get_running_loop().time()
+                    now_s = monotonic()
                     if now_s - self._last_credit_s > _CREDIT_S:
                         self._last_credit_s = now_s
                         self._give_back(current.take_credit(False))
@@ -222,10 +226,9 @@ class Consumer:
             if current is not None and owned is not None:
                 for message in current.messages:
                     current.handed += 1
-                    offset = message.offset + 1
-                    owned.position = offset
+                    owned.position = message.offset + 1
                     owned.epoch = message.epoch
-                    self._in_hand[owned] = offset
+                    self._in_hand.add(owned)
                     return message
                 self._end_current()
             if not self._next_current():
@@ -294,6 +297,11 @@ class Consumer:
         """The partitions that it has now."""
         return tuple(sorted(place for place, owned in self._owned.items() if not owned.is_revoked))
 
+    @property
+    def membership(self) -> tuple[str, int]:
+        """Its member_id and generation, by which the broker knows it; for Transaction."""
+        return self._member.member_id, self._member.generation
+
     def position(self, partition: Place) -> int:
         """The next offset to be handed out. Raises FencedGeneration for a partition that it does not have."""
         return self._find(partition).position
@@ -347,7 +355,7 @@ class Consumer:
         owned = self._find(partition)
         offset = await self._offset_of(owned.place, start_at(to))
         # What was handed out before it is not what is to be committed now.
-        self._in_hand.pop(owned, None)
+        self._in_hand.discard(owned)
         self._move(owned, offset)
 
     def _find(self, partition: Place) -> OwnedPartition:
@@ -373,7 +381,7 @@ class Consumer:
 
     # Commits
 
-    async def commit(self, what: Message | Mapping[tuple[str, int], int] | None = None) -> None:
+    async def commit(self, what: Message | NextOffsets | None = None) -> None:
         """Store, durably, how far the group has come: up to and with a message; to the next offsets to read, by (topic,
         partition); or, without either, everything that was handed out. What is committed already is passed over: a
         commit never goes back.
@@ -407,6 +415,14 @@ class Consumer:
         for place, offset in offsets.items():
             owners[place].committed = max(owners[place].committed, offset)
             owners[place].is_stored = True
+
+    def was_committed(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """By another way than commit(); for Transaction."""
+        for place, offset in offsets.items():
+            owned = self._owned.get(place)
+            if owned is not None:
+                owned.committed = max(owned.committed, offset)
+                owned.is_stored = True
 
     async def _commit_processed(self, chosen: Iterable[OwnedPartition]) -> None:
         offsets = {each.place: each.processed for each in chosen if each.owes_commit(each.processed)}
@@ -521,7 +537,7 @@ class Consumer:
         """It is not this consumer's any more."""
         self._forget_arrived(owned)
         owned.is_revoked = True
-        self._in_hand.pop(owned, None)
+        self._in_hand.discard(owned)
         self._ready.pop(owned, None)
         if self._owned.get(owned.place) is owned:
             del self._owned[owned.place]

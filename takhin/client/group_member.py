@@ -65,6 +65,8 @@ class GroupMember:
         self._check = check
         self._retry_s = retry_s
         self.member_id = ""
+        # The last one that the broker told.
+        self.generation = 0
         self._stream: RequestStream | None = None
         self._is_joined = False
         self._outbox: deque[bytes] = deque()
@@ -200,8 +202,10 @@ class GroupMember:
         if kind == "ping":
             self._send(pb.SubscribeRequest(pong=pb.Pong(id=response.ping.id)))
         elif kind == "joined":
+            self.generation = response.joined.generation
             self._take_joined(response.joined.member_id)
         elif kind == "assigned":
+            self.generation = response.assigned.generation
             self._owner.assigned(
                 {TopicPartition(each.topic, each.partition): each.offset for each in response.assigned.added},
                 set(_places(response.assigned.partitions)))

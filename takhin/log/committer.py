@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from errno import EDQUOT, EIO, ENOSPC
 
+from takhin.counters import Histogram
 from takhin.errors import Reason
 from takhin.log.files import PASSING, Files
 from takhin.log.hold import Hold
@@ -19,6 +20,10 @@ from takhin.log.sync import SyncThread
 
 logger = logging.getLogger(__name__)
 
+# Of the durations that are counted.
+DURATION_BOUNDS_S = (
+    0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5
+)
 # How often partitions are looked at whose flush.ms may have passed.
 FLUSH_CHECK_S = 0.05
 # What only the journal holds on the disk is synced to its segment after so long, a new segment's name likewise.
@@ -89,6 +94,10 @@ class Committer:
         self.halted = on_halt
         self.syncs = 0
         self.journal_commits = 0
+        # How long it took to write what came in a tick, to sync a partition's files, to write and sync an entry.
+        self.write_durations = Histogram(DURATION_BOUNDS_S)
+        self.sync_durations = Histogram(DURATION_BOUNDS_S)
+        self.journal_durations = Histogram(DURATION_BOUNDS_S)
         self._files = files
         self._loop = loop
         self._clock_ms = clock_ms
@@ -99,6 +108,8 @@ class Committer:
         # Since when there is something that their segments may not have on the disk: those longest so first. Each of
         # them holds a file open.
         self._unsynced_since_s: dict[Partition, float] = {}
+        # Since when they have something that is nowhere on the disk, not in the journal either.
+        self._dirty_since_s: dict[Partition, float] = {}
         self._max_unsynced = max_unsynced
         # Those whose sync could not be begun.
         self._put_off: dict[Partition, None] = {}
@@ -145,6 +156,7 @@ class Committer:
 
     def _end_tick(self) -> None:
         touched, self._touched = self._touched, []
+        begun_ns = time.monotonic_ns()
         for partition in touched:
             try:
                 partition.flush()
@@ -155,6 +167,8 @@ class Committer:
                     Reason.INTERNAL_ERROR, "the partition takes no appends until the broker is started again"
                 )
             self.note_unsynced(partition)
+        if touched:
+            self.write_durations.observe(time.monotonic_ns() - begun_ns)
         # Only now: who asked for a sync because of these writes is served here, not in a tick of its own.
         self._tick_is_open = False
         if self._front.queue:
@@ -163,7 +177,10 @@ class Committer:
     def note_unsynced(self, partition: Partition) -> None:
         """From now on, if it was not before; what has failed, or is closed, is never synced any more."""
         if partition.unsynced and not partition.failure_is_final:
-            self._unsynced_since_s.setdefault(partition, time.monotonic())
+            now_s = time.monotonic()
+            self._unsynced_since_s.setdefault(partition, now_s)
+            if partition.dirty:
+                self._dirty_since_s.setdefault(partition, now_s)
 
     def _commit(self) -> None:
         """Begin what can be begun for those who wait; the others keep their places in the queue."""
@@ -205,6 +222,8 @@ class Committer:
             return
         lane.queue.pop(partition, None)
         self._unsynced_since_s.pop(partition, None)
+        # What is written from here on is dirty since then.
+        self._dirty_since_s.pop(partition, None)
         if not partition.unsynced or partition.failure_is_final:
             return
         try:
@@ -241,6 +260,7 @@ class Committer:
     def _on_synced(self, lane: _Lane) -> None:
         for number, errno, duration_ns in lane.thread.finished():
             self.syncs += 1
+            self.sync_durations.observe(duration_ns)
             _tell_slow(duration_ns)
             sync = lane.syncs.pop(number)
             partition = sync.partition
@@ -306,6 +326,7 @@ class Committer:
             self._journal_thread.submit([commit.fd], [], commit.fd, commit.data, commit.position)
         for partition, _ in commit.targets:
             del self._front.queue[partition]
+            self._dirty_since_s.pop(partition, None)
         return True
 
     def _note_turn(self) -> None:
@@ -326,6 +347,7 @@ class Committer:
 
     def _on_journal(self) -> None:
         for _, errno, duration_ns in self._journal_thread.finished():
+            self.journal_durations.observe(duration_ns)
             _tell_slow(duration_ns)
             if self._journal_job is not None:
                 job, self._journal_job = self._journal_job, None
@@ -466,10 +488,13 @@ class Committer:
         surplus = len(self._unsynced_since_s) - self._max_unsynced
         for number, (partition, since_s) in enumerate(self._unsynced_since_s.items()):
             age_s = now_s - since_s
+            if not partition.dirty:
+                self._dirty_since_s.pop(partition, None)
+            dirty_ms = (now_s - self._dirty_since_s.get(partition, now_s)) * 1000
             if (
                 number < surplus
                 or (age_s >= BEHIND_S and (partition.synced_offset < partition.durable_offset or not partition.dirty))
-                or (partition.dirty and 0 <= partition.flush_ms <= age_s * 1000)
+                or (partition in self._dirty_since_s and 0 <= partition.flush_ms <= dirty_ms)
             ):
                 self._behind.queue[partition] = None
         self._go_on()
@@ -479,6 +504,7 @@ class Committer:
     def forget(self, partition: Partition) -> None:
         """The partition is closed."""
         self._unsynced_since_s.pop(partition, None)
+        self._dirty_since_s.pop(partition, None)
         self._front.queue.pop(partition, None)
         self._behind.queue.pop(partition, None)
         self._put_off.pop(partition, None)

@@ -78,10 +78,18 @@ class Transactor:
         self._turn = asyncio.Lock()
         self.last_number = 0
         self._stopping = False
+        # While one with offsets is decided and these are not stored.
+        self._offsets_under_way: asyncio.Future[None] | None = None
 
     def stop(self) -> None:
         """What is decided waits for room on the disk no longer: it is left to the next start."""
         self._stopping = True
+
+    async def offsets_are_stored(self) -> None:
+        """Return when the offsets of the transaction that is being decided are stored, or it has failed; at once when
+        there is none. Later ones are not waited for."""
+        if self._offsets_under_way is not None:
+            await asyncio.wait([self._offsets_under_way])
 
     async def run(self, transaction: Transaction) -> list[bytes]:
         """Carry it out; returns the answers, in the order of its appends. Not to be cancelled.
@@ -100,6 +108,7 @@ class Transactor:
                 return await self._try(transaction)
             finally:
                 self._committer.room_is_found()
+                self._end_offsets()
 
     async def _try(self, transaction: Transaction) -> list[bytes]:
         for _ in range(_TRIES):
@@ -109,6 +118,8 @@ class Transactor:
                 begun = self._begin(transaction)
                 if isinstance(begun, _Begun):
                     self._committer.room_is_found()
+                    if transaction.offsets:
+                        self._offsets_under_way = asyncio.get_running_loop().create_future()
                     await self._decide(begun)
             finally:
                 self._committer.release_journal()
@@ -121,6 +132,11 @@ class Transactor:
         raise error(
             Reason.TRANSACTION_PENDING, "the journal has no room for the transaction; nothing was appended, try again"
         )
+
+    def _end_offsets(self) -> None:
+        waiting, self._offsets_under_way = self._offsets_under_way, None
+        if waiting is not None:
+            waiting.set_result(None)
 
     def _check_usable(self) -> None:
         if not self._journal.usable:
@@ -231,6 +247,7 @@ class Transactor:
                     raise failure from problem
                 raise
             self._journal.done(commit)
+            self._end_offsets()
         for tries_left in reversed(range(_WRITE_TRIES)):
             # A topic that was deleted meanwhile is gone with what was appended to it; the others have theirs.
             if begun.is_broken():

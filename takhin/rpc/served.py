@@ -1,5 +1,7 @@
 """Everything that a broker serves, on whatever front."""
 
+from typing import NamedTuple
+
 from takhin.broker.broker import Broker
 from takhin.rpc.call import MethodTable, method_table, service_names
 from takhin.rpc.health import Health
@@ -7,9 +9,18 @@ from takhin.rpc.reflection import SERVICES, reflection_methods
 from takhin.rpc.service import takhin_methods
 
 
-def served(broker: Broker) -> tuple[MethodTable, Health]:
-    """The broker's own methods, health and reflection; and the Health, which says that nothing serves yet."""
+class Served(NamedTuple):
+    """table: all methods. health: says that nothing serves yet. services: the broker's own."""
+
+    table: MethodTable
+    health: Health
+    services: list[str]
+
+
+def served(broker: Broker) -> Served:
+    """The broker's own methods, health and reflection."""
     methods = takhin_methods(broker)
-    health = Health([*service_names(methods), *SERVICES])
+    services = service_names(methods)
+    health = Health([*services, *SERVICES])
     methods += health.methods()
-    return method_table(methods, reflection_methods(service_names(methods))), health
+    return Served(method_table(methods, reflection_methods(service_names(methods))), health, services)

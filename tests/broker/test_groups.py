@@ -67,6 +67,10 @@ class Broker:
         return dict((await self.groups.describe(group_id)).offsets)
 
 
+async def nothing() -> None:
+    """No transaction is under way."""
+
+
 def run(tmp_path: Path, scenario: Callable[[Broker], Awaitable[None]], limits: Limits | None = None) -> None:
     def failed(message: str) -> None:
         raise AssertionError(message)
@@ -76,7 +80,7 @@ def run(tmp_path: Path, scenario: Callable[[Broker], Awaitable[None]], limits: L
         store.open()
         try:
             topics = MemoryTopics()
-            groups = GroupCoordinator(store, topics, limits or Limits(), lambda: NOW_MS)
+            groups = GroupCoordinator(store, topics, limits or Limits(), lambda: NOW_MS, nothing)
             await scenario(Broker(store, topics, groups))
         finally:
             await store.close()

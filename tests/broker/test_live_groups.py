@@ -15,8 +15,11 @@ from takhin.broker.live_groups import Committed
 from takhin.broker.metadata import MetadataStore
 from takhin.config import GroupSettings, Limits
 from takhin.errors import Reason, TakhinError, error
+from takhin.log.transaction_offsets import TransactionOffsets
 from tests.broker.test_groups import NOW_MS, MemoryPartition, MemoryTopics
 from tests.format.make_golden import GOLDEN
+
+SETTINGS = GroupSettings(grace_ms=300, revoke_timeout_ms=200)
 
 
 class ShapedTopics(MemoryTopics):
@@ -54,7 +57,15 @@ class Bed:
     path: Path
     store: MetadataStore
     topics: ShapedTopics
-    groups: GroupCoordinator
+
+    def __post_init__(self) -> None:
+        # Not set: a transaction with offsets is being decided.
+        self.decided = asyncio.Event()
+        self.decided.set()
+        self.groups = GroupCoordinator(self.store, self.topics, Limits(), lambda: NOW_MS, self._are_stored, SETTINGS)
+
+    async def _are_stored(self) -> None:
+        await self.decided.wait()
 
     async def create(self, name: str, count: int, end: int = 100) -> int:
         row = await self.store.create_topic(name, count, {}, NOW_MS)
@@ -70,9 +81,6 @@ class Bed:
         return stream
 
 
-SETTINGS = GroupSettings(grace_ms=300, revoke_timeout_ms=200)
-
-
 def run(path: Path, scenario: Callable[[Bed], Awaitable[None]], topics: ShapedTopics | None = None) -> ShapedTopics:
     """On the database at `path`; topics: those of a run before it."""
     topics = topics or ShapedTopics()
@@ -84,10 +92,10 @@ def run(path: Path, scenario: Callable[[Bed], Awaitable[None]], topics: ShapedTo
         store = MetadataStore(str(path), failed)
         store.open()
         try:
-            groups = GroupCoordinator(store, topics, Limits(), lambda: NOW_MS, SETTINGS)
-            await groups.live.load()
-            await scenario(Bed(path, store, topics, groups))
-            await groups.live.stop()
+            bed = Bed(path, store, topics)
+            await bed.groups.live.load()
+            await scenario(bed)
+            await bed.groups.live.stop()
         finally:
             await store.close()
 
@@ -121,6 +129,26 @@ def test_a_member_is_told_only_what_is_stored(tmp_path: Path) -> None:
         (member,) = group.members
         assert (group.group_id, group.generation, member.member_id) == ("g", 1, stream.member_id)
         assert {each.partition: since for each, since in member.owned.items()} == {0: 1, 1: 1}
+
+    run(tmp_path / "meta.db", scenario)
+
+
+def test_a_member_begins_behind_the_transaction_of_whoever_had_the_partition(tmp_path: Path) -> None:
+    """It was admitted, and its offsets are stored only when the partition has gone to somebody else."""
+
+    async def scenario(bed: Bed) -> None:
+        topic_id = await bed.create("t", 1)
+        first = await bed.join("g", "t")
+        await until(lambda: first.has == {0})
+        bed.decided.clear()
+        bed.groups.live.leave("g", first.member_id, first)
+        second = await bed.join("g", "t")
+        await asyncio.sleep(0.05)
+        assert second.told == []
+        await bed.store.store_transactions([TransactionOffsets(1, "g", NOW_MS, ((topic_id, 0, 7),))])
+        bed.decided.set()
+        await until(lambda: second.has == {0})
+        assert second.committed == {(topic_id, 0): 7}
 
     run(tmp_path / "meta.db", scenario)
 

@@ -22,19 +22,26 @@ def in_blocks(data: bytes) -> bytes:
     return data + bytes(-len(data) % 512)
 
 
-def header(first_sequence: int, salt: int = SALT) -> bytes:
+def header(first_sequence: int, salt: int = SALT, version: int = 1) -> bytes:
     """The first block of a journal file, from the format's table."""
-    fields = struct.pack("<IIQq", 1, salt, first_sequence, NOW_MS)
+    fields = struct.pack("<IIQq", version, salt, first_sequence, NOW_MS)
     made = b"TKJ1" + struct.pack("<I", masked(crc32c(fields))) + fields
     return (made + bytes(256 - len(made))) * 2
 
 
-def entry(sequence: int, *payloads: bytes, durable: int | None = None, salt: int = SALT) -> bytes:
-    """An entry with a part for each payload: partitions 0, 1, … of topic 1."""
+def entry(
+    sequence: int, *payloads: bytes, durable: int | None = None, salt: int = SALT,
+    transaction: tuple[int, bytes] | None = None,
+) -> bytes:
+    """An entry with a part for each payload: partitions 0, 1, … of topic 1. transaction: its number, its offsets."""
     parts = b"".join(
         struct.pack("<IIqIIqqqqiI", 1, len(each), 1, number, 49, 0, NOW_MS, 10 * sequence, 10 * sequence + 1, 1, 0)
         for number, each in enumerate(payloads)
     )
+    if transaction is not None:
+        number, offsets = transaction
+        parts += struct.pack("<IIqIIqqqqiI", 2, len(offsets), number, 0, 0, 0, 0, 0, 0, 0, 0)
+        payloads += (offsets,)
     payload = b"".join(payloads)
     rest = struct.pack(
         "<IIQQQq", masked(crc32c(payload, salt)), len(payloads), sequence, sequence - 1 if durable is None else durable,
@@ -73,6 +80,25 @@ def test_what_a_journal_holds(journal: Path) -> None:
     assert (end["sequence"], end["position"]) == (8, journal.stat().st_size)
     text = dump(journal).out.splitlines()
     assert text[0].startswith(f"{journal}  journal, ") and len(text) == 9
+
+
+def test_the_offsets_of_a_transaction(tmp_path: Path) -> None:
+    """From the format's table; and what can't be read is told as damage."""
+    path = tmp_path / "0.journal"
+    offsets = struct.pack("<qII", NOW_MS, 2, 7) + b"billing" + struct.pack("<qIqqIq", 1, 0, 42, 9, 3, 0)
+    path.write_bytes(header(5, version=2) + entry(5, batch(50), transaction=(17, offsets)))
+    done = dump(path, "--json")
+    assert (done.status, done.err) == (0, "")
+    (found,) = done.of_type("journal_offsets")
+    assert (found["transaction"], found["group_id"], found["committed_ms"]) == (17, "billing", NOW_MS)
+    assert found["offsets"] == [
+        {"topic_id": 1, "partition": 0, "offset": 42}, {"topic_id": 9, "partition": 3, "offset": 0},
+    ]
+    (line,) = [line for line in dump(path).out.splitlines() if "transaction" in line]
+    assert "group 'billing'" in line and "42 of topic id 1, partition 0, 0 of topic id 9, partition 3" in line
+    path.write_bytes(header(5, version=2) + entry(5, batch(50), transaction=(17, offsets[:-1])))
+    done = dump(path)
+    assert done.status == 1 and "transaction 17: DAMAGED" in done.out
 
 
 def test_the_end_of_an_earlier_use_is_not_shown(journal: Path) -> None:

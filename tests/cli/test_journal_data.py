@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from takhin.cli.dump_journal import journal_parts
 from takhin.codec.batch import BATCH_HEADER_SIZE
 from takhin.v1 import takhin_pb2 as pb
 from tests.broker_process import DEADLINE_S, BrokerProcess, Stub, create_topic, produce, read, values
@@ -67,7 +68,7 @@ def tail(data: Data, partition: int) -> int:
     not even the last batch."""
     if not journals(data):
         return 0
-    shown = takhin("segment", "dump", "--json", data.directory / "journal").of_type("journal_part")
+    shown = [line.fields for path in journals(data) for line in journal_parts(str(path)) if line.kind == "journal_part"]
     ours = [each for each in shown if each["partition"] == partition]
     parts = {each["position"] + each["size_bytes"]: each["position"] for each in ours}
     size = position = segment(data, partition).stat().st_size

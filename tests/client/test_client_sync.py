@@ -13,11 +13,12 @@ from tests.broker_process import BrokerProcess, Stub, committed, new_topic, prod
 
 
 def test_it_has_the_same_names() -> None:
-    for name in "Client", "Producer", "Consumer", "Reader":
+    for name in "Client", "Producer", "Consumer", "Reader", "Transaction":
         asynchronous, plain = getattr(takhin, name), getattr(takhin.sync, name)
         missing = {each for each in vars(asynchronous) if not each.startswith("_")} - set(dir(plain))
         # Not for programs; and what the member is told.
-        missing -= {"room", "next_batch", "aclose", "fetch", "hand_back", "topics", "buffer_bytes"}
+        missing -= {"room", "enqueue", "next_batch", "aclose", "fetch", "hand_back", "topics", "buffer_bytes"}
+        missing -= {"membership", "was_committed"}
         missing -= {"joined", "assigned", "received", "revoking", "lost", "unreadable", "cut", "ended"}
         assert not missing, name
     assert inspect.signature(takhin.sync.Client.producer) == inspect.signature(takhin.Client.producer)

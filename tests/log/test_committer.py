@@ -22,7 +22,7 @@ from takhin.log.files import Files
 from takhin.log.index import INDEX_HEADER_SIZE, read_summary
 from takhin.log.partition import Partition
 from takhin.log.sync import SyncThread
-from tests.log.test_journal import SMALL_JOURNAL, commit, fail_file, times_off
+from tests.log.test_journal import SMALL_JOURNAL, append_to, commit, fail_file, hold_journal, times_off
 from tests.log.test_partition import (
     NOW_MS,
     Config,
@@ -265,6 +265,31 @@ def test_flush_ms_later_than_what_the_journal_holds_waits(
     syncs = log.store.committer.syncs
     assert log.partition.roll(NOW_MS) and not log.partition.dirty
     log.settle(lambda: log.store.committer.syncs > syncs)
+
+
+def test_flush_ms_counts_from_what_no_commit_has_covered(log_in: LogIn, tmp_path: Path) -> None:
+    """Partitions that are committed all the time are dirty at most moments, never for long: their files can wait."""
+    log = log_in(tmp_path / "data", Config(flush_ms=100), partitions=2)
+    thread = hold_journal(log)
+    thread.hold = False
+    commit(log, [0, 1])
+    # The segments lack something for longer than flush.ms; what comes now is dirty, and a moment old.
+    log.run(asyncio.sleep(0.25))
+    thread.hold = True
+    append_to(log, [0, 1])
+    waiting = [log.partitions[number].durable() for number in (0, 1)]
+    log.tick()
+    assert all(partition.dirty for partition in log.partitions)
+    log.store.committer._check_unsynced()
+    assert log.store.committer.syncs == 0 and not log.store.committer._behind.syncs
+    thread.let_go()
+    log.settle(lambda: all(each.done() for each in waiting))
+    assert log.store.committer.syncs == 0
+    # Nor is anybody forgotten who comes after a commit.
+    thread.hold = False
+    append_to(log, [0])
+    log.settle(lambda: log.partitions[0].durable_offset == 3)
+    assert log.store.committer.syncs == 1
 
 
 def test_flush_ms_of_none(log: LocalLog) -> None:

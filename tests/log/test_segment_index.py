@@ -1,9 +1,11 @@
 """Segments and their index, and every way in which a reader takes slices out of them."""
 
+import mmap
 import os
 import random
 import struct
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -459,7 +461,75 @@ def test_what_would_block_is_left_to_a_thread(log_in: LogIn, tmp_path: Path) -> 
     assert blocked > 10
 
 
+def keep_pages(path: Path, size_bytes: int) -> None:
+    """Of the file just the pages with its first bytes are in memory, where the filesystem lets that be chosen."""
+    # What is being read ahead can't be dropped.
+    time.sleep(0.02)
+    drop_pages(path)
+    with path.open("rb", buffering=0) as file:
+        # Otherwise what follows would be read ahead.
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        for position in range(0, size_bytes, mmap.PAGESIZE):
+            os.pread(file.fileno(), 1, position)
+
+
+def places_of(path: Path) -> list[int]:
+    """Where each batch of a segment file begins."""
+    places = [SEGMENT_HEADER_SIZE]
+    for batch in batches_in(path):
+        places.append(places[-1] + BATCH_HEADER_SIZE + batch.payload_bytes)
+    return places[:-1]
+
+
+def test_what_would_block_halfway_is_left_to_a_thread(log_in: LogIn, tmp_path: Path) -> None:
+    """Of a header, and of the only batch that is left, a part is in memory: that is no damage."""
+    log = log_in(tmp_path / "data")
+    for number in range(300):
+        log.write(b"%03d" % number + b"v" * 3000)
+    log.write(b"w" * 20_000)
+    log.sync()
+    log.drop_rings()
+    (path,) = segments_of(log.directory)
+    places = places_of(path)
+    drop_pages(path)
+    if Reader(log.partition, 0).read(50_000) is not WOULD_BLOCK:
+        pytest.skip("this filesystem keeps its pages, or can't tell")
+    straddling = [
+        number for number, place in enumerate(places)
+        if place // mmap.PAGESIZE < (place + BATCH_HEADER_SIZE - 1) // mmap.PAGESIZE
+    ]
+    assert len(straddling) > 2
+    wanted = [(number, places[number]) for number in straddling] + [(300, places[-1] + BATCH_HEADER_SIZE)]
+    blocked = 0
+    for number, size_bytes in wanted:
+        keep_pages(path, size_bytes)
+        reader = Reader(log.partition, number, number + 1)
+        raw = reader.read(50_000)
+        if raw is WOULD_BLOCK:
+            blocked += 1
+            raw = reader.read_blocking(50_000)
+        assert isinstance(raw, bytes)
+        assert [record.offset for record in pb.ConsumeMessagesResponse.FromString(raw).records] == [number]
+    # The disk may be quicker than the next look, but not each time.
+    assert blocked > 0
+
+
 # Damage
+
+
+def test_a_file_that_ends_within_a_header(log: LocalLog) -> None:
+    """Somebody has cut it, while it was open."""
+    for number in range(40):
+        log.write(b"%d" % number)
+    log.sync()
+    log.drop_rings()
+    (path,) = segments_of(log.directory)
+    places = places_of(path)
+    os.truncate(path, places[30] + BATCH_HEADER_SIZE - 1)
+    for cold in (False, True):
+        with pytest.raises(TakhinError) as caught:
+            read_on(Reader(log.partition, 30), cold=cold)
+        assert caught.value.code is Code.DATA_LOSS
 
 
 def damage_at(path: Path, position: int) -> None:

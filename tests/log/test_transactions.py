@@ -340,6 +340,48 @@ def test_offsets_are_in_the_entry_and_stored_before_anybody_sees_the_records(log
     assert log.store.transactor.last_number == 18
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_whoever_looks_at_offsets_waits_for_those_that_are_being_decided(
+    log_in: LogIn, tmp_path: Path, fails: bool
+) -> None:
+    log = log_in(tmp_path / "data", partitions=2)
+    gate = log.loop.create_future()
+
+    async def store(number: int) -> None:
+        await gate
+        if fails:
+            raise refusal_of(Reason.INTERNAL_ERROR)
+
+    transactor = log.store.transactor
+    log.run(transactor.offsets_are_stored())
+    thread, begun = held_in_journal(log, {0: [b"a"], 1: [b"b"]}, offsets=OFFSETS, store=store)
+    looks = [log.loop.create_task(transactor.offsets_are_stored()) for _ in range(2)]
+    log.tick()
+    assert not any(look.done() for look in looks)
+    thread.hold = False
+    thread.let_go()
+    log.settle(lambda: log.store.committer.journal_commits == 1)
+    log.tick()
+    # Whoever gives up takes nobody with it.
+    looks[0].cancel()
+    log.tick()
+    assert looks[0].cancelled() and not looks[1].done()
+    gate.set_result(None)
+    log.settle(looks[1].done)
+    if fails:
+        begun.refused(Reason.SYNC_FAILED)
+    else:
+        begun.answers()
+        thread.hold = True
+        # One without offsets is nobody's business.
+        begun = Begun(log, {0: [b"c"]})
+        log.settle(lambda: len(thread.held) == 1)
+        log.run(transactor.offsets_are_stored())
+        thread.hold = False
+        thread.let_go()
+        begun.answers()
+
+
 def test_offsets_that_are_not_stored_keep_the_file(log_in: LogIn, tmp_path: Path) -> None:
     log = log_in(tmp_path / "data", partitions=4, journal_bytes=2 * 8 * BLOCK_BYTES)
 
