@@ -16,6 +16,7 @@ SANITIZE = os.environ.get("TAKHIN_SANITIZE") == "1"
 ANNOTATE = os.environ.get("TAKHIN_ANNOTATE") == "1"
 
 MODULES = [
+    "takhin.counters",
     "takhin.codec.crc32c",
     "takhin.codec.wire",
     "takhin.codec.batch",
@@ -23,6 +24,7 @@ MODULES = [
     "takhin.codec.transaction",
     "takhin.codec.wal",
     "takhin.client.messages",
+    "takhin.client.record_batch",
     "takhin.log.files",
     "takhin.log.ring",
     "takhin.log.index",
@@ -34,6 +36,7 @@ MODULES = [
     "takhin.log.reader",
     "takhin.log.timesearch",
     "takhin.log.sync",
+    "takhin.cli.format",
     "takhin.cli.lines",
 ]
 

@@ -31,6 +31,11 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _VARIABLE_PREFIX = "TAKHIN_"
 _FILE_VARIABLE = "TAKHIN_CONFIG"
+# What the options of takhin's commands begin with: TAKHIN_TOPIC_CREATE_PARTITIONS.
+_COMMANDS = (
+    "BENCH_", "COMPLETION_", "CONFIG_", "CONSUME_", "DEV_", "GROUP_", "HEALTH_", "PRODUCE_", "SEGMENT_", "TAIL_", "TOPIC_",
+    "VERSION_",
+)
 # [IPv6] or a name or IPv4, then the port.
 _LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([A-Za-z0-9._-]{1,253})):([0-9]{1,5})", re.ASCII)
 # What neither a shell nor grpc's own reading of such an address takes for anything but itself.
@@ -63,8 +68,14 @@ def _switch(default: bool, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-def _text(default: str, help: str, placeholder: str, choices: tuple[str, ...] = ()) -> Any:
-    return field(default=default, metadata={"help": help, "placeholder": placeholder, "choices": choices})
+def _text(
+    default: str, help: str, placeholder: str, choices: tuple[str, ...] = (), *, is_address: bool = False,
+    may_be_empty: bool = False,
+) -> Any:
+    return field(default=default, metadata={
+        "help": help, "placeholder": placeholder, "choices": choices, "is_address": is_address,
+        "may_be_empty": may_be_empty,
+    })
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +225,13 @@ class Settings:
     """Everything takhin-server can be told. Made by load_settings(), or directly by tests and embedders."""
 
     listen: str = _text(
-        "127.0.0.1:9092", "address to serve on; port 0 picks a free one; unix:PATH is a Unix socket", "HOST:PORT")
+        "127.0.0.1:9092", "address to serve on; port 0 picks a free one; unix:PATH is a Unix socket", "HOST:PORT",
+        is_address=True)
     insecure: bool = _switch(
         False, "serve where other machines reach it though TLS or authentication is missing")
+    metrics_listen: str = _text(
+        "", "address of http://HOST:PORT/metrics, for Prometheus; port 0 picks a free one; empty: none", "HOST:PORT",
+        is_address=True, may_be_empty=True)
     data_dir: str = _text("./data", "directory of all data; made when it is missing", "DIR")
     log_level: str = _text("info", "least severe log lines to write", "LEVEL", LOG_LEVELS)
     grpc: GrpcSettings = field(default_factory=GrpcSettings)
@@ -294,6 +309,13 @@ def load_settings(
     config_file: --config; None: TAKHIN_CONFIG, and without that no file.
     Raises ConfigError: one line naming the source, the value and what is allowed.
     """
+    return load_settings_with_sources(argv_values, environ, config_file)[0]
+
+
+def load_settings_with_sources(
+    argv_values: Mapping[str, str | None], environ: Mapping[str, str], config_file: str | None
+) -> tuple[Settings, dict[str, str]]:
+    """As load_settings; with the source of each value by Option.key: a flag, a variable, "FILE: KEY", or "default"."""
     known = options()
     _refuse_unknown_variables(environ, known)
     path = config_file if config_file is not None else environ.get(_FILE_VARIABLE)
@@ -317,7 +339,7 @@ def load_settings(
             sources[key], values[key] = _DEFAULT, option.default
     _fit_together(values, sources)
     _check_access(values, sources)
-    return _assemble(values)
+    return _assemble(values), sources
 
 
 def split_listen(listen: str) -> tuple[str, int]:
@@ -436,17 +458,19 @@ def _check(option: Option, source: str, value: object) -> str | int | bool:
     assert isinstance(value, str | int | bool)
     metadata = option.metadata
     if isinstance(value, str):
+        if not value and metadata["may_be_empty"]:
+            return value
         if not value or re.search(r"[\x00-\x1f\x7f]", value):
             _refuse(source, value, f"{option.allowed()}, not empty and without control characters")
         if metadata["choices"] and value not in metadata["choices"]:
             _refuse(source, value, option.allowed())
-        if option.key == "listen":
+        if metadata["is_address"]:
             try:
-                if unix_path(value) is None:
+                if option.key != "listen" or unix_path(value) is None:
                     split_listen(value)
             except ValueError:
-                _refuse(source, value, "HOST:PORT with a port of 0 to 65535, as 127.0.0.1:9092 or [::1]:9092; or "
-                        "unix:PATH, of up to 107 letters, digits and /._+@,=~-")
+                socket = "; or unix:PATH, of up to 107 letters, digits and /._+@,=~-" if option.key == "listen" else ""
+                _refuse(source, value, f"HOST:PORT with a port of 0 to 65535, as 127.0.0.1:9092 or [::1]:9092{socket}")
     elif type(value) is int and not (metadata["minimum"] <= value <= metadata["maximum"]):
         if not (value == -1 and metadata["minus_one"]):
             _refuse(source, value, option.allowed())
@@ -507,7 +531,7 @@ def _refuse_unknown_variables(environ: Mapping[str, str], known: list[Option]) -
     """Raises ConfigError for a variable that can only be meant for a setting but names none.
 
     The prefix is shared: with the build's switches, with other tools, with what Kubernetes sets for a service called
-    takhin (TAKHIN_PORT, TAKHIN_SERVICE_HOST). So only what has a section's double underscore, or is nearly a known
+    takhin (TAKHIN_PORT, TAKHIN_SERVICE_HOST), with the command line's options. So only what has a section's double underscore, or is nearly a known
     name, counts as a mistake.
     """
     variables = {option.variable for option in known} | {_FILE_VARIABLE}
@@ -515,6 +539,8 @@ def _refuse_unknown_variables(environ: Mapping[str, str], known: list[Option]) -
         if not name.startswith(_VARIABLE_PREFIX) or name in variables:
             continue
         short = name.removeprefix(_VARIABLE_PREFIX)
+        if short.startswith(_COMMANDS) and "__" not in short:
+            continue
         names = [variable.removeprefix(_VARIABLE_PREFIX) for variable in sorted(variables)]
         nearest = _nearest(short, names, 0.0 if "__" in short else 0.8)
         if nearest:

@@ -32,6 +32,7 @@ from tests.secured import Secured, secured_by_default
 SERVER = (sys.executable, "-m", "takhin.cli.server")
 SERVICE = "takhin.v1.TakhinService"
 SERVING = re.compile(r"takhin: serving on (\S+)\n")
+METRICS = re.compile(r"takhin: metrics on (\S+:[0-9]+)\n")
 # Far more than anything here takes: a test that waits so long has failed.
 DEADLINE_S = 60
 # What a broker never writes to its log unless it has a bug, or asyncio found one in it.
@@ -66,6 +67,8 @@ class BrokerProcess:
         # Whoever runs it under strace may look for the messages on the wire.
         self.secured = secured or secured_by_default(encrypted=not prefix)
         self.address = ""
+        # With --metrics-listen: where to scrape.
+        self.metrics_address = ""
         self._popen: subprocess.Popen[bytes] | None = None
         self._channels: list[grpc.Channel] = []
         self._stub: takhin_pb2_grpc.TakhinServiceStub | None = None
@@ -78,6 +81,10 @@ class BrokerProcess:
         match = SERVING.fullmatch(self._line())
         assert match, f"it does not serve; standard error:\n{self.stderr}"
         self.address = match[1]
+        if "--metrics-listen" in self.flags:
+            match = METRICS.fullmatch(self._line())
+            assert match, "it does not say where its metrics are"
+            self.metrics_address = match[1]
         return self
 
     def start_or_end(self, *more_flags: str) -> int | None:
@@ -100,7 +107,7 @@ class BrokerProcess:
         with self.stderr_path.open("ab") as errors:
             self._popen = subprocess.Popen(
                 [*command, *self.flags, *more_flags], env=environ | self.variables, stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE, stderr=errors)
+                stdout=subprocess.PIPE, stderr=errors, bufsize=0)
 
     def _line(self) -> str:
         assert self._popen is not None and self._popen.stdout is not None

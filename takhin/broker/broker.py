@@ -18,6 +18,7 @@ from takhin.broker.produce import Producing
 from takhin.broker.producers import Producers
 from takhin.broker.reader_budget import ReaderBudget
 from takhin.broker.retention import Retention
+from takhin.broker.statistics import Gathering, Recovery, Statistics
 from takhin.broker.subscribe import Subscribing
 from takhin.broker.topics import Topics
 from takhin.broker.transactions import Transactions
@@ -67,6 +68,8 @@ class Broker:
         self._failed: asyncio.Future[str] | None = None
         # Partitions whose write failed and that are to take appends again.
         self._halted: set[Partition] = set()
+        # Those that take none until the next start.
+        self._poisoned: set[Partition] = set()
 
     @property
     def uptime_seconds(self) -> int:
@@ -117,6 +120,9 @@ class Broker:
         self.offset_resets = OffsetResets(
             self._metadata, self.topics, self.consuming, self.groups, settings.limits, self._clock_ms
         )
+        self._gathering = Gathering(
+            self.topics, self.groups, self.producers, self._metadata, self._store, budget, settings.limits
+        )
         try:
             await self._recover()
         except (OSError, TakhinError) as problem:
@@ -128,6 +134,7 @@ class Broker:
             self.topics, self._metadata, self._store, settings.topics.retention_check_ms, self._clock_ms
         )
         self._keep(retention.run())
+        self._keep(self._gathering.loop_lag.run())
         self._keep(self.producers.run(self.topics.partitions))
         self._keep(OffsetExpiry(self._metadata, self.groups, settings.groups, self._clock_ms).run())
 
@@ -168,11 +175,28 @@ class Broker:
             self.topics.open(row, partitions)
         await self.groups.live.load()
         await self.access.load()
+        self._recovery = Recovery(run.was_clean, scanned_bytes, cut_bytes, time.monotonic() - begun_s)
         logger.info(
             "epoch %d; %d topics, %d partitions; %s; %d bytes scanned, %d cut; %.0f ms",
             self._epoch, len(topics), count, "clean" if run.was_clean else "not stopped cleanly", scanned_bytes,
-            cut_bytes, (time.monotonic() - begun_s) * 1000,
+            cut_bytes, self._recovery.took_s * 1000,
         )
+
+    async def statistics(self) -> Statistics:
+        """How it does. Raises what the metadata store does."""
+        return await self._gathering.gather(self._epoch, time.monotonic() - self._started_s, self._recovery)
+
+    @property
+    def unfit(self) -> str:
+        """What keeps it from taking appends, to all partitions or to some, until somebody does something; "" for
+        nothing."""
+        if self._store.is_low_on_space:
+            return "the disk is full"
+        # Whoever was closed since, as its topic was deleted, says so.
+        self._poisoned = {
+            each for each in self._poisoned if each.failure and each.failure[0] is not Reason.TOPIC_NOT_FOUND
+        }
+        return f"{len(self._poisoned)} partitions take no appends until the next start" if self._poisoned else ""
 
     async def wait_failed(self) -> str:
         """Return, with what to tell the operator, when the broker can't go on."""
@@ -215,7 +239,10 @@ class Broker:
         reason, message = partition.failure
         if reason not in (Reason.TOPIC_NOT_FOUND, Reason.DRAINING):
             logger.error("%s", message)
-        if not partition.failure_is_final:
+        if partition.failure_is_final:
+            if reason not in (Reason.TOPIC_NOT_FOUND, Reason.DRAINING):
+                self._poisoned.add(partition)
+        else:
             self._halted.add(partition)
             if len(self._halted) == 1:
                 self._keep(self._resume())

@@ -323,6 +323,13 @@ class MetadataStore:
         """The group's commits by (topic id, partition). Raises GROUP_NOT_FOUND."""
         return await self._db.read(lambda db: _group_commits(db, group_id))
 
+    async def all_commits(self, at_most: int) -> list[tuple[str, int, int, int]]:
+        """(group, topic id, partition, next offset) of all groups' commits, of so many at most, by group's name."""
+        return await self._db.read(lambda db: db.execute(
+            """SELECT name, topic_id, partition, next_offset FROM consumer_groups
+            JOIN committed_offsets ON group_ref = id ORDER BY name LIMIT ?""", (at_most,),
+        ).fetchall())
+
     async def expire_groups(self, in_use: Collection[str], now_ms: int, before_ms: int) -> list[str]:
         """Notes that the groups in_use have members now; removes others without any sign of use since before_ms.
 

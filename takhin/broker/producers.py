@@ -57,6 +57,11 @@ class Producers:
         self._reserved_until = 1
         self._reserving = asyncio.Lock()
 
+    @property
+    def num_names(self) -> int:
+        """How many producers have names."""
+        return len(self._named)
+
     async def load(self) -> None:
         """To be called before the logs are recovered: they hold no producers' batches when no id was ever given out."""
         next_id, names = await self._metadata.load_producers()

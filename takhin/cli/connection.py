@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     from takhin.client import Client
 
 DEFAULT_BROKER = "localhost:9092"
-_SECTION = "Connection"
+# The heading of these options in --help.
+CONNECTION = "Connection"
 
 
 def connection_options() -> list[click.Parameter]:
     """Of every command that speaks with a broker; new ones each time, as click gives them to one command."""
     def option(*declarations: str, **rest: Any) -> Option:
         variable = "TAKHIN_" + declarations[-1].removeprefix("--").replace("-", "_").upper()
-        return Option(declarations, envvar=variable, section=_SECTION, **rest)
+        return Option(declarations, envvar=variable, section=CONNECTION, **rest)
 
     return [
         option("-b", "--broker", metavar="HOST:PORT", default=DEFAULT_BROKER, show_default=True,

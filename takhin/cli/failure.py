@@ -49,8 +49,8 @@ _CODE_HINTS: dict[Code, str] = {
 }
 
 
-def command_error(problem: ClientError, broker: str) -> CommandError:
-    """The line and the exit status for it."""
+def command_error(problem: ClientError, broker: str, topic: str = "TOPIC") -> CommandError:
+    """The line and the exit status for it. topic: which one, where the error does not say."""
     code = Code(problem.code)
     message = problem.message.rstrip(".")
     if code == Code.UNAVAILABLE and not problem.reason:
@@ -60,6 +60,6 @@ def command_error(problem: ClientError, broker: str) -> CommandError:
         message = f"no answer from {broker} in time"
     hint = _HINTS.get(problem.reason) or _CODE_HINTS.get(code)
     if hint:
-        names = {"topic": "TOPIC", "group": "GROUP"} | problem.metadata
+        names = {"topic": topic, "group": "GROUP"} | problem.metadata
         message += "; " + hint.format(topic=names["topic"], group=names["group"])
     return CommandError(message, _STATUSES.get(code, EXIT_FAILED))

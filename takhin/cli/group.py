@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from takhin.client import Client, GroupOffset, OffsetReset
     from takhin.client.start import Start
 
-group = Group("group", help="Consumer groups: who is in them, how far behind they are; set them elsewhere.")
+group = Group("group", help="Consumer groups: who is in them, how far behind they are.")
 COMMANDS = {"group": group}
 
 _GROUPS = (Column("GROUP", "group"), Column("STATE", "state"), Column("MEMBERS", "members", True))
@@ -25,7 +25,7 @@ _ASSIGNMENTS = (
 _LAGS = (
     Column("TOPIC", "topic"), Column("PARTITION", "partition", True), Column("START", "start_offset", True),
     Column("COMMITTED", "committed", True), Column("END", "end_offset", True), Column("LAG", "lag", True),
-    Column("COMMITTED AT", "committed_at"),
+    Column("COMMITTED AT", "committed_at", is_whole=True),
 )
 _RESETS = (
     Column("TOPIC", "topic"), Column("PARTITION", "partition", True), Column("COMMITTED", "old_offset", True),

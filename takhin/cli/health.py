@@ -1,4 +1,4 @@
-"""takhin health: does the broker answer?"""
+"""takhin health and takhin version: does the broker answer, and what is it?"""
 
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,26 @@ async def _health(tk: "Client", output: str | None) -> int:
     return EXIT_OK if health.status == "healthy" else EXIT_FAILED
 
 
+@with_client
+async def _version(tk: "Client", output: str | None) -> None:
+    """Show the versions of takhin, of Python, and of the broker when there is one to be reached. takhin --version asks no
+    broker.
+    """
+    import platform
+
+    from takhin import __version__
+    from takhin.client import ClientError
+
+    try:
+        broker: str | None = (await tk.health()).version
+    except ClientError:
+        broker = None
+    show_one(
+        {"takhin": __version__, "python": platform.python_version(), "broker": broker},
+        {"takhin": "takhin", "python": "Python", "broker": "Broker"}, output)
+
+
 COMMANDS = {
-    "health": Command(
-        "health", callback=_health, help=_health.__doc__, params=[output_option(), *connection_options()]),
+    name: Command(name, callback=callback, help=callback.__doc__, params=[output_option(), *connection_options()])
+    for name, callback in (("health", _health), ("version", _version))
 }

@@ -7,7 +7,8 @@ class LineBatch(NamedTuple):
     count: int
     first_line: int
 
-class LineTooLong(ValueError): ...
+class LineTooLong(ValueError):
+    line: int
 
 @final
 class LineEncoder:

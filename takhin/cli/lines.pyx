@@ -26,7 +26,11 @@ LineBatch = namedtuple("LineBatch", ["partition", "payload", "count", "first_lin
 
 
 class LineTooLong(ValueError):
-    """A line that no record may hold."""
+    """A line that no record may hold. line: its number, from 1 on."""
+
+    def __init__(self, line, most):
+        super().__init__(f"line {line} is longer than {most} bytes")
+        self.line = line
 
 
 @cython.final
@@ -111,7 +115,7 @@ cdef class LineEncoder:
 
     cdef int _keep(self, const uint8_t* data, size_t size) except -1:
         if self._rest.size + size > self._line_bytes:
-            raise LineTooLong(f"line {self.lines + 1} is longer than {self._line_bytes} bytes")
+            raise LineTooLong(self.lines + 1, self._line_bytes)
         _reserve(&self._rest, size + 1)
         memcpy(self._rest.data + self._rest.size, data, size)
         self._rest.size += size
@@ -126,7 +130,7 @@ cdef class LineEncoder:
         cdef const uint8_t* value_end
         self.lines += 1
         if size > self._line_bytes:
-            raise LineTooLong(f"line {self.lines} is longer than {self._line_bytes} bytes")
+            raise LineTooLong(self.lines, self._line_bytes)
         value_end = end + 1 if has_end and self._keeps_ends else end
         if separator_size:
             while at + separator_size <= end:

@@ -4,6 +4,7 @@ A command's module is imported when it is run, and what a command is made of onl
 option answer at once.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -13,6 +14,8 @@ from takhin.cli.program import Group, Lazy, Option, run
 from takhin.cli.terminal import open_standard_streams
 
 PROG = "takhin"
+# The scripts of takhin completion call us with it.
+VARIABLE = "_TAKHIN_COMPLETE"
 
 _ABOUT = """\
 Topics, records and consumer groups of a Takhin broker, and tools around its
@@ -29,15 +32,26 @@ there is no such topic or group, 4 when access is denied, 5 when the broker can'
 6 when time was up, 130 after Ctrl-C, 141 when nobody reads the output any more.
 """
 
+# Where a command has no module of its own name.
+_MODULES = {"tail": "consume", "version": "health"}
+
 COMMANDS = {
-    name: Lazy(f"takhin.cli.{name}", about) for name, about in {
+    name: Lazy(f"takhin.cli.{_MODULES.get(name, name)}", about) for name, about in {
+        "dev": "Start a broker to play with.",
         "topic": "Create, list, describe, update and delete topics.",
-        "group": "Consumer groups: who is in them, how far behind they are; set them elsewhere.",
+        "produce": "Make records of lines.",
+        "consume": "Write records to standard output.",
+        "tail": "Show the last records, and those that come.",
+        "group": "Consumer groups: who is in them, how far behind they are.",
         "key": "API keys: make, list and revoke them.",
         "acl": "Who may do what: allow, deny, list.",
         "cert": "Certificates to try TLS with.",
+        "bench": "Measure a broker: produce, consume, end to end.",
         "health": "Ask the broker how it is.",
-        "segment": "Look into a data directory's files, audit and repair them, without a broker.",
+        "config": "Settings, and where they come from.",
+        "segment": "Look into a data directory's files, audit and repair them.",
+        "version": "Show the versions of takhin and of the broker.",
+        "completion": "Complete commands in bash, zsh and fish.",
     }.items()
 }
 
@@ -60,6 +74,10 @@ program = Group(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; `argv` is sys.argv[1:] when not given. Gives the exit status."""
     open_standard_streams()
+    if VARIABLE in os.environ:
+        from click.shell_completion import shell_complete
+
+        return shell_complete(program, {}, PROG, VARIABLE, os.environ[VARIABLE])
     return run(program, PROG, argv)
 
 

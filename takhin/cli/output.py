@@ -17,11 +17,12 @@ FORMATS = (TABLE, JSON, JSONL)
 
 
 class Column(NamedTuple):
-    """title: of the table. key: of the JSON object. is_number: to the right."""
+    """title: of the table. key: of the JSON object. is_number: to the right. is_whole: never folded, as numbers are."""
 
     title: str
     key: str
     is_number: bool = False
+    is_whole: bool = False
 
 
 def format_of(wanted: str | None) -> str:
@@ -69,7 +70,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         drawn.add_column(column.title, justify="right" if column.is_number else "left", overflow="fold",
-                         no_wrap=column.is_number)
+                         no_wrap=column.is_number or column.is_whole)
     for row in rows:
         drawn.add_row(*[cell(row[column.key]) for column in columns])
     console = Console(
@@ -86,6 +87,8 @@ def cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
         return f"{value:,}"
     if isinstance(value, Mapping):
         return ", ".join(f"{name}={each}" for name, each in value.items()) or "-"

@@ -13,7 +13,7 @@ from takhin.errors import StartError
 _DIRECTORY = click.Argument(["directory"], metavar="DIR")
 _JSON = "One JSON object a line"
 
-segment = Group("segment", help="Look into a data directory's files, audit and repair them, without a broker.")
+segment = Group("segment", help="Look into a data directory's files, audit and repair them.")
 COMMANDS = {"segment": segment}
 
 
@@ -28,8 +28,8 @@ COMMANDS = {"segment": segment}
         Option(["--count"], type=NUMBER, metavar="N",
                help="End after so many batches, with --records after so many records."),
     ],
-    epilog="Exit status: 0 when all was whole, 1 when there is damage or an end that is cut short, 2 when nothing could "
-    "be shown.",
+    epilog="Exit status: 0 when all was whole, 1 when there is damage or an end that is cut short, 2 when nothing "
+    "could be shown.",
 )
 def _dump(path: str, records: bool, as_json: bool, from_offset: int, count: int | None) -> int:
     """Show what is in a segment (.log), index, journal or producers' snapshot file, or in each of those in a directory:
@@ -67,7 +67,8 @@ def _verify(directory: str, as_json: bool) -> int:
         Option(["--yes"], is_flag=True, help="Do not ask."),
         Option(["--json", "as_json"], is_flag=True, help=f"{_JSON}; takes --yes or --dry-run."),
     ],
-    epilog="Exit status: 0 when the directory is sound, 1 when it is not or the answer was no, 2 when it can't be done.",
+    epilog="Exit status: 0 when the directory is sound, 1 when it is not or the answer was no, 2 when it can't be "
+    "done.",
 )
 def _repair(directory: str, dry_run: bool, yes: bool, as_json: bool) -> int:
     """Of DIR, a data directory, each damaged partition keeps its longest whole beginning; all that follows is put into

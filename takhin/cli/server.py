@@ -3,9 +3,9 @@
 Exit status: 0 after SIGTERM or SIGINT, 1 when it cannot start or must give up, 2 for a usage or configuration error,
 128 + the signal's number when a second signal cuts the shutdown short.
 
-Standard output gets one line, when it serves; everything else goes to standard error. grpc, uvloop and the broker are
-imported only once the settings are known: --help and a mistyped flag answer at once, and grpc reads its environment
-when it is imported.
+Standard output gets one line when it serves, and one for metrics; everything else goes to standard error. grpc, uvloop
+and the broker are imported only once the settings are known: --help and a mistyped flag answer at once, and grpc reads
+its environment when it is imported.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import FrameType
@@ -24,6 +24,7 @@ import click
 
 from takhin import __version__
 from takhin.cli.command import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+from takhin.cli.malloc import tune_malloc
 from takhin.cli.program import Command, usage_line
 from takhin.cli.program import Option as Flag
 from takhin.cli.terminal import complain, open_standard_streams, printable, write
@@ -32,6 +33,7 @@ from takhin.errors import ConfigError, StartError
 
 if TYPE_CHECKING:
     from takhin.broker.broker import Broker
+    from takhin.rpc.health import Health
     from takhin.rpc.security import Security
 
 PROG = "takhin-server"
@@ -44,23 +46,19 @@ GRPC_ENVIRONMENT = {
     "GRPC_ENABLE_FORK_SUPPORT": "0",
     "GRPC_VERBOSITY": "ERROR",
 }
-# By the variable with which an operator sets the same: the parameter's number in <malloc.h>, the value.
-MALLOC_OPTIONS = {
-    "MALLOC_ARENA_MAX": (-8, 2),
-    "MALLOC_MMAP_THRESHOLD_": (-3, 32 * 1024 * 1024),
-    "MALLOC_TRIM_THRESHOLD_": (-1, 64 * 1024 * 1024),
-}
 # A Python thread (SQLite's) that waits for the interpreter gets it after so long; Python's own default is 5 ms.
 SWITCH_INTERVAL_S = 0.0005
+# How often it is asked whether the broker takes appends.
+READINESS_CHECK_S = 0.25
 # Imported in this order before anything starts, so that a broken installation is told in one line.
 MODULES = (
     "uvloop",
     "takhin.broker.broker",
     "takhin.rpc.service",
-    "takhin.rpc.access",
     "takhin.rpc.grpc_front",
     "takhin.rpc.health",
     "takhin.rpc.reflection",
+    "takhin.rpc.served",
 )
 
 _log = logging.getLogger("takhin.server")
@@ -142,7 +140,8 @@ beats the file:
   --grpc-max-message-bytes  TAKHIN_GRPC__MAX_MESSAGE_BYTES  [grpc]
                                                             max_message_bytes = 10485760
 
-Once it serves it writes one line to standard output: "takhin: serving on HOST:PORT". Logs go to standard error.
+Once it serves it writes to standard output: "takhin: serving on HOST:PORT", and with metrics_listen a second line,
+"takhin: metrics on HOST:PORT". Logs go to standard error.
 SIGTERM and SIGINT end it in order: streams are told to end, what is buffered is synced. A second one ends it at once.
 
 Exit status: 0 after a signal, 1 when it cannot start or must give up, 2 for a mistake in the options, the environment
@@ -243,47 +242,71 @@ async def _serve_until_stopped(
     broker: "Broker", settings: Settings, security: "Security", stop: asyncio.Task[None]
 ) -> str | None:
     """Serve until `stop` is done or the broker must give up: then gives the reason. Raises StartError."""
-    from takhin.rpc.access import Guard
-    from takhin.rpc.access_service import access_methods
-    from takhin.rpc.call import method_table, service_names
     from takhin.rpc.grpc_front import GrpcFront
-    from takhin.rpc.health import Health, ServingStatus
-    from takhin.rpc.reflection import SERVICES, reflection_methods
-    from takhin.rpc.service import takhin_methods
+    from takhin.rpc.health import ServingStatus
+    from takhin.rpc.served import served
     from takhin.rpc.watched_files import watch
 
-    methods = takhin_methods(broker) + access_methods(broker.access)
-    reflected = settings.auth.reflection != "off"
-    health = Health([*service_names(methods), *(SERVICES if reflected else ())])
-    methods += health.methods()
-    if reflected:
-        methods += reflection_methods(service_names(methods))
-    guard = Guard(broker, security.authentication, open_reflection=settings.auth.reflection == "open")
-    front = GrpcFront(method_table(guard.guarded(methods)), settings.grpc, security.tls)
+    table, health, ready, _ = served(broker, security.authentication, settings.auth.reflection)
+    front = GrpcFront(table, settings.grpc, security.tls)
+    metrics = None
+    metrics_bound = ""
+    if settings.metrics_listen:
+        # Here: what it needs takes time to import.
+        from takhin.rpc.metrics import MetricsServer
+
+        metrics = MetricsServer(table.values(), broker.statistics, asyncio.get_running_loop())
+        metrics_bound = metrics.start(settings.metrics_listen)
     bound = await front.start(settings.listen)
     failed = asyncio.create_task(broker.wait_failed())
+    health.set_all(ServingStatus.SERVING)
+    telling = asyncio.create_task(_tell_readiness(broker, health, ready))
     watching = asyncio.create_task(watch(security.files, settings.tls.check_ms))
     try:
-        health.set_all(ServingStatus.SERVING)
-        _announce(bound, settings)
+        _announce(bound, metrics_bound, settings)
         await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
         return failed.result() if failed.done() else None
     finally:
         failed.cancel()
         watching.cancel()
+        telling.cancel()
         health.drain()
         broker.begin_drain()
         await front.stop(settings.grpc.shutdown_grace_ms)
+        if metrics is not None:
+            # To the end: what happens while it drains is seen, too.
+            await metrics.stop()
 
 
-def _announce(bound: str, settings: Settings) -> None:
+async def _tell_readiness(broker: "Broker", health: "Health", services: Sequence[str]) -> None:
+    """Our own services are ready as long as appends are taken; the server as a whole, "", is alive meanwhile."""
+    from takhin.rpc.health import ServingStatus
+
+    told = ""
+    while True:
+        unfit = broker.unfit
+        if unfit != told:
+            if unfit:
+                _log.warning("not ready: %s", unfit)
+            else:
+                _log.info("ready again")
+            for service in services:
+                health.set(service, ServingStatus.NOT_SERVING if unfit else ServingStatus.SERVING)
+            told = unfit
+        await asyncio.sleep(READINESS_CHECK_S)
+
+
+def _announce(bound: str, metrics_bound: str, settings: Settings) -> None:
+    if metrics_bound and not is_loopback(metrics_bound):
+        _log.warning("metrics on %s can be read from other machines, without authentication", metrics_bound)
     missing = [what for what, there in [
         ("encryption", settings.tls.cert), ("authentication", has_authentication(settings))] if not there]
     if missing and not is_loopback(bound):
         _log.warning("%s can be reached from other machines, without %s (--insecure)", bound, " and ".join(missing))
     _log.info("version %s serves on %s, data in %s", __version__, bound, os.path.abspath(settings.data_dir))
     # Not sys.stdout: what a closed pipe leaves in its buffer would turn the exit status into 120.
-    if not write(1, f"takhin: serving on {bound}\n"):
+    lines = f"takhin: serving on {bound}\n" + (f"takhin: metrics on {metrics_bound}\n" if metrics_bound else "")
+    if not write(1, lines):
         _log.warning("standard output is closed: could not announce there that it serves")
 
 
@@ -308,26 +331,6 @@ def _prepare_process(settings: Settings) -> Settings:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     tune_malloc(os.environ)
     return _raise_open_files(settings)
-
-
-def tune_malloc(environ: Mapping[str, str]) -> None:
-    """Keep glibc from giving each thread an arena of its own, and from giving memory back only to ask for it again.
-
-    By default a buffer of a MiB is mapped, its pages are cleared one fault at a time, and it is unmapped when freed:
-    for messages of that size this costs more than anything else. By mallopt, as glibc reads its environment before
-    Python runs; what the operator set there stands.
-    """
-    if "GLIBC_TUNABLES" in environ:
-        return
-    import ctypes
-
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return  # not glibc
-    for variable, (parameter, value) in MALLOC_OPTIONS.items():
-        if variable not in environ:
-            mallopt(parameter, value)
 
 
 def _raise_open_files(settings: Settings) -> Settings:

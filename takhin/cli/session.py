@@ -17,6 +17,10 @@ def run_with_client(connection: Connection, command: Callable[..., Awaitable[int
         os.environ.setdefault(name, value)
     import uvloop
 
+    from takhin.cli.malloc import tune_malloc
+
+    tune_malloc(os.environ)
+
     from takhin.cli.failure import command_error
     from takhin.client import ClientError
 

@@ -23,7 +23,7 @@ COMMANDS = {"topic": topic}
 _CONFIG = "Kafka's names: retention.ms, segment.bytes, max.message.bytes ..."
 _TOPICS = (
     Column("TOPIC", "topic"), Column("PARTITIONS", "partitions", True), Column("RECORDS", "records", True),
-    Column("BYTES", "size_bytes", True), Column("CREATED", "created"), Column("CONFIGS", "configs"),
+    Column("BYTES", "size_bytes", True), Column("CREATED", "created", is_whole=True), Column("CONFIGS", "configs"),
 )
 _PARTITIONS = (
     Column("TOPIC", "topic"), Column("PARTITION", "partition", True), Column("START", "start_offset", True),

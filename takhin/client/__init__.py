@@ -2,6 +2,7 @@
 
 from takhin.client.access import Access, Acl, ApiKey
 from takhin.client.client import Client, connect
+from takhin.client.consumer import Consumer
 from takhin.client.errors import (
     Aborted,
     AlreadyExists,
@@ -41,6 +42,8 @@ from takhin.client.grpc_transport import TLS, GrpcTransport
 from takhin.client.messages import Message, Records
 from takhin.client.producer import Producer
 from takhin.client.reader import Reader
+from takhin.client.record_batch import RecordMetadata
+from takhin.client.transaction import Transaction
 from takhin.client.transport import RequestStream, ResponseStream, Transport
 from takhin.client.types import (
     Group,
@@ -51,7 +54,6 @@ from takhin.client.types import (
     OffsetReset,
     Offsets,
     Partition,
-    RecordMetadata,
     Topic,
     TopicPartition,
 )
@@ -68,6 +70,7 @@ __all__ = [
     "Client",
     "ClientError",
     "Closed",
+    "Consumer",
     "CorruptBatch",
     "DataLoss",
     "DeadlineExceeded",
@@ -109,6 +112,7 @@ __all__ = [
     "TopicExists",
     "TopicNotFound",
     "TopicPartition",
+    "Transaction",
     "Transport",
     "Unauthenticated",
     "Unavailable",

@@ -14,6 +14,7 @@ from takhin.client.types import (
     GroupMember,
     GroupOffset,
     Health,
+    NextOffsets,
     OffsetReset,
     Offsets,
     Partition,
@@ -86,16 +87,18 @@ class Admin:
     # Partitions
 
     async def offsets(
-        self, topic: str, partition: int = 0, *, time: datetime | timedelta | None = None,
+        self, topic: str, partition: int = 0, *, time: datetime | timedelta | None = None, time_ms: int | None = None,
         timeout_s: float | None = None
     ) -> Offsets:
-        """Where a partition begins and ends; with a time, also the first offset from then on.
+        """Where a partition begins and ends; with a time (or time_ms, since 1970), also the first offset from then on.
 
         Raises TopicNotFound, PartitionNotFound.
         """
         request = pb.GetPartitionOffsetsRequest(topic=topic, partition=partition)
         if time is not None:
-            request.timestamp_ms = time_ms_of(time)
+            time_ms = time_ms_of(time)
+        if time_ms is not None:
+            request.timestamp_ms = time_ms
         answer = await self._call("GetPartitionOffsets", request, pb.GetPartitionOffsetsResponse, timeout_s)
         for_time = answer.offset_for_time if answer.HasField("offset_for_time") else None
         return Offsets(answer.beginning_offset, answer.end_offset, answer.durable_offset, for_time)
@@ -198,7 +201,7 @@ class Admin:
             for each in answer.offsets]
 
     async def commit_offsets(
-        self, group: str, offsets: Mapping[tuple[str, int], int], *, timeout_s: float | None = None
+        self, group: str, offsets: NextOffsets, *, timeout_s: float | None = None
     ) -> None:
         """Commit the next offset to read, by (topic, partition), for a group without members; all of them or none.
 

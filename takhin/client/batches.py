@@ -2,69 +2,51 @@
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass, field
 
 from takhin.client.errors import ClientError
-from takhin.client.types import RecordMetadata
+from takhin.client.record_batch import RecordBatch, RecordMetadata
 from takhin.v1 import takhin_pb2 as pb
 
 Delivery = asyncio.Future[RecordMetadata]
 
 
-@dataclass(slots=True, eq=False)
 class Batch:
     """Records of one partition that are stored together. Once it was sent it stays as it is: what is sent again is
     known by the broker as the same.
     """
 
-    partition: "PartitionQueue"
-    opened_s: float
-    records: list[bytes] = field(default_factory=list)
-    size_bytes: int = 0
-    deliveries: list[Delivery] = field(default_factory=list)
-    keys: list[bytes | None] = field(default_factory=list)
-    # As sent in the records; 0: the broker's.
-    timestamps_ms: list[int] = field(default_factory=list)
-    is_due: bool = False
-    is_sent: bool = False
-    sequence: int = -1
-    producer: tuple[int, int] | None = None
-    attempts: int = 0
-    sent_s: float = 0.0
-    # Why the last attempt failed.
-    problem: ClientError | None = None
-    is_done: bool = False
-    waiter: "asyncio.Future[None] | None" = None
-    _payload: bytes = b""
+    __slots__ = (
+        "attempts", "is_done", "is_due", "opened_s", "partition", "problem", "producer", "records", "sent_s",
+        "sequence", "waiter",
+    )
 
-    @property
-    def count(self) -> int:
-        return len(self.deliveries)
-
-    def add(self, record: bytes, key: bytes | None, timestamp_ms: int, delivery: Delivery) -> None:
-        self.records.append(record)
-        self.size_bytes += len(record)
-        self.deliveries.append(delivery)
-        self.keys.append(key)
-        self.timestamps_ms.append(timestamp_ms)
+    def __init__(self, partition: "PartitionQueue", opened_s: float) -> None:
+        self.partition = partition
+        self.records = RecordBatch()
+        self.opened_s = opened_s
+        self.sent_s = 0.0
+        self.is_due = False
+        self.is_done = False
+        # The producer's id and epoch, and the sequence of the first record; -1: not yet.
+        self.producer: tuple[int, int] | None = None
+        self.sequence = -1
+        self.attempts = 0
+        # Why the last attempt failed.
+        self.problem: ClientError | None = None
+        self.waiter: asyncio.Future[None] | None = None
 
     def request(self, topic: str, required_acks: int) -> bytes:
         """The ProduceMessageRequest."""
-        if self.records:
-            self._payload = b"".join(self.records)
-            self.records = []
         head = pb.ProduceMessageRequest(
             topic=topic, partition=self.partition.number, required_acks=required_acks)
         if self.producer is not None:
             head.producer.id, head.producer.epoch = self.producer
             head.producer.sequence = self.sequence
-        return head.SerializeToString() + self._payload
+        return head.SerializeToString() + self.records.payload()
 
     def finish(self) -> None:
         """It is answered, or given up: whoever waits for it goes on."""
         self.is_done = True
-        self.records = []
-        self._payload = b""
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 

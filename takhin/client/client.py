@@ -4,10 +4,12 @@ from types import TracebackType
 
 from takhin.client.access import Access
 from takhin.client.admin import Admin
+from takhin.client.consumer import Consumer
 from takhin.client.grpc_transport import DEFAULT_TIMEOUT_S, TLS, GrpcTransport
 from takhin.client.producer import Acks, Producer
 from takhin.client.reader import Reader
-from takhin.client.start import Start
+from takhin.client.start import Start, StartAt
+from takhin.client.transaction import Transaction, TransactionProducer
 from takhin.client.transport import Transport
 
 DEFAULT_ADDRESS = "localhost:9092"
@@ -38,6 +40,7 @@ class Client(Admin):
         super().__init__(transport)
         self.access = Access(transport)
         self._retry_s = retry_s
+        self._transactions = TransactionProducer(transport)
 
     async def __aenter__(self) -> "Client":
         return self
@@ -71,8 +74,40 @@ class Client(Admin):
             request_timeout_s=request_timeout_s, delivery_timeout_s=delivery_timeout_s,
             flush_timeout_s=flush_timeout_s)
 
+    def consumer(
+        self, *topics: str, group: str, start: Start | StartAt = "earliest", auto_commit: bool = False, instance_id: str = "",
+        client_id: str = "", assignor: str = "", credit_bytes: int = 8 * 1024 * 1024, max_bytes: int = 0,
+        session_timeout_s: float = 45.0, max_processing_s: float = 300.0, check: bool = True,
+        commit_timeout_s: float = 30.0
+    ) -> Consumer:
+        """A member of a group that reads these topics, to be used with `async with`.
+
+        start: where it begins in partitions for which the group has committed nothing; as in read(). auto_commit:
+        commit what is processed by itself. instance_id: who comes with the same one is the same member (static
+        membership). client_id: for people. assignor: "sticky" (also ""), "range" or "roundrobin". credit_bytes: what
+        may be on its way here or wait here, all partitions together; max_bytes: of one response, 0: 1 MiB, but a
+        quarter of that at most. session_timeout_s: a member that is silent for so long is out; max_processing_s: so is
+        one that makes no progress. check: verify checksums. commit_timeout_s: how long a commit may take, a broker that
+        restarts included.
+        """
+        return Consumer(
+            self, self._transport, topics, group=group, start=start, auto_commit=auto_commit, instance_id=instance_id,
+            client_id=client_id, assignor=assignor, credit_bytes=credit_bytes, max_bytes=max_bytes,
+            session_timeout_s=session_timeout_s, max_processing_s=max_processing_s, check=check,
+            commit_timeout_s=commit_timeout_s, retry_s=self._retry_s)
+
+    def transaction(
+        self, *, consumer: Consumer | None = None, group: str = "", timeout_s: float = 60.0
+    ) -> Transaction:
+        """Records for several partitions, stored together when `async with` is left, and with them the offsets of a
+        consumer, or of a group without members. A client's transactions are stored one after the other.
+
+        timeout_s: for as long it is sent again, a broker that restarts included.
+        """
+        return Transaction(self, self._transactions, consumer=consumer, group=group, timeout_s=timeout_s)
+
     def read(
-        self, topic: str, *, partition: int | None = None, start: Start = "earliest", until_end: bool = False,
+        self, topic: str, *, partition: int | None = None, start: Start | StartAt = "earliest", until_end: bool = False,
         max_records: int | None = None, visibility: str = "written", check: bool = True, max_bytes: int = 0
     ) -> Reader:
         """Messages of a topic, without a group: an asynchronous iterator; .batches() gives them by the hundred.

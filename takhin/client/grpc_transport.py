@@ -18,6 +18,8 @@ DEFAULT_TIMEOUT_S = 30.0
 COMPRESSIONS = {"gzip": grpc.Compression.Gzip, "deflate": grpc.Compression.Deflate}
 
 _STATUS_DETAILS_KEY = "grpc-status-details-bin"
+# The status that grpc.aio gives a call when a write finds that it has ended a moment ago, whatever ended it.
+_WRITE_FAILED = "Internal error from Core"
 _OPTIONS: tuple[tuple[str, int | str], ...] = (
     # The broker bounds messages; a response with one large record is to be taken as it comes.
     ("grpc.max_receive_message_length", -1),
@@ -204,6 +206,8 @@ def error_of(
                 if detail.Unpack(info) and info.domain == DOMAIN:
                     return client_error(status.code, status.message, info.reason, dict(info.metadata))
     # Of the transport's own making. Where no broker listens that is all there is to tell.
+    if number == Code.INTERNAL and details == _WRITE_FAILED:
+        return Unavailable(f"the connection to {address} was lost")
     if number == Code.UNAVAILABLE:
         details = f"no broker can be reached at {address}: {details}"
     elif number == Code.DEADLINE_EXCEEDED:

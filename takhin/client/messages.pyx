@@ -4,7 +4,7 @@ A response is looked through once: where each record lies, and whether its batch
 are made when somebody asks for them.
 """
 
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeUTF8
@@ -46,6 +46,8 @@ cdef enum:
 
 cdef uint32_t NOTHING = 0xFFFFFFFF
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
 
 @cython.final
 @cython.no_gc
@@ -86,8 +88,8 @@ cdef class Message:
 
     @property
     def timestamp(self):
-        """timestamp_ms as a datetime, in UTC. Raises OverflowError where that is beyond the year 9999."""
-        return datetime.fromtimestamp(self._span.timestamp_ms / 1000, timezone.utc)
+        """timestamp_ms as a datetime, in UTC. Raises OverflowError beyond the years 1 to 9999."""
+        return _EPOCH + timedelta(milliseconds=self._span.timestamp_ms)
 
     @property
     def key(self):

@@ -6,6 +6,7 @@ from takhin.client.errors import ClientError, CorruptBatch
 from takhin.client.messages import Records, decode_records
 from takhin.client.retry import pause_s
 from takhin.client.transport import SERVICE, ResponseStream, Transport
+from takhin.client.types import TopicPartition
 from takhin.errors import Reason
 from takhin.v1 import takhin_pb2 as pb
 
@@ -117,3 +118,19 @@ class PartitionReader:
             raise problem
         self._failures += 1
         await asyncio.sleep(pause_s(self._failures))
+
+
+async def check_position(transport: Transport, place: TopicPartition, offset: int, epoch: int) -> None:
+    """Whether a reader that has read up to offset, a record of that epoch (-1: not known) the last, may go on there.
+
+    Raises LogTruncated, OffsetOutOfRange, and what else a read may.
+    """
+    request = pb.ConsumeMessagesRequest(
+        topic=place.topic, partition=place.partition, offset=offset, until_end=True, max_records=1)
+    if epoch >= 0:
+        request.last_epoch = epoch
+    stream = transport.server_stream(CONSUME, request.SerializeToString())
+    try:
+        await stream.read()
+    finally:
+        stream.cancel()

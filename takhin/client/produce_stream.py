@@ -187,7 +187,7 @@ class ProduceStream:
             queue.next_sequence = 0
         batch.producer = queue.producer
         batch.sequence = queue.next_sequence
-        queue.next_sequence += batch.count
+        queue.next_sequence += batch.records.count
 
     # Answers
 

@@ -21,8 +21,9 @@ from takhin.client.errors import (
 from takhin.client.messages import encode_record
 from takhin.client.partitioner import Partitioner
 from takhin.client.produce_stream import ProduceStream
+from takhin.client.record_batch import RecordMetadata
 from takhin.client.transport import SERVICE, Transport
-from takhin.client.types import Headers, RecordMetadata
+from takhin.client.types import Headers
 from takhin.errors import Reason
 from takhin.v1 import takhin_pb2 as pb
 
@@ -69,7 +70,7 @@ class Producer:
         self._required_acks = ACKS[acks]
         self._is_idempotent = idempotent
         self._max_in_flight = max_in_flight
-        self._buffer_bytes = buffer_bytes
+        self.buffer_bytes = buffer_bytes
         self._request_timeout_s = request_timeout_s
         self._delivery_timeout_s = delivery_timeout_s
         self._flush_timeout_s = flush_timeout_s
@@ -81,6 +82,7 @@ class Producer:
         self._buffered_bytes = 0
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._flushing = 0
+        self._batches_closed = 0
         # Deliveries that failed; a flush tells of those that nobody looked at.
         self._failed: deque[tuple[Batch, ClientError]] = deque()
         self._stream: ProduceStream | None = None
@@ -140,7 +142,7 @@ class Producer:
         for batch in list(self._unfinished):
             self._finish(batch, Closed("the producer was closed before the record was acknowledged"))
         for batch, _ in self._failed:
-            for delivery in batch.deliveries:
+            for delivery in batch.records.deliveries:
                 if _is_unseen(delivery):
                     delivery.exception()
         self._wake_waiters()
@@ -165,7 +167,7 @@ class Producer:
         size_bytes = len(record)
         if self._waiters or not self._has_room(size_bytes):
             await self._wait_for_room(size_bytes)
-        return await self._append(record, key, partition, timestamp_ms)
+        return await self._append(record, key, partition, timestamp_ms != 0)
 
     def send_nowait(
         self, value: bytes | None, *, key: bytes | None = None, headers: Headers | None = None,
@@ -179,17 +181,64 @@ class Producer:
         if self._waiters or not self._has_room(len(record)):
             raise BufferFull(
                 f"{self._buffered_bytes} bytes wait to be stored: no room for {len(record)} more (buffer_bytes "
-                f"{self._buffer_bytes})")
-        return self._append(record, key, partition, timestamp_ms)
+                f"{self.buffer_bytes})")
+        return self._append(record, key, partition, timestamp_ms != 0)
 
-    async def room(self) -> None:
-        """Wait until the buffer has room: for who uses send_nowait and meets BufferFull."""
-        if self._buffered_bytes >= self._buffer_bytes or self._waiters:
-            await self._wait_for_room(1)
+    async def enqueue(
+        self, value: bytes | None, *, key: bytes | None = None, headers: Headers | None = None,
+        partition: int | None = None, timestamp_ms: int = 0
+    ) -> Delivery:
+        """As send_nowait, but waits while the buffer is full: for who has much to send, and need not wait for each
+        acknowledgement. Lets what is full go out.
+        """
+        record = encode_record(key, value, headers, timestamp_ms)
+        if self._waiters or not self._has_room(len(record)):
+            await self._wait_for_room(len(record))
+        number = self._batches_closed
+        delivery = self._append(record, key, partition, timestamp_ms != 0)
+        if self._batches_closed != number:
+            # The loop has its turn, or everything would be collected before the first batch is sent.
+            await asyncio.sleep(0)
+        return delivery
+
+    async def send_encoded(self, payload: bytes, count: int, *, partition: int | None = None) -> Delivery:
+        """Send a batch that is encoded already: `count` records one after the other, as messages.encode_record makes
+        them, without an object for each. While the buffer is full it waits; gives a future of the first record's
+        acknowledgement.
+
+        partition: where all of them go, whatever their keys say; None: by turns, a batch each, for records without
+        keys.
+        """
+        if not 1 <= count <= MAX_BATCH_RECORDS or not 1 <= len(payload) <= MAX_RECORD_BYTES:
+            raise ValueError(f"{count} records of {len(payload)} bytes are no batch")
+        if self._waiters or not self._has_room(len(payload)):
+            await self._wait_for_room(len(payload))
+        stream = self._stream
+        if stream is None or self._is_closed:
+            self._check_open()
+            raise Closed("the producer was not started: use it with `async with`")
+        number = self._partitioner.choose(None) if partition is None else partition
+        queue = self._queues.get(number) or self._new_queue(number)
+        queue.close_open()
+        batch = Batch(queue, self._loop.time())
+        delivery: Delivery = self._loop.create_future()
+        batch.records.set_encoded(payload, count, delivery)
+        self._unfinished[batch] = None
+        self._buffered_bytes += len(payload)
+        queue.ready.append(batch)
+        self._partitioner.batch_closed(number)
+        stream.offer(queue)
+        return delivery
+
+    async def room(self, size_bytes: int | None = None) -> None:
+        """Wait until the buffer has room for so much (None: a batch): for who uses send_nowait and meets BufferFull."""
+        size_bytes = self._batch_bytes if size_bytes is None else size_bytes
+        if self._waiters or not self._has_room(size_bytes):
+            await self._wait_for_room(size_bytes)
 
     def _has_room(self, size_bytes: int) -> bool:
         # One record alone always has.
-        return self._buffered_bytes + size_bytes <= self._buffer_bytes or not self._buffered_bytes
+        return self._buffered_bytes + size_bytes <= self.buffer_bytes or not self._buffered_bytes
 
     async def _wait_for_room(self, size_bytes: int) -> None:
         while True:
@@ -211,14 +260,14 @@ class Producer:
 
     def _wake_waiters(self) -> None:
         """The one that waits longest looks again; all of them, when there is nothing to wait for any more."""
-        while self._waiters and (self._buffered_bytes < self._buffer_bytes or self._is_closed):
+        while self._waiters and (self._buffered_bytes < self.buffer_bytes or self._is_closed):
             waiter = self._waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
                 if not self._is_closed:
                     return
 
-    def _append(self, record: bytes, key: bytes | None, partition: int | None, timestamp_ms: int) -> Delivery:
+    def _append(self, record: bytes, key: bytes | None, partition: int | None, has_timestamp: bool) -> Delivery:
         stream = self._stream
         if stream is None or self._is_closed:
             self._check_open()
@@ -227,34 +276,33 @@ class Producer:
         if size_bytes > MAX_RECORD_BYTES:
             raise RecordTooLarge(
                 f"a record of {size_bytes} bytes is larger than a message may be", reason=Reason.RECORD_TOO_LARGE)
-        queue = self._queue(self._partitioner.choose(key) if partition is None else partition)
-        if self._is_full(queue, size_bytes):
+        number = self._partitioner.choose(key) if partition is None else partition
+        queue = self._queues.get(number) or self._new_queue(number)
+        batch = queue.open
+        if batch is not None and self._is_full(batch, size_bytes):
             self._close_batch(queue)
             if partition is None and key is None:
                 # The next records without a key go elsewhere.
-                queue = self._queue(self._partitioner.choose(None))
-                if self._is_full(queue, size_bytes):
+                queue = self._queues.get(self._partitioner.sticky) or self._new_queue(self._partitioner.sticky)
+                if queue.open is not None and self._is_full(queue.open, size_bytes):
                     self._close_batch(queue)
-        batch = queue.open
+            batch = queue.open
         if batch is None:
             batch = self._open_batch(queue)
         delivery: Delivery = self._loop.create_future()
-        batch.add(record, key, timestamp_ms, delivery)
+        batch.records.add(record, delivery, has_timestamp)
         self._buffered_bytes += size_bytes
         return delivery
 
-    def _queue(self, number: int) -> PartitionQueue:
-        queue = self._queues.get(number)
-        if queue is None:
-            if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-                raise ValueError(f"partition {number!r} is not possible: a number from 0 on")
-            queue = self._queues[number] = PartitionQueue(number)
+    def _new_queue(self, number: int) -> PartitionQueue:
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise ValueError(f"partition {number!r} is not possible: a number from 0 on")
+        queue = self._queues[number] = PartitionQueue(number)
         return queue
 
-    def _is_full(self, queue: PartitionQueue, more_bytes: int) -> bool:
-        batch = queue.open
-        return batch is not None and (
-            batch.size_bytes + more_bytes > self._batch_bytes or batch.count >= MAX_BATCH_RECORDS)
+    def _is_full(self, batch: Batch, more_bytes: int) -> bool:
+        records = batch.records
+        return records.size_bytes + more_bytes > self._batch_bytes or records.count >= MAX_BATCH_RECORDS
 
     def _open_batch(self, queue: PartitionQueue) -> Batch:
         now_s = self._loop.time()
@@ -278,6 +326,7 @@ class Producer:
             self._stream.offer(batch.partition)
 
     def _close_batch(self, queue: PartitionQueue) -> None:
+        self._batches_closed += 1
         queue.close_open()
         self._partitioner.batch_closed(queue.number)
         assert self._stream is not None
@@ -293,18 +342,12 @@ class Producer:
         if self._partitioner.sticky == batch.partition.number:
             self._partitioner.batch_closed(batch.partition.number)
         if isinstance(outcome, ClientError):
-            for delivery in batch.deliveries:
-                if not delivery.done():
-                    delivery.set_exception(outcome)
+            batch.records.failed(outcome)
             self._failed.append((batch, outcome))
             self._forget_seen()
         else:
-            topic, number, offset = self.topic, batch.partition.number, outcome.offset
-            for place, (delivery, timestamp_ms) in enumerate(zip(batch.deliveries, batch.timestamps_ms, strict=True)):
-                if not delivery.done():
-                    delivery.set_result(RecordMetadata(
-                        topic, number, offset + place, timestamp_ms or outcome.timestamp))
-        self._buffered_bytes -= batch.size_bytes
+            batch.records.stored(self.topic, batch.partition.number, outcome.offset, outcome.timestamp)
+        self._buffered_bytes -= batch.records.size_bytes
         batch.finish()
         self._wake_waiters()
 
@@ -338,7 +381,7 @@ class Producer:
         unseen = []
         while self._failed:
             batch, problem = self._failed.popleft()
-            deliveries = [each for each in batch.deliveries if _is_unseen(each)]
+            deliveries = [each for each in batch.records.deliveries if _is_unseen(each)]
             if deliveries:
                 unseen.append((batch, problem))
                 for each in deliveries:
@@ -347,10 +390,10 @@ class Producer:
             raise self._not_delivered([*unseen], None)
 
     def _not_delivered(self, batches: list[tuple[Batch, ClientError | None]], limit_s: float | None) -> NotDelivered:
-        count = sum(batch.count for batch, _ in batches)
+        count = sum(batch.records.count for batch, _ in batches)
         named = [
             Undelivered(self.topic, batch.partition.number, key, problem)
-            for batch, problem in batches for key in batch.keys[:MAX_UNDELIVERED]][:MAX_UNDELIVERED]
+            for batch, problem in batches for key in batch.records.keys(MAX_UNDELIVERED)][:MAX_UNDELIVERED]
         partitions = ", ".join(str(number) for number in sorted({batch.partition.number for batch, _ in batches})[:10])
         why = next((str(problem) for _, problem in batches if problem is not None), "no answer yet")
         what = f"{count} records for {self.topic!r} (partitions {partitions})"

@@ -26,7 +26,7 @@ class Reader:
     """
 
     def __init__(
-        self, admin: Admin, transport: Transport, topic: str, *, partition: int | None, start: Start, until_end: bool,
+        self, admin: Admin, transport: Transport, topic: str, *, partition: int | None, start: Start | StartAt, until_end: bool,
         max_records: int | None, visibility: str, check: bool, max_bytes: int, retry_s: float
     ) -> None:
         self._feed: _Feed | None = None
@@ -76,17 +76,18 @@ class Reader:
         while True:
             for message in self._current:
                 return message
-            records = await self._next()
+            records = await self.next_batch()
             if records is None:
                 raise StopAsyncIteration
             self._current = iter(records)
 
     async def batches(self) -> AsyncIterator[Records]:
         """What is left, response by response: the fastest way to read much."""
-        while (records := await self._next()) is not None:
+        while (records := await self.next_batch()) is not None:
             yield records
 
-    async def _next(self) -> Records | None:
+    async def next_batch(self) -> Records | None:
+        """The next response; None at the end. Not to be mixed with messages of a response before it."""
         if self._left == 0:
             await self.aclose()
             return None
@@ -109,7 +110,7 @@ class Reader:
         if not chosen:
             raise PartitionNotFound(
                 f"topic {self._topic!r} has no partition {self._partition}, but {len(topic.partitions)}: 0 to "
-                f"{len(topic.partitions) - 1}", reason=Reason.PARTITION_NOT_FOUND)
+                f"{len(topic.partitions) - 1}", reason=Reason.PARTITION_NOT_FOUND, metadata={"topic": self._topic})
         readers = [self._reader(each, self._start) for each in chosen]
         return _Feed(readers)
 

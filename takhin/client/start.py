@@ -13,12 +13,13 @@ EARLIEST, LATEST = "earliest", "latest"
 class StartAt:
     """A start, read: exactly one of the fields is set.
 
-    offset: that one. from_end: so many records before the end. time_ms: the first record with this timestamp or a later
+    offset: that one. from_end: so many records before the end. from_start: so many behind the beginning. time_ms: the first record with this timestamp or a later
     one, in ms since 1970. is_earliest, is_latest: where the log begins, where it ends.
     """
 
     offset: int | None = None
     from_end: int | None = None
+    from_start: int | None = None
     time_ms: int | None = None
     is_earliest: bool = False
     is_latest: bool = False
@@ -31,14 +32,18 @@ class StartAt:
             return end_offset
         if self.from_end is not None:
             return max(end_offset - self.from_end, log_start_offset)
+        if self.from_start is not None:
+            return min(log_start_offset + self.from_start, end_offset)
         return self.offset
 
 
-def start_at(start: Start) -> StartAt:
+def start_at(start: "Start | StartAt") -> StartAt:
     """Read a start. A datetime without a zone is one of the local zone; a timedelta is that long ago.
 
     Raises TypeError, ValueError.
     """
+    if isinstance(start, StartAt):
+        return start
     if isinstance(start, str):
         if start == EARLIEST:
             return StartAt(is_earliest=True)

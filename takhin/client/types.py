@@ -9,20 +9,13 @@ from typing import NamedTuple
 Headers = Mapping[str, bytes] | Iterable[tuple[str, bytes]]
 
 
-class RecordMetadata(NamedTuple):
-    """Where a record was stored. timestamp_ms: as it was sent; where it was sent without one, the broker's clock when
-    the first record of its batch was stored.
-    """
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp_ms: int
-
-
 class TopicPartition(NamedTuple):
     topic: str
     partition: int
+
+
+# The next offset to read, by (topic, partition).
+NextOffsets = Mapping[tuple[str, int], int] | Mapping[TopicPartition, int]
 
 
 @dataclass(frozen=True, slots=True)

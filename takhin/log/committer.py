@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from errno import EDQUOT, EIO, ENOSPC
 
+from takhin.counters import Histogram
 from takhin.errors import Reason
 from takhin.log.files import PASSING, Files
 from takhin.log.hold import Hold
@@ -19,6 +20,10 @@ from takhin.log.sync import SyncThread
 
 logger = logging.getLogger(__name__)
 
+# Of the durations that are counted.
+DURATION_BOUNDS_S = (
+    0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5
+)
 # How often partitions are looked at whose flush.ms may have passed.
 FLUSH_CHECK_S = 0.05
 # What only the journal holds on the disk is synced to its segment after so long, a new segment's name likewise.
@@ -89,6 +94,10 @@ class Committer:
         self.halted = on_halt
         self.syncs = 0
         self.journal_commits = 0
+        # How long it took to write what came in a tick, to sync a partition's files, to write and sync an entry.
+        self.write_durations = Histogram(DURATION_BOUNDS_S)
+        self.sync_durations = Histogram(DURATION_BOUNDS_S)
+        self.journal_durations = Histogram(DURATION_BOUNDS_S)
         self._files = files
         self._loop = loop
         self._clock_ms = clock_ms
@@ -147,6 +156,7 @@ class Committer:
 
     def _end_tick(self) -> None:
         touched, self._touched = self._touched, []
+        begun_ns = time.monotonic_ns()
         for partition in touched:
             try:
                 partition.flush()
@@ -157,6 +167,8 @@ class Committer:
                     Reason.INTERNAL_ERROR, "the partition takes no appends until the broker is started again"
                 )
             self.note_unsynced(partition)
+        if touched:
+            self.write_durations.observe(time.monotonic_ns() - begun_ns)
         # Only now: who asked for a sync because of these writes is served here, not in a tick of its own.
         self._tick_is_open = False
         if self._front.queue:
@@ -248,6 +260,7 @@ class Committer:
     def _on_synced(self, lane: _Lane) -> None:
         for number, errno, duration_ns in lane.thread.finished():
             self.syncs += 1
+            self.sync_durations.observe(duration_ns)
             _tell_slow(duration_ns)
             sync = lane.syncs.pop(number)
             partition = sync.partition
@@ -334,6 +347,7 @@ class Committer:
 
     def _on_journal(self) -> None:
         for _, errno, duration_ns in self._journal_thread.finished():
+            self.journal_durations.observe(duration_ns)
             _tell_slow(duration_ns)
             if self._journal_job is not None:
                 job, self._journal_job = self._journal_job, None

@@ -38,6 +38,11 @@ cdef class Partition:
     cdef readonly int64_t flush_ms
     cdef readonly bint log_append_time
 
+    # Counters, since the start: where the log ended then, what readers were given.
+    cdef readonly int64_t first_written_offset
+    cdef readonly int64_t read_records
+    cdef readonly int64_t read_bytes
+
     # None, or (reason, message): why nothing can be appended. final: until the next start.
     cdef readonly tuple failure
     cdef readonly bint failure_is_final

@@ -27,6 +27,9 @@ class Partition:
     segment_ms: int
     flush_ms: int
     log_append_time: bool
+    first_written_offset: int
+    read_records: int
+    read_bytes: int
     failure: tuple[Reason, str] | None
     failure_is_final: bool
     unwritten: bool
@@ -49,6 +52,8 @@ class Partition:
         epoch: int,
         proven_offset: int = -1,
     ) -> None: ...
+    @property
+    def written_bytes(self) -> int: ...
     @property
     def size_bytes(self) -> int: ...
     @property

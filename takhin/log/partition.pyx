@@ -81,6 +81,7 @@ cdef class Partition:
             last = self.segments[-1]
             self.next_offset = max(last.next_offset, log_start_offset)
         self.written_offset = self.durable_offset = self.synced_offset = self.next_offset
+        self.first_written_offset = self.written_offset
         if 0 <= proven_offset < self.next_offset:
             self.durable_offset = self.synced_offset = max(proven_offset, log_start_offset)
 
@@ -98,6 +99,11 @@ cdef class Partition:
         for segment in self.segments:
             total += segment.size_bytes
         return total
+
+    @property
+    def written_bytes(self):
+        """How many bytes of batches, their headers included, were written since the start."""
+        return self._written_position
 
     @property
     def dirty(self):

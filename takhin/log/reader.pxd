@@ -25,6 +25,7 @@ cdef class Reader:
     cdef int64_t _batch_end
 
     cdef int64_t _end(self) noexcept
+    cdef object _counted(self, int64_t offset, object response)
     cdef object _from_ring(self, int64_t max_bytes, int64_t end)
     cdef object _from_file(self, int64_t max_bytes, int64_t end, bint cached)
     cdef int _locate(self, bint cached) except -2

@@ -114,23 +114,32 @@ cdef class Reader:
         Raises OutOfRange when the log's start has moved beyond next_offset, DataLoss when a checksum fails, OSError.
         """
         cdef int64_t end = self._end()
+        cdef int64_t offset = self.next_offset
         self.check_start()
         if self.next_offset >= end or self.records_left == 0:
             return None
         if self.partition.ring.holds(self.next_offset):
-            return self._from_ring(max_bytes, end)
-        return self._from_file(max_bytes, end, True)
+            return self._counted(offset, self._from_ring(max_bytes, end))
+        return self._counted(offset, self._from_file(max_bytes, end, True))
 
     def read_blocking(self, int64_t max_bytes):
         """As read(), from the files; waits for the disk, without the interpreter. Any thread may call it."""
         cdef int64_t end = self._end()
+        cdef int64_t offset = self.next_offset
         self.check_start()
         if self.next_offset >= end or self.records_left == 0:
             return None
-        return self._from_file(max_bytes, end, False)
+        return self._counted(offset, self._from_file(max_bytes, end, False))
+
+    cdef object _counted(self, int64_t offset, object response):
+        if response is not WOULD_BLOCK:
+            self.partition.read_records += self.next_offset - offset
+            self.partition.read_bytes += len(<bytes>response)
+        return response
 
     def rewind(self, int64_t offset, int64_t records_left):
         """Go back to where the last response began: it was not sent."""
+        self.partition.read_records -= self.next_offset - offset
         self.next_offset = offset
         self.records_left = records_left
         self._located_offset = -1

@@ -80,11 +80,18 @@ class LogStore:
         self.transactor = Transactor(self.committer, self._journal, clock_ms)
         # While less than min_free_bytes is free, nothing is appended.
         self.is_low_on_space = False
+        # As of the last look; -1: there was none, or it failed.
+        self.free_bytes = -1
         self._min_free_bytes = limits.min_free_bytes
         self._timers = {
             self._tidy: loop.call_later(_TIDY_S, self._tidy),
             self._check_space: loop.call_soon(self._check_space),
         }
+
+    @property
+    def open_files(self) -> int:
+        """Segment files that are open."""
+        return len(self._cache)
 
     @staticmethod
     def lock(data_dir: str) -> int:
@@ -362,6 +369,7 @@ class LogStore:
         except OSError:
             # Then the writes will tell.
             return
+        self.free_bytes = free_bytes
         is_low = free_bytes < self._min_free_bytes
         if is_low == self.is_low_on_space:
             return

@@ -12,9 +12,11 @@ error id. A stream ends with status OK when its handler returns.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
+
+from takhin.counters import CallCounters
 
 
 class Kind(Enum):
@@ -82,11 +84,13 @@ BidiHandler = Callable[[StreamCall], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One RPC: its path ("/takhin.v1.TakhinService/ProduceMessage"), its kind, and what serves it."""
+    """One RPC: its path ("/takhin.v1.TakhinService/ProduceMessage"), its kind, and what serves it. counters: fronts add
+    to them, all to the same."""
 
     path: str
     kind: Kind
     handler: Callable[..., Awaitable[Any]]
+    counters: CallCounters = field(default_factory=CallCounters, compare=False)
 
     @property
     def service(self) -> str:

@@ -17,7 +17,8 @@ import grpc
 import grpc.aio
 
 from takhin.config import GrpcSettings, unix_path
-from takhin.errors import StartError
+from takhin.counters import CallCounters
+from takhin.errors import Code, StartError
 from takhin.rpc.call import Kind, Method, MethodTable
 from takhin.rpc.listening import check_free, check_path_free, only_for_group
 from takhin.rpc.status import status_of
@@ -36,10 +37,13 @@ Context = Any
 class GrpcCall:
     """Call and StreamCall over a servicer context of grpc.aio."""
 
-    __slots__ = ("_context", "_over", "_reading", "_task")
+    __slots__ = ("_context", "_counters", "_over", "_reading", "_task", "code")
 
-    def __init__(self, context: Context):
+    def __init__(self, context: Context, counters: CallCounters):
         self._context = context
+        self._counters = counters
+        # With which the call has ended, of google.rpc.Code; for its counters.
+        self.code: int = Code.OK
         self._task = asyncio.current_task()
         self._over = False
         self._reading = False
@@ -79,7 +83,10 @@ class GrpcCall:
             self._over, self._reading = True, False
             raise asyncio.CancelledError from None
         self._reading = False
-        return None if message is grpc.aio.EOF else message
+        if message is grpc.aio.EOF:
+            return None
+        self._counters.note_received()
+        return message
 
     async def write(self, message: bytes) -> None:
         if type(message) is not bytes:  # grpc.aio sends None as an empty message, and text in UTF-8
@@ -90,6 +97,7 @@ class GrpcCall:
             # The transport fails a write of a call that is over a moment before the handler's task is cancelled.
             self._over = True
             raise asyncio.CancelledError from None
+        self._counters.note_sent()
 
     def cut(self) -> None:
         # grpc.aio can't do it: a status waits behind the message that the client does not take, and no call can be
@@ -169,30 +177,36 @@ class GrpcFront:
         return grpc.stream_stream_rpc_method_handler(self._bidi(method))
 
     def _unary(self, method: Method) -> Callable[[bytes, Context], Awaitable[bytes | None]]:
-        handler = method.handler
+        handler, counters = method.handler, method.counters
 
         async def unary(request: bytes, context: Context) -> bytes | None:
-            call = GrpcCall(context)
+            call = GrpcCall(context, counters)
+            begun_ns = counters.begin()
+            counters.note_received()
             self._calls += 1
             try:
                 response = await handler(request, call)
                 if type(response) is not bytes:
                     raise TypeError(f"{method.path} gave {type(response).__name__}, not bytes")
+                counters.note_sent()
                 return response
             except (Exception, asyncio.CancelledError) as exc:
                 if await self._fail(exc, call, context):
                     raise
                 return None
             finally:
+                counters.end(call.code, begun_ns)
                 self._done()
 
         return unary
 
     def _server_stream(self, method: Method) -> Callable[[bytes, Context], Awaitable[None]]:
-        handler = method.handler
+        handler, counters = method.handler, method.counters
 
         async def server_stream(request: bytes, context: Context) -> None:
-            call = GrpcCall(context)
+            call = GrpcCall(context, counters)
+            begun_ns = counters.begin()
+            counters.note_received()
             self._calls += 1
             try:
                 await handler(request, call)
@@ -200,15 +214,17 @@ class GrpcFront:
                 if await self._fail(exc, call, context):
                     raise
             finally:
+                counters.end(call.code, begun_ns)
                 self._done()
 
         return server_stream
 
     def _bidi(self, method: Method) -> Callable[[Any, Context], Awaitable[None]]:
-        handler = method.handler
+        handler, counters = method.handler, method.counters
 
         async def bidi(_requests: Any, context: Context) -> None:
-            call = GrpcCall(context)
+            call = GrpcCall(context, counters)
+            begun_ns = counters.begin()
             self._calls += 1
             try:
                 await handler(call)
@@ -216,6 +232,7 @@ class GrpcFront:
                 if await self._fail(exc, call, context):
                     raise
             finally:
+                counters.end(call.code, begun_ns)
                 self._done()
 
         return bidi
@@ -232,6 +249,7 @@ class GrpcFront:
         """
         cancelled = isinstance(exc, asyncio.CancelledError)
         if call.cancelled():
+            call.code = Code.DEADLINE_EXCEEDED if call.time_remaining_s() == 0 else Code.CANCELLED
             if not cancelled:
                 status_of(exc)  # for its log, should it be a bug
                 raise asyncio.CancelledError from None
@@ -242,6 +260,7 @@ class GrpcFront:
             cause, exc = exc, RuntimeError("the handler was cancelled, though its call was not")
             exc.__cause__ = cause
         status = status_of(exc)
+        call.code = status.code
         if self._stopped:
             raise asyncio.CancelledError from None  # no call is left to send it on
         try:

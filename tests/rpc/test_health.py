@@ -1,6 +1,7 @@
 """grpc.health.v1 as stock clients use it: Check, Watch, List, statuses that change, and the end."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,6 +18,9 @@ from takhin.errors import Reason
 from takhin.rpc.call import method_table
 from takhin.rpc.grpc_front import GrpcFront
 from takhin.rpc.health import SERVICE, Health, ServingStatus
+from takhin.v1 import takhin_pb2 as pb
+from tests.broker_process import DEADLINE_S, BrokerProcess, new_topic, produce
+from tests.conftest import StartBroker
 from tests.front import Run
 
 TAKHIN = "takhin.v1.TakhinService"
@@ -236,3 +240,42 @@ def test_malformed_requests(run: Run, method: str, request_bytes: bytes) -> None
 def test_every_method_of_the_service_is_there() -> None:
     methods = health_pb2.DESCRIPTOR.services_by_name["Health"].methods
     assert {method.path for method in Health([]).methods()} == {f"/{SERVICE}/{method.name}" for method in methods}
+
+
+# Of a broker: readiness apart from liveness
+
+
+def statuses(broker: BrokerProcess) -> tuple[int, int]:
+    """Of the server as a whole, and of its service."""
+    with broker.channel() as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        whole, service = (
+            stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=DEADLINE_S).status for name in ("", TAKHIN)
+        )
+    return whole, service
+
+
+def eventually(broker: BrokerProcess, wanted: tuple[int, int]) -> None:
+    deadline_s = time.monotonic() + DEADLINE_S
+    while (found := statuses(broker)) != wanted:
+        assert time.monotonic() < deadline_s, found
+        time.sleep(0.05)
+
+
+def test_a_poisoned_partition_makes_it_not_ready(start_broker: StartBroker, strace: list[str]) -> None:
+    broker = start_broker(
+        prefix=[*strace, "-o", "/dev/null", "-P", "{data}/topics/1/0/00000000000000000000.log", "-e",
+                "inject=fdatasync:error=EIO"])
+    topic = new_topic(broker.stub())
+    eventually(broker, (SERVING, SERVING))
+    with pytest.raises(grpc.RpcError):
+        produce(broker.stub(), topic, b"x", acks=-1)
+    eventually(broker, (SERVING, NOT_SERVING))
+    # Who is rid of it is well.
+    broker.stub().DeleteTopic(pb.DeleteTopicRequest(name=topic), timeout=DEADLINE_S)
+    eventually(broker, (SERVING, SERVING))
+
+
+def test_a_full_disk_makes_it_not_ready(start_broker: StartBroker) -> None:
+    broker = start_broker("--limits-min-free-bytes", str(1 << 40))
+    eventually(broker, (SERVING, NOT_SERVING))

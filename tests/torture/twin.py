@@ -85,7 +85,8 @@ def environment(
     root: Path | str = "", recording: Path | str = "", faults: Iterator[str] | list[str] | tuple[str, ...] = ()
 ) -> Mapping[str, str]:
     """Variables for a process that is to have the twin. Without a root it does nothing until Twin.begin()."""
-    variables = {"LD_PRELOAD": str(library())}
+    # Behind what is there already: a sanitizer's library has to come first.
+    variables = {"LD_PRELOAD": " ".join(filter(None, (os.environ.get("LD_PRELOAD"), str(library()))))}
     if root:
         variables |= {"TWIN_ROOT": str(root), "TWIN_RECORD": str(recording), "TWIN_FAULTS": ";".join(faults)}
     return variables

@@ -87,12 +87,12 @@ def test_every_field_tells_what_it_is(option: Option) -> None:
 
 def test_names_are_derived_from_the_fields() -> None:
     by_key = {option.key: option for option in options()}
-    assert len(by_key) == 61
+    assert len(by_key) == 62
     assert (by_key["listen"].flag, by_key["listen"].variable) == ("--listen", "TAKHIN_LISTEN")
     nested = by_key["grpc.max_message_bytes"]
     assert (nested.flag, nested.variable) == ("--grpc-max-message-bytes", "TAKHIN_GRPC__MAX_MESSAGE_BYTES")
     assert nested.file_key == "[grpc] max_message_bytes"
-    assert len({option.flag for option in options()}) == len({option.variable for option in options()}) == 61
+    assert len({option.flag for option in options()}) == len({option.variable for option in options()}) == 62
 
 
 def test_topic_overheads_fit_by_default() -> None:
@@ -106,7 +106,7 @@ def test_topic_overheads_fit_by_default() -> None:
 def test_each_source_beats_the_next(tmp_path: Path, option: Option) -> None:
     if option.type is bool:
         in_file, in_environment, in_flag = False, True, False
-    elif option.key == "listen":
+    elif option.type is str and option.metadata["is_address"]:
         in_file, in_environment, in_flag = "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"
     elif option.type is str:
         in_file, in_environment, in_flag = (option.metadata["choices"] * 2)[1:4] or ("a", "b", "c")
@@ -218,6 +218,11 @@ def test_what_is_no_directory(path: str) -> None:
 def test_addresses(listen: str, parts: tuple[str, int]) -> None:
     assert split_listen(listen) == parts
     assert load_settings({"listen": listen, "insecure": "true"}, {}, None).listen == listen
+
+
+def test_an_address_that_may_be_left_out() -> None:
+    assert load_settings({"metrics_listen": ""}, {"TAKHIN_METRICS_LISTEN": "127.0.0.1:1"}, None).metrics_listen == ""
+    assert refusal({"metrics_listen": "9090"}, {}, None).startswith("--metrics-listen: '9090' is not allowed")
 
 
 @pytest.mark.parametrize("listen", [

@@ -1,0 +1,180 @@
+"""How a broker does: what is counted where it happens, gathered when somebody asks."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from takhin.broker.groups import GroupCoordinator
+from takhin.broker.metadata import MetadataStore
+from takhin.broker.producers import Producers
+from takhin.broker.reader_budget import ReaderBudget
+from takhin.broker.topics import Topic, Topics
+from takhin.config import Limits
+from takhin.counters import Histogram
+from takhin.errors import Reason
+from takhin.log.partition import Partition
+from takhin.log.store import LogStore
+
+# Commits that a look at groups' lags reads at most.
+MAX_COMMITS = 100_000
+# How often the event loop is asked how late it is.
+_LAG_CHECK_S = 0.1
+_LAG_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+
+
+@dataclass(frozen=True, slots=True)
+class TopicStatistics:
+    """written, read: since the start; bytes with batches' headers, read ones with the response's other fields."""
+
+    name: str
+    partitions: int
+    segments: int
+    size_bytes: int
+    written_records: int
+    written_bytes: int
+    read_records: int
+    read_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLag:
+    """lag: records from what the group has committed to the ends that readers see, in all partitions of the topic."""
+
+    group_id: str
+    topic: str
+    lag: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Of one of the limits (takhin/config.py): how much of it is in use."""
+
+    name: str
+    used: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What the start came to."""
+
+    was_clean: bool
+    scanned_bytes: int
+    cut_bytes: int
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """All of it at one moment. partitions: by state (open, paused, poisoned, quarantined)."""
+
+    topics: list[TopicStatistics]
+    partitions: dict[str, int]
+    group_members: dict[str, int]
+    group_lags: list[GroupLag]
+    usage: list[Usage]
+    free_bytes: int
+    epoch: int
+    uptime_s: float
+    recovery: Recovery
+    writes: Histogram
+    syncs: Histogram
+    journal_entries: Histogram
+    loop_lags: Histogram
+
+
+class LoopLag:
+    """How late the event loop runs what is due."""
+
+    def __init__(self) -> None:
+        self.lags = Histogram(_LAG_BOUNDS_S)
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            due_ns = time.monotonic_ns() + int(_LAG_CHECK_S * 1e9)
+            await asyncio.sleep(_LAG_CHECK_S)
+            self.lags.observe(max(time.monotonic_ns() - due_ns, 0))
+
+
+class Gathering:
+    """Makes Statistics of a broker's parts."""
+
+    def __init__(
+        self, topics: Topics, groups: GroupCoordinator, producers: Producers, metadata: MetadataStore, store: LogStore,
+        budget: ReaderBudget, limits: Limits,
+    ):
+        self._topics = topics
+        self._groups = groups
+        self._producers = producers
+        self._metadata = metadata
+        self._store = store
+        self._budget = budget
+        self._limits = limits
+        self.loop_lag = LoopLag()
+
+    async def gather(self, epoch: int, uptime_s: float, recovery: Recovery) -> Statistics:
+        """Raises what the metadata store does."""
+        names = await self._metadata.list_groups()
+        members = {
+            name: len(group.members) for name in names if (group := self._groups.live.get(name)) is not None
+        }
+        lags = self._lags(await self._metadata.all_commits(MAX_COMMITS))
+        committer = self._store.committer
+        return Statistics(
+            [_topic(topic) for topic in self._topics],
+            dict(Counter(_state(partition) for partition in self._topics.partitions())),
+            {name: members.get(name, 0) for name in names},
+            lags,
+            list(self._usage(len(names), sum(members.values()))),
+            self._store.free_bytes,
+            epoch,
+            uptime_s,
+            recovery,
+            committer.write_durations, committer.sync_durations, committer.journal_durations, self.loop_lag.lags,
+        )
+
+    def _lags(self, commits: Iterable[tuple[str, int, int, int]]) -> list[GroupLag]:
+        lags: Counter[tuple[str, str]] = Counter()
+        for group_id, topic_id, number, offset in commits:
+            topic = self._topics.with_id(topic_id)
+            if topic is not None and number < len(topic.partitions):
+                partition = topic.partitions[number]
+                behind = partition.written_offset - max(offset, partition.log_start_offset)
+                lags[group_id, topic.name] += max(behind, 0)
+        return [GroupLag(group_id, topic, lag) for (group_id, topic), lag in lags.items()]
+
+    def _usage(self, num_groups: int, num_members: int) -> Iterable[Usage]:
+        limits, store = self._limits, self._store
+        yield Usage("topics", len(self._topics.names()), limits.topics)
+        yield Usage("partitions", len(self._topics.partitions()), limits.partitions)
+        yield Usage("groups", num_groups, limits.groups)
+        yield Usage("members", num_members, limits.members)
+        yield Usage("producers", max(store.producers.used, self._producers.num_names), limits.producers)
+        yield Usage("ring_bytes", store.rings.used_bytes, store.rings.limit_bytes)
+        yield Usage("reader_bytes", self._budget.used_bytes, self._budget.limit_bytes)
+        yield Usage("open_files", store.open_files, limits.open_files)
+
+
+def _topic(topic: Topic) -> TopicStatistics:
+    partitions = topic.partitions
+    return TopicStatistics(
+        topic.name,
+        len(partitions),
+        sum(len(each.segments) for each in partitions),
+        topic.size_bytes,
+        sum(each.written_offset - each.first_written_offset for each in partitions),
+        sum(each.written_bytes for each in partitions),
+        sum(each.read_records for each in partitions),
+        sum(each.read_bytes for each in partitions),
+    )
+
+
+def _state(partition: Partition) -> str:
+    if partition.failure is None:
+        return "open"
+    if partition.failure[0] is Reason.PARTITION_DAMAGED:
+        return "quarantined"
+    return "poisoned" if partition.failure_is_final else "paused"

@@ -1,0 +1,41 @@
+"""Everything that a broker serves, on whatever front."""
+
+from typing import NamedTuple
+
+from takhin.broker.broker import Broker
+from takhin.rpc.access import Guard
+from takhin.rpc.access_service import access_methods
+from takhin.rpc.authentication import Authentication
+from takhin.rpc.call import MethodTable, method_table, service_names
+from takhin.rpc.health import Health
+from takhin.rpc.reflection import SERVICES, reflection_methods
+from takhin.rpc.service import takhin_methods
+
+
+class Served(NamedTuple):
+    """table: all methods, guarded as the settings have it. health: says that nothing serves yet. services: the broker's
+    own. local: the table for the process that the broker is in, where nobody has to say who he is.
+    """
+
+    table: MethodTable
+    health: Health
+    services: list[str]
+    local: MethodTable
+
+
+def served(
+    broker: Broker, authentication: Authentication | None = None, reflection: str = "authenticated"
+) -> Served:
+    """The broker's own methods, health and reflection. reflection: who may ask for it, as in auth.reflection."""
+    methods = takhin_methods(broker) + access_methods(broker.access)
+    services = service_names(methods)
+    is_reflected = reflection != "off"
+    health = Health([*services, *(SERVICES if is_reflected else ())])
+    methods += health.methods()
+    if is_reflected:
+        methods += reflection_methods(service_names(methods))
+    local = method_table(Guard(broker, None).guarded(methods))
+    if authentication is None:
+        return Served(local, health, services, local)
+    guard = Guard(broker, authentication, open_reflection=reflection == "open")
+    return Served(method_table(guard.guarded(methods)), health, services, local)
