@@ -43,7 +43,8 @@ class Secured:
         pair = ["--tls-cert", str(directory / "server.pem"), "--tls-key", str(directory / "server.key")]
         self.is_encrypted = encrypted
         self.flags = [
-            *(pair if encrypted else ()), "--tls-check-ms", "100", "--auth-keys", "--auth-jwks", str(directory / "jwks.json"),
+            *(pair if encrypted else ()), "--tls-check-ms", "100", "--auth-keys",
+            "--auth-jwks", str(directory / "jwks.json"),
             "--auth-jwt-issuer", ISSUER, "--auth-jwt-audience", AUDIENCE, "--auth-admins", f"jwt:{ADMIN}", *more]
         if client_ca:
             self.flags += ["--tls-client-ca", str(directory / "ca.pem")]
@@ -83,8 +84,8 @@ class Secured:
             metadata = (("authorization", f"Bearer {token or self.token()}"),)
             return grpc.intercept_channel(grpc.insecure_channel(address, options=with_options), _WithMetadata(metadata))
         call = grpc.access_token_call_credentials(token or self.token())
-        return grpc.secure_channel(
-            address, grpc.composite_channel_credentials(self.tls(), call), options=[*with_options, *unix_options(address)])
+        credentials = grpc.composite_channel_credentials(self.tls(), call)
+        return grpc.secure_channel(address, credentials, options=[*with_options, *unix_options(address)])
 
     def settings(self) -> Settings:
         """What the flags come to."""

@@ -1,4 +1,4 @@
-"""takhin key, acl and cert, from a broker's first start to a client that may do a little: as docs/security.md has it."""
+"""takhin key, acl and cert, as docs/security.md has it: from a first start to a client that may do a little."""
 
 import json
 import os
@@ -55,15 +55,17 @@ def test_from_the_first_start_to_a_client_that_may_a_little(takhin: Takhin, tmp_
         billing = tls | {"TAKHIN_API_KEY": made.stdout.strip()}
         assert takhin("topic", "list", **billing).stdout == ""
 
-        created = takhin("acl", "create", "key:billing", "--allow", "produce", "--allow", "group", "-t", "ord", "-g", "b",
-                         "--prefix", **admin)
+        created = takhin(
+            "acl", "create", "key:billing", "--allow", "produce", "--allow", "group", "-t", "ord", "-g", "b", "--prefix",
+            **admin)
         assert "created 2 entries" in created.stderr
-        again = takhin("acl", "create", "key:billing", "--allow", "produce", "--deny", "produce", "-t", "ord", "--prefix",
-                       **admin)
+        again = takhin(
+            "acl", "create", "key:billing", "--allow", "produce", "--deny", "produce", "-t", "ord", "--prefix", **admin)
         assert "created 1 entry; 1 were there already" in again.stderr
         assert takhin("topic", "list", **billing).stdout == "", "denied is denied"
         takhin("acl", "delete", "key:billing", "--deny", "produce", "-t", "ord", "--prefix", "--yes", **admin)
-        assert [json.loads(line)["topic"] for line in takhin("topic", "list", **billing).stdout.splitlines()] == ["orders"]
+        seen = takhin("topic", "list", **billing).stdout.splitlines()
+        assert [json.loads(line)["topic"] for line in seen] == ["orders"]
         denied = takhin("topic", "describe", "secret", status=4, **billing).stderr
         assert denied == takhin("topic", "describe", "nought", status=4, **billing).stderr.replace("nought", "secret")
         rows = takhin("acl", "list", "-O", "table", **admin).stdout.splitlines()

@@ -316,7 +316,8 @@ def test_without_authentication_the_methods_are_as_they_were() -> None:
     broker = SimpleNamespace(producing=SimpleNamespace(produce=None))
     methods = takhin_methods(cast(Broker, broker))
     guarded = Guard(cast(Broker, broker), None).guarded(methods)
-    wrapped = {each.path.rpartition("/")[2] for each, before in zip(guarded, methods, strict=True) if each is not before}
+    pairs = zip(guarded, methods, strict=True)
+    wrapped = {each.path.rpartition("/")[2] for each, before in pairs if each is not before}
     assert wrapped == {
         name for name, rule in RULES.items() if isinstance(rule, Rule) and rule.audited
     } - {method.name for method in OURS[1].methods}

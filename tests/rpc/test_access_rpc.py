@@ -114,7 +114,7 @@ def test_entries(admin: Access) -> None:
     entries = [acl(), acl(operation=pb.ACL_OPERATION_CONSUME, pattern=pb.ACL_PATTERN_PREFIX, name=""),
                acl(effect=pb.ACL_EFFECT_DENY, principal="*")]
     assert admin.CreateAcls(pb.CreateAclsRequest(acls=entries)).created == 3
-    assert admin.CreateAcls(pb.CreateAclsRequest(acls=[*entries, acl(name="more")])).created == 1, "the others are there"
+    assert admin.CreateAcls(pb.CreateAclsRequest(acls=[*entries, acl(name="more")])).created == 1, "new ones"
     mine = admin.ListAcls(pb.ListAclsRequest(principal="key:a")).acls
     assert [(each.operation, each.pattern, each.name) for each in mine] == [
         (pb.ACL_OPERATION_CONSUME, pb.ACL_PATTERN_PREFIX, ""),

@@ -23,7 +23,8 @@ def test_no_value_passes_for_another_field_or_line(caplog: pytest.LogCaptureFixt
     start = 'done method=M principal="key:a b=c" peer=127.0.0.1:5 what='
     assert all(line.startswith(start) and line.isprintable() for line in lines)
     assert [line.removeprefix(start) for line in lines] == [
-        "plain", '"a b"', '"quote \\" in"', '"new\\nline done method=X"', '"equals=x"', '""', '"\\u001b[2J"', '"\\u00fc"',
+        "plain", '"a b"',
+        '"quote \\" in"', '"new\\nline done method=X"', '"equals=x"', '""', '"\\u001b[2J"', '"\\u00fc"',
         "x" * 300 + "..."]
 
 
