@@ -33,9 +33,11 @@ _VARIABLE_PREFIX = "TAKHIN_"
 _FILE_VARIABLE = "TAKHIN_CONFIG"
 # What the options of takhin's commands begin with: TAKHIN_TOPIC_CREATE_PARTITIONS.
 _COMMANDS = (
-    "BENCH_", "COMPLETION_", "CONFIG_", "CONSUME_", "DEV_", "GROUP_", "HEALTH_", "PRODUCE_", "SEGMENT_", "TAIL_",
-    "TOPIC_", "VERSION_",
+    "ACL_", "BENCH_", "CERT_", "COMPLETION_", "CONFIG_", "CONSUME_", "DEV_", "GROUP_", "HEALTH_", "KEY_", "PRODUCE_",
+    "SEGMENT_", "TAIL_", "TOPIC_", "VERSION_",
 )
+# Of the commands' own TLS, nearly ours by name.
+_CONNECTION = {"TLS_CA", "TLS_CERT", "TLS_KEY"}
 # [IPv6] or a name or IPv4, then the port.
 _LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([A-Za-z0-9._-]{1,253})):([0-9]{1,5})", re.ASCII)
 # What neither a shell nor grpc's own reading of such an address takes for anything but itself.
@@ -539,7 +541,7 @@ def _refuse_unknown_variables(environ: Mapping[str, str], known: list[Option]) -
         if not name.startswith(_VARIABLE_PREFIX) or name in variables:
             continue
         short = name.removeprefix(_VARIABLE_PREFIX)
-        if short.startswith(_COMMANDS) and "__" not in short:
+        if short in _CONNECTION or (short.startswith(_COMMANDS) and "__" not in short):
             continue
         names = [variable.removeprefix(_VARIABLE_PREFIX) for variable in sorted(variables)]
         nearest = _nearest(short, names, 0.0 if "__" in short else 0.8)

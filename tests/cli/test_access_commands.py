@@ -56,8 +56,8 @@ def test_from_the_first_start_to_a_client_that_may_a_little(takhin: Takhin, tmp_
         assert takhin("topic", "list", **billing).stdout == ""
 
         created = takhin(
-            "acl", "create", "key:billing", "--allow", "produce", "--allow", "group", "-t", "ord", "-g", "b", "--prefix",
-            **admin)
+            "acl", "create", "key:billing", "--allow", "produce", "--allow", "group", "-t", "ord", "-g", "b",
+            "--prefix", **admin)
         assert "created 2 entries" in created.stderr
         again = takhin(
             "acl", "create", "key:billing", "--allow", "produce", "--deny", "produce", "-t", "ord", "--prefix", **admin)
