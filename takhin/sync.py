@@ -400,11 +400,26 @@ class Transaction:
         self._wrapped.commit(what)
 
 
+class Access:
+    """takhin.client.Access without asyncio: what Client.access is."""
+
+    def __init__(self, wrapped: aio.Access) -> None:
+        self._wrapped = wrapped
+
+    create_key = _blocking(aio.Access.create_key)
+    list_keys = _blocking(aio.Access.list_keys)
+    revoke_key = _blocking(aio.Access.revoke_key)
+    create_acls = _blocking(aio.Access.create_acls)
+    list_acls = _blocking(aio.Access.list_acls)
+    delete_acls = _blocking(aio.Access.delete_acls)
+
+
 class Client:
-    """takhin.client.Client without asyncio. Made by connect()."""
+    """takhin.client.Client without asyncio. Made by connect(). access: API keys and ACLs."""
 
     def __init__(self, wrapped: aio.Client) -> None:
         self._wrapped = wrapped
+        self.access = Access(wrapped.access)
 
     def __enter__(self) -> "Client":
         return self

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 import takhin
+import takhin.client
 import takhin.sync
 from tests.broker_process import BrokerProcess, Stub, committed, new_topic, produce, read, values
 
@@ -21,6 +22,7 @@ def test_it_has_the_same_names() -> None:
         missing -= {"membership", "was_committed"}
         missing -= {"joined", "assigned", "received", "revoking", "lost", "unreadable", "cut", "ended"}
         assert not missing, name
+    assert {each for each in vars(takhin.client.Access) if not each.startswith("_")} <= set(dir(takhin.sync.Access))
     assert inspect.signature(takhin.sync.Client.producer) == inspect.signature(takhin.Client.producer)
     assert takhin.sync.TopicNotFound is takhin.TopicNotFound
     with pytest.raises(AttributeError):
@@ -44,6 +46,8 @@ def test_a_conversation(shared_broker: BrokerProcess, stub: Stub) -> None:
             assert next(reader).value == b"after them"
         with pytest.raises(takhin.TopicNotFound):
             tk.describe_topic("absent")
+        key, data = tk.access.create_key(topic, lifetime_s=60)
+        assert data in tk.access.list_keys() and tk.access.revoke_key(data.id) == data and data.id in key
 
 
 def test_a_consumer_commits_what_was_looked_at(shared_broker: BrokerProcess, stub: Stub) -> None:
