@@ -77,6 +77,7 @@ class Consumer:
         self._wake = asyncio.Event()
         self._problems: list[ClientError] = []
         self._ended: ClientError | None = None
+        self._is_started = False
         self._is_closed = False
         # What is being handed out, message by message.
         self._current: Arrived | None = None
@@ -114,7 +115,10 @@ class Consumer:
     async def start(self) -> None:
         """Join the group. `async with` does it. Raises TopicNotFound, Unavailable, InvalidArgument."""
         self._check_open()
+        if self._is_started:
+            return
         await self._member.join()
+        self._is_started = True
         if self._auto_commit:
             self._committer = asyncio.ensure_future(self._commit_by_and_by())
 
