@@ -20,8 +20,7 @@ LONGEST_DURABLE_POLL_S = 0.1
 
 class PartitionReader:
     """Reads `topic`/`partition` from offset (or, where that is None, from time_ms) on, up to end_offset where that is
-    given. Lost connections are made good for retry_s, from the first answer on: before there was one, an error is
-    raised.
+    given. Lost connections are made good for retry_s.
     """
 
     def __init__(
@@ -40,7 +39,6 @@ class PartitionReader:
         # Of the last record seen; -1: not known.
         self._epoch = -1
         self._stream: ResponseStream | None = None
-        self._has_answered = False
         self._failures = 0
         self._failing_since_s = 0.0
         self._damage: CorruptBatch | None = None
@@ -76,7 +74,6 @@ class PartitionReader:
                     await self._pause(Unavailable("the broker ended the stream"))
                     continue
                 return None
-            self._has_answered = True
             self._failures = 0
             records = self._take(response)
             if len(records):
@@ -121,7 +118,7 @@ class PartitionReader:
         loop = asyncio.get_running_loop()
         if not self._failures:
             self._failing_since_s = loop.time()
-        if not problem.retryable or not self._has_answered or loop.time() - self._failing_since_s > self._retry_s:
+        if not problem.retryable or loop.time() - self._failing_since_s > self._retry_s:
             raise problem
         self._failures += 1
         await asyncio.sleep(pause_s(self._failures))
@@ -148,7 +145,6 @@ class DurablePartitionReader(PartitionReader):
             except ClientError as problem:
                 await self._pause(problem)
                 continue
-            self._has_answered = True
             self._failures = 0
             if self._offset is None:
                 self._offset = offsets.end if offsets.for_time is None else offsets.for_time
