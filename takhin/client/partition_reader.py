@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from takhin.client.errors import ClientError, CorruptBatch, Unavailable
+from takhin.client.errors import ClientError, CorruptBatch, OffsetOutOfRange, Unavailable
 from takhin.client.messages import Records, decode_records
 from takhin.client.retry import pause_s
 from takhin.client.transport import SERVICE, ResponseStream, Transport
@@ -57,7 +57,7 @@ class PartitionReader:
         while True:
             if self._damage is not None:
                 raise self._damage
-            if self._end_offset is not None and self._offset is not None and self._offset >= self._end_offset:
+            if self._end_offset is not None and self._offset is not None and self._offset == self._end_offset:
                 self.cancel()
                 return None
             try:
@@ -133,13 +133,15 @@ class DurablePartitionReader(PartitionReader):
         super().__init__(*args, **kwargs)
         self._durable = durable
         # Nothing beyond it is asked for: what a power cut takes away is never seen.
-        self._end_offset = 0
+        self._end_offset: int = 0
 
     async def next(self) -> Records | None:
         delay_s = DURABLE_POLL_S
         while True:
-            if self._offset is not None and (records := await super().next()) is not None:
-                return records
+            if self._offset is not None and self._offset < self._end_offset:
+                records = await super().next()
+                if records is not None:
+                    return records
             try:
                 offsets = await self._durable(self._time_ms if self._offset is None else None)
             except ClientError as problem:
@@ -148,10 +150,15 @@ class DurablePartitionReader(PartitionReader):
             self._failures = 0
             if self._offset is None:
                 self._offset = offsets.end if offsets.for_time is None else offsets.for_time
+            if self._offset > offsets.end:
+                raise OffsetOutOfRange(
+                    f"offset {self._offset} of {self.topic}/{self.partition} is beyond the end, {offsets.end}",
+                    reason=Reason.OFFSET_OUT_OF_RANGE, metadata={
+                        "log_start_offset": str(offsets.start), "end_offset": str(offsets.end)})
             if offsets.durable <= self._offset:
                 await asyncio.sleep(delay_s)
                 delay_s = min(delay_s * 1.5, LONGEST_DURABLE_POLL_S)
-            self._end_offset = max(offsets.durable, self._end_offset or 0)
+            self._end_offset = max(offsets.durable, self._end_offset)
 
 
 async def check_position(transport: Transport, place: TopicPartition, offset: int, epoch: int) -> None:

@@ -62,9 +62,10 @@ def test_where_it_starts(shared_broker: BrokerProcess, stub: Stub, topic: str) -
     for wrong in "oldest", 1.5, True, None:
         with pytest.raises((ValueError, TypeError)):
             first(wrong)
-    with pytest.raises(takhin.OffsetOutOfRange) as raised:
-        asyncio.run(_follow(address, topic, start=11))
-    assert raised.value.metadata["end_offset"] == "10"
+    for how in {}, {"until_end": True}, {"visibility": "durable"}:
+        with pytest.raises(takhin.OffsetOutOfRange) as raised:
+            asyncio.run(_follow(address, topic, start=11, **how))
+        assert raised.value.metadata["end_offset"] == "10"
 
 
 async def _follow(address: str, topic: str, **how: object) -> takhin.Message:
