@@ -1,6 +1,7 @@
 """ProduceTransaction: what it is checked for before it is carried out (takhin/log/transaction.py), and the answer."""
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,12 @@ logger = logging.getLogger(__name__)
 
 # takhin.v1.Durability.
 _DURABLE = 3
+_BEHIND_A_FULL_DISK = (
+    Reason.ACK_TIMEOUT,
+    "no acknowledgement: the disk is full, and it waits behind a transaction; it is written when there is room",
+)
+# So often it is tried to store offsets on a full disk before those who wait are told.
+_PATIENT_TRIES = 5
 # What a transaction that waits for its turn costs at least, in limits.transaction_bytes_in_flight.
 _LEAST_BYTES = 64 * 1024
 
@@ -114,7 +121,8 @@ class Transactions:
                 f"as many transactions wait for their turn as this broker takes (limits.transaction_bytes_in_flight, "
                 f"{self._limits.transaction_bytes_in_flight}); try again",
             )
-        task = asyncio.ensure_future(self._run(scan))
+        stuck: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        task = asyncio.ensure_future(self._run(scan, stuck))
         self._in_flight.add(task)
         self._bytes_in_flight += cost_bytes
 
@@ -127,7 +135,16 @@ class Transactions:
 
         task.add_done_callback(ended)
         # The task goes on, also when the client goes: halfway through nobody may stop it.
-        await asyncio.wait([task], timeout=scan.timeout_ms / 1000 if scan.timeout_ms else None)
+        await asyncio.wait(
+            [task, stuck], timeout=scan.timeout_ms / 1000 if scan.timeout_ms else None,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if stuck.done() and not task.done():
+            raise error(
+                Reason.ACK_TIMEOUT,
+                "the transaction has happened, and nobody sees it yet: the disk is full; it is carried out when "
+                "there is room",
+            )
         if not task.done():
             raise error(
                 Reason.ACK_TIMEOUT,
@@ -136,7 +153,8 @@ class Transactions:
             )
         return encode_transaction(task.result())
 
-    async def _run(self, scan: TransactionRequest) -> list[bytes]:
+    async def _run(self, scan: TransactionRequest, stuck: "asyncio.Future[None]") -> list[bytes]:
+        """stuck: done when it is decided, and can't be carried out for now."""
         appends = self._appends(scan.appends)
         rows = await self._rows(scan)
         now_ms = self._clock_ms()
@@ -154,7 +172,13 @@ class Transactions:
                 await self._metadata.check_offsets(scan.group_id, rows, self._limits.groups)
 
         async def store(number: int) -> None:
-            await self._store(TransactionOffsets(number, scan.group_id, now_ms, tuple(offsets)))
+            await self._store(TransactionOffsets(number, scan.group_id, now_ms, tuple(offsets)), tell)
+
+        def tell() -> None:
+            if not stuck.done():
+                stuck.set_result(None)
+            for append in appends:
+                append.partition.give_up_waiting(_BEHIND_A_FULL_DISK)
 
         return await self._transactor.run(Transaction(
             [TransactionAppend(each.partition, each.records, each.records_bytes, self._appending(each))
@@ -251,10 +275,12 @@ class Transactions:
             )
         return repeated if repeated.answers else None
 
-    async def _store(self, offsets: TransactionOffsets) -> None:
-        """Store them, however long it takes for room to be there. Raises what the metadata store does; DISK_FULL only
-        when the broker stops."""
-        while True:
+    async def _store(self, offsets: TransactionOffsets, tell: Callable[[], None]) -> None:
+        """Store them, however long it takes for room to be there. tell: called again and again when it takes long.
+
+        Raises what the metadata store does; DISK_FULL only when the broker stops.
+        """
+        for tries in itertools.count(1):
             try:
                 await self._metadata.store_transactions([offsets])
                 return
@@ -262,6 +288,8 @@ class Transactions:
                 if problem.reason is not Reason.DISK_FULL or self._stopping:
                     raise
                 logger.warning("the offsets of transaction %d can't be stored yet: the disk is full", offsets.number)
+                if tries >= _PATIENT_TRIES:
+                    tell()
             await asyncio.sleep(transaction.STORE_AGAIN_S)
 
 

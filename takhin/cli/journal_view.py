@@ -108,4 +108,6 @@ class JournalView:
         After a sync that failed, the cache may have pages that count as written and never reached the disk.
         Raises OSError.
         """
+        # Of a transaction's entry the other partitions have a part, too.
+        self._saved.make_durable()
         restore_parts(self._files, directory, self._saved.parts.get(key, []), log_start)

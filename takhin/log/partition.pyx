@@ -421,6 +421,14 @@ cdef class Partition:
             self._durable_waiters = []
             self._committer.want_sync(self)
 
+    def give_up_waiting(self, failure):
+        """Whoever waits for what is not yet written is told `failure`, (reason, message); it may be written all the
+        same."""
+        waiters = self._written_waiters + self._durable_waiters
+        self._written_waiters = []
+        self._durable_waiters = []
+        resolve(waiters, failure)
+
     cdef int _fail_write(self, int errno_, bint begun) except -1:
         """Nothing of this tick was written: take it all back, and refuse appends until a new epoch has begun."""
         full = errno_ == ENOSPC or errno_ == EDQUOT

@@ -86,6 +86,36 @@ class SavedJournal:
     damage: str | None = None
     kept_for: frozenset[tuple[int, int]] | None = None
     _fds: list[int] = field(default_factory=list)
+    # The last entry of each file, which nothing behind it proves to be on the disk: path, place, size.
+    _last: list[tuple[str, int, int]] = field(default_factory=list)
+
+    def make_durable(self) -> None:
+        """Have what was found on the disk, before anything is done for it.
+
+        After a crash an entry may be in the cache alone. What it tells of would be made true in one partition, and a
+        power cut would take the entry away before it is true in the next: that leaves a half of a transaction. It is
+        written once more, as a sync that failed may have left it in the cache as if it were on the disk.
+
+        Raises OSError for what passes. Of a disk that does not take it the broker's log tells: the start goes on.
+        """
+        # An earlier start, which kept it, has done so; a damaged disk is left in peace.
+        if self.kept_for is not None:
+            return
+        for path, place, size_bytes in self._last:
+            try:
+                fd = self.files.open(path, os.O_RDWR)
+                try:
+                    self.files.write(fd, self.files.read(fd, size_bytes, place), place)
+                    self.files.sync_data(fd)
+                finally:
+                    self.files.close(fd)
+            except OSError as problem:
+                if problem.errno in PASSING:
+                    raise
+                logger.error(
+                    "%s can't be synced (%s): should the power be cut before this start is done, a half may be left of "
+                    "the last transaction", path, problem.strerror,
+                )
 
     def close(self) -> None:
         """Close the files."""
@@ -166,6 +196,7 @@ class _Run:
     first_sequence: int
     next_sequence: int
     entries: list[JournalEntry]
+    last_place: int
     damage: str | None
 
 
@@ -219,6 +250,9 @@ def _read_files(found: SavedJournal) -> None:
         found._damaged(run.damage)
         for entry in run.entries:
             found._add(run.fd, entry)
+        if run.entries:
+            path = os.path.join(found.directory, run.name)
+            found._last.append((path, run.last_place, run.entries[-1].size_bytes))
     if runs and headless and runs[0].first_sequence > 1:
         found._damaged(f"{headless[0]}: the header is damaged")
 
@@ -344,7 +378,7 @@ def _read_run(source: _Source, header: JournalHeader) -> _Run:
     entries: list[JournalEntry] = []
     sequence = header.first_sequence
     damage: str | None = None
-    place = BLOCK_BYTES
+    place = last_place = BLOCK_BYTES
     while True:
         entry, is_unreadable = source.entry(place, header.salt)
         if entry is not None and entry.sequence != sequence:
@@ -352,17 +386,19 @@ def _read_run(source: _Source, header: JournalHeader) -> _Run:
         if entry is not None and (entry.whole or is_unreadable):
             entries.append(entry)
             sequence += 1
+            last_place = place
             place += entry.size_bytes
             continue
         # It ends here, unless an entry that follows was written when this one had been synced.
         following = _proof(source, place, header.salt, sequence)
         if following is None:
-            return _Run(source.name, source.fd, header.first_sequence, sequence, entries, damage)
+            return _Run(source.name, source.fd, header.first_sequence, sequence, entries, last_place, damage)
         damage = damage or f"{source.name}: entry {sequence} is damaged"
         if entry is not None:
             # Its table, which is whole, tells where the next one begins.
             entries.append(entry)
             sequence += 1
+            last_place = place
             place += entry.size_bytes
         else:
             place, sequence = following

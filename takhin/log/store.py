@@ -156,7 +156,7 @@ class LogStore:
         more descriptors, a full disk, no permission to read the journal, a version of it that is not known), and what
         store_offsets does.
         """
-        journal = await self._loop.run_in_executor(self.threads, read_journal, self._files, self._journal.directory)
+        journal = await self._loop.run_in_executor(self.threads, self._saved_journal)
 
         def recover_one(spec: PartitionSpec) -> RecoveredPartition:
             key = (spec.topic_id, spec.partition)
@@ -194,6 +194,15 @@ class LogStore:
             await asyncio.gather(*work, return_exceptions=True)
             journal.close()
         return [found.get((spec.topic_id, spec.partition)) or RecoveredPartition() for spec in specs]
+
+    def _saved_journal(self) -> SavedJournal:
+        journal = read_journal(self._files, self._journal.directory)
+        try:
+            journal.make_durable()
+        except OSError:
+            journal.close()
+            raise
+        return journal
 
     def _may_have_files(self, spec: PartitionSpec) -> bool:
         try:
@@ -438,4 +447,4 @@ def _make_directories(files: Files, path: str) -> None:
             files.sync_directory(directory)
         except PermissionError:
             # It may be searched and not read; then its names were there before us.
-            pass
+            journal.make_durable()

@@ -167,6 +167,22 @@ def test_it_can_not_be_put_away(log_in: LogIn, killed: Path, is_damaged: bool) -
     assert journal_names(killed) == (["0.journal", "0.journal.damaged-1"] if is_damaged else ["0.journal"])
 
 
+@pytest.mark.parametrize("kind", ["sync", "write"])
+def test_it_can_not_be_synced(killed: Path, kind: str) -> None:
+    """The start needs no more of it than what can be read."""
+    outcome, told = start(killed, fault(kind, JOURNAL, error="EIO"))
+    assert outcome.refused is None and outcome.fired == [1]
+    assert outcome.values == [VALUES] * PARTITIONS and outcome.damage == [None] * PARTITIONS
+    assert "0.journal can't be synced (Input/output error)" in told
+
+
+def test_what_passes_while_it_is_synced_refuses_the_start(killed: Path) -> None:
+    outcome, _ = start(killed, fault("sync", JOURNAL, error="ENOMEM"))
+    assert outcome.refused is not None and outcome.fired == [1]
+    outcome, _ = start(killed)
+    assert outcome.values == [VALUES] * PARTITIONS
+
+
 @pytest.mark.parametrize("error", ["EACCES", "EMFILE", "ENOMEM"])
 def test_what_is_no_damage_refuses_the_start(cut: Path, error: str) -> None:
     """And nothing is lost by it."""

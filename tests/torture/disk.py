@@ -221,9 +221,10 @@ class Disk:
 
     # After the cut
 
-    def cut(self, target: Path, rng: random.Random) -> None:
-        """Write to the new directory `target` what a power cut now may have left."""
-        overall = rng.choices(("all", "none", "mixed"), (2, 2, 6))[0]
+    def cut(self, target: Path, rng: random.Random, overall: str = "") -> None:
+        """Write to the new directory `target` what a power cut now may have left. overall: what is there of all that no
+        sync covers: "all", "none", "mixed"; drawn when it is not given."""
+        overall = overall or rng.choices(("all", "none", "mixed"), (2, 2, 6))[0]
         names = _names_after(self.name_changes, rng, overall)
         self._write(self.top, target, names, rng, overall)
 

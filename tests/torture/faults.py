@@ -194,6 +194,9 @@ class Script:
         if (site.error == "ENOSPC" or quota) and site.kind in ("write", ROOM) and site.place != "index":
             # Records that have room reserved find none: then their partitions are closed.
             allowed = (*_WHEN_FULL, Reason.SYNC_FAILED) if site.place == "segment" else _WHEN_FULL
+            if site.place in METADATA:
+                # What is decided waits for its offsets to be stored, and others behind it.
+                allowed = (*allowed, Reason.ACK_TIMEOUT)
             others = {name: count for name, count in self.refusals.items() if name not in allowed}
             if others:
                 self.problem(f"the disk is full, and requests are refused for {others}")

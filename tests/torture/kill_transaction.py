@@ -3,13 +3,17 @@
     python -m tests.torture.kill_transaction [--every N]
 
 One run makes the journal anew, one finds it in use; each commits offsets with its appends. Reads are not counted:
-nothing changes by them.
+nothing changes by them. So a kill between two operations, at whatever await, leaves the same as one behind the first.
+
+Where the kill leaves an entry of the journal written and not synced, the power is cut, too, after each sync of the
+start that follows: what no sync covers is lost.
 """
 
 import argparse
 import asyncio
 import itertools
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -18,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from takhin.errors import TakhinError
+from tests.torture.disk import Disk
 from tests.torture.forked import forked
 from tests.torture.inprocess import InProcess
 from tests.torture.powercut import scratch_directory
-from tests.torture.twin import Twin, environment, fault
+from tests.torture.twin import Kind, Operation, Twin, environment, fault, read_recording
 
 NAME = "kill_transaction"
 _BEFORE, _IN, _BEHIND = b"before", b"in", b"behind"
@@ -75,7 +80,7 @@ class Killer:
     def __init__(self, directory: Path):
         self._directory = directory
         self._twin = Twin()
-        self.kills = self.happened = 0
+        self.kills = self.happened = self.cuts = 0
         self.broken: list[str] = []
 
     def all_of(self, *, is_warm: bool, every: int) -> None:
@@ -95,8 +100,14 @@ class Killer:
                 shutil.rmtree(data, ignore_errors=True)
                 shutil.copytree(base, data)
                 killing = fault("any", action=action, first=number)
-                status, answered = forked(lambda: self._run(data, is_warm, killing))
+                disk = Disk(data, tree=data)
+                recording = self._directory / "recording"
+                recording.write_bytes(b"")
+                status, answered = forked(lambda: self._run(data, is_warm, killing, recording))
                 where = f"{action} operation {number}, {'warm' if is_warm else 'cold'}"
+                done = read_recording(recording)
+                if answered is None and done and done[-1].kind is Kind.WRITE and done[-1].path.endswith(".journal"):
+                    self._cut_the_start(data, disk, done, recording, where)
                 if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
                     self.kills += 1
                 elif status:
@@ -105,18 +116,37 @@ class Killer:
                 if not os.WIFSIGNALED(status):
                     break
 
-    def _run(self, data: Path, is_warm: bool, killing: str) -> str:
+    def _run(self, data: Path, is_warm: bool, killing: str, recording: Path) -> str:
         async def run() -> None:
+            self._twin.begin(data, recording)
             engine = await InProcess(data).start()
             if is_warm:
                 await warm(engine)
-            self._twin.begin(data)
             self._twin.fault(killing)
             await transact(engine)
             self._twin.end()
 
         asyncio.run(run())
         return "answered"
+
+    def _cut_the_start(self, data: Path, disk: Disk, done: list[Operation], recording: Path, where: str) -> None:
+        async def start() -> None:
+            self._twin.begin(data, recording)
+            await InProcess(data).start()
+            # As a kill leaves it; what is under way is not recorded to its end.
+            self._twin.end()
+
+        forked(lambda: asyncio.run(start()))
+        for operation in done:
+            disk.play(operation)
+        target = self._directory / "cut"
+        for number, operation in enumerate(read_recording(recording)[len(done) :]):
+            disk.play(operation)
+            if operation.kind is Kind.SYNC_END:
+                shutil.rmtree(target, ignore_errors=True)
+                disk.cut(target, random.Random(number), "none")
+                self.cuts += 1
+                self._judge(target, f"{where}, the power cut at operation {number} of the start", None)
 
     def _judge(self, data: Path, where: str, answered: Any) -> None:
         async def judge() -> list[Any]:
@@ -148,7 +178,10 @@ def work(directory: Path, every: int) -> int:
         killer.all_of(is_warm=is_warm, every=every)
     for each in killer.broken:
         print(f"{NAME}: BROKEN: {each}")
-    print(f"{NAME}: {killer.kills} kills, after {killer.happened} of them it had happened, {len(killer.broken)} broken")
+    print(
+        f"{NAME}: {killer.kills} kills, {killer.cuts} power cuts while the next start runs, after {killer.happened} of "
+        f"these it had happened, {len(killer.broken)} broken"
+    )
     return 1 if killer.broken else 0
 
 
