@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from takhin.cli.output import say
 from takhin.cli.record_text import Shape
 from takhin.cli.sink import Sink
-from takhin.client import Client, ClientError, FencedGeneration, Message
+from takhin.client import Client, ClientError, FencedGeneration, Message, TopicPartition
 from takhin.client.start import StartAt
 
 if TYPE_CHECKING:
@@ -70,20 +70,30 @@ class _Member:
 
     async def _next(self, most: int, ends: dict[int, int] | None) -> list[Message] | None:
         """Some messages; None when this member is at the ends."""
+        while ends is not None and not self._consumer.assignment:
+            await asyncio.sleep(_WAIT_S)
+        before = self._positions()
         batch = asyncio.ensure_future(anext(self._consumer.batches(max_records=most, max_wait=_WAIT_S)))
         try:
             while True:
-                done, _ = await asyncio.wait([batch], timeout=_COMMIT_S if self._waiting else _LOOK_S)
+                done, _ = await asyncio.wait([batch], timeout=_LOOK_S)
                 if done:
                     return batch.result()
-                if ends is not None and self._is_at(ends):
+                # What is being collected is handed out already, and shows in the positions; it comes within _WAIT_S.
+                # Where nothing moved since the last look there is none.
+                now = self._positions()
+                if ends is not None and now == before and self._is_at(ends):
                     return None
+                before = now
                 await self._commit_written()
         finally:
             if not batch.done():
                 batch.cancel()
                 with suppress(asyncio.CancelledError, StopAsyncIteration):
                     await batch
+
+    def _positions(self) -> dict[TopicPartition, int]:
+        return {each: self._consumer.position(each) for each in self._consumer.assignment}
 
     def _is_at(self, ends: dict[int, int]) -> bool:
         assigned = self._consumer.assignment

@@ -88,7 +88,7 @@ def _welcome(server: ServerProcess) -> str:
     lines = [
         f"A broker serves on {address} until Ctrl-C.", f"Its data is in {server.directory}, and goes with it.", "",
         "In another terminal:", ""]
-    if address.rpartition(":")[2] != DEFAULT_BROKER.rpartition(":")[2]:
+    if "TAKHIN_BROKER" in os.environ or address.rpartition(":")[2] != DEFAULT_BROKER.rpartition(":")[2]:
         lines.append(f"  export TAKHIN_BROKER={address}")
     lines += [
         "  takhin topic create greetings", "  echo hello | takhin produce greetings", "  takhin consume greetings", ""]

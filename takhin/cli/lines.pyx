@@ -20,9 +20,9 @@ cdef enum:
     # Tags and lengths of a record, its key and its value.
     OVERHEAD_BYTES = 24
 
-# partition None: the records have no key, and may go anywhere. payload: `count` records as
-# ProduceMessageRequest.records has them. first_line: where the first of them stood, from 1 on.
-LineBatch = namedtuple("LineBatch", ["partition", "payload", "count", "first_line"])
+# partition None: the records may go anywhere, as they have no key or there is one partition only. payload: the records,
+# as ProduceMessageRequest.records has them. first_line: where the first of them stood, from 1 on.
+LineBatch = namedtuple("LineBatch", ["partition", "payload", "record_count", "first_line"])
 
 
 class LineTooLong(ValueError):
@@ -157,7 +157,9 @@ cdef class LineEncoder:
         cdef Buffer* buffer
         cdef uint8_t* to
         if key != NULL:
-            partition = (murmur2_of(key, key_size) & 0x7FFFFFFF) % self._num_partitions
+            # Where there is one partition only, lines with and without a key keep their order.
+            if self._num_partitions > 1:
+                partition = (murmur2_of(key, key_size) & 0x7FFFFFFF) % self._num_partitions
             size += 1 + varint_size(key_size) + key_size
         if has_value:
             size += 1 + varint_size(value_size) + value_size

@@ -9,12 +9,20 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from typing import Protocol
 
-from takhin.client.errors import Aborted, ClientError, DeadlineExceeded, FencedGeneration, Unavailable, client_error
+from takhin.client.errors import (
+    Aborted,
+    ClientError,
+    DeadlineExceeded,
+    FencedGeneration,
+    Internal,
+    Unavailable,
+    client_error,
+)
 from takhin.client.messages import Records, decode_subscribed
 from takhin.client.retry import pause_s
+from takhin.client.tasks import end
 from takhin.client.transport import SERVICE, RequestStream, Transport
 from takhin.client.types import TopicPartition
 from takhin.errors import Reason
@@ -46,8 +54,10 @@ class Owner(Protocol):
 
     def unreadable(self, partition: TopicPartition, problem: ClientError) -> None: ...
 
-    def cut(self) -> None:
-        """The stream is lost, with all that was on its way; another one is tried for."""
+    def cut(self, is_out: bool) -> None:
+        """The stream is lost, with all that was on its way; another one is tried for. is_out: the member has lost its
+        partitions, too.
+        """
 
     def ended(self, problem: ClientError) -> None:
         """There will be no other stream."""
@@ -104,9 +114,7 @@ class GroupMember:
         """End at once, without a leave: the partitions are kept for a while."""
         self._is_leaving = True
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await end(self._task)
         self._drop_commits(Aborted("the consumer was closed before the commit was answered"))
 
     async def _run(self) -> None:
@@ -118,12 +126,15 @@ class GroupMember:
                 await self._one_stream()
             except ClientError as failure:
                 problem = failure
+            except Exception as bug:
+                problem = Internal(f"a bug in the client: {bug!r}")
+                problem.__cause__ = bug
             if self._is_leaving:
                 return
             if self._is_joined:
                 failures = 0
                 self._is_joined = False
-            self._owner.cut()
+            self._owner.cut(problem.reason in _OUT)
             if problem.reason in _OUT:
                 self._is_out()
             elif not problem.retryable or (self._first is not None and not self._first.done()):
@@ -177,9 +188,7 @@ class GroupMember:
             self._stream = None
             stream.cancel()
             if writer is not None:
-                writer.cancel()
-                with suppress(asyncio.CancelledError, ClientError):
-                    await writer
+                await end(writer)
 
     async def _write(self, stream: RequestStream) -> None:
         """Requests, in their order. A failure shows in what is read, too."""

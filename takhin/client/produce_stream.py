@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from takhin.client.batches import Batch, PartitionQueue
-from takhin.client.errors import ClientError, Unavailable, client_error
+from takhin.client.errors import ClientError, Internal, Unavailable, client_error
 from takhin.client.retry import pause_s
+from takhin.client.tasks import end
 from takhin.client.transport import SERVICE, RequestStream, Transport
 from takhin.errors import Reason
 from takhin.v1 import takhin_pb2 as pb
@@ -57,9 +58,7 @@ class ProduceStream:
 
     async def aclose(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await end(self._task)
             self._task = None
 
     def offer(self, queue: PartitionQueue) -> None:
@@ -97,6 +96,10 @@ class ProduceStream:
                 await self._converse(self._stream)
             except ClientError as failure:
                 problem = failure
+            except Exception as bug:
+                # What was in flight fails with it; the rest goes on.
+                problem = Internal(f"a bug in the client: {bug!r}")
+                problem.__cause__ = bug
             finally:
                 if self._stream is not None:
                     self._stream.cancel()
@@ -151,12 +154,7 @@ class ProduceStream:
                 await stream.write(batch.request(self._topic, self._required_acks))
             await reader
         finally:
-            if not reader.done():
-                reader.cancel()
-                with suppress(asyncio.CancelledError, ClientError):
-                    await reader
-            elif not reader.cancelled():
-                reader.exception()
+            await end(reader)
 
     def _next(self) -> Batch | None:
         """The batch to be sent now."""

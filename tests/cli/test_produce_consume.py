@@ -115,6 +115,9 @@ def test_one_key_one_partition_one_delimiter(shared_broker: BrokerProcess) -> No
     topic = new_topic(shared_broker.stub(), 4)
     takhin(shared_broker, "produce", topic, "--key", "k", "-p", "3", "-D", r"\0", stdin=b"a\nb\0c")
     assert [(each.key, each.value) for each in records_of(shared_broker, topic, 3)] == [(b"k", b"a\nb"), (b"k", b"c")]
+    # Lines with and without a key keep their order there.
+    takhin(shared_broker, "produce", topic, "-k", ":", "-p", "2", stdin=b"k:1\n2\nl:3\n4\n")
+    assert values(records_of(shared_broker, topic, 2)) == [b"1", b"2", b"3", b"4"]
     done = takhin(shared_broker, "produce", topic, "-p", "4", status=2)
     assert "has no partition 4: it has 4, from 0 on" in done.complaint
 

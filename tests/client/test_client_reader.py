@@ -62,14 +62,24 @@ def test_where_it_starts(shared_broker: BrokerProcess, stub: Stub, topic: str) -
     for wrong in "oldest", 1.5, True, None:
         with pytest.raises((ValueError, TypeError)):
             first(wrong)
-    with pytest.raises(takhin.OffsetOutOfRange) as raised:
-        asyncio.run(_follow(address, topic, start=11))
-    assert raised.value.metadata["end_offset"] == "10"
+    for how in {}, {"until_end": True}, {"visibility": "durable"}:
+        with pytest.raises(takhin.OffsetOutOfRange) as raised:
+            asyncio.run(_follow(address, topic, start=11, **how))
+        assert raised.value.metadata["end_offset"] == "10"
 
 
 async def _follow(address: str, topic: str, **how: object) -> takhin.Message:
     async with takhin.connect(address) as tk:
         return await anext(aiter(tk.read(topic, **how)))
+
+
+async def _twice(address: str, topic: str, **how: object) -> None:
+    """What can't be read on is no end."""
+    async with takhin.connect(address) as tk:
+        reader = tk.read(topic, **how)
+        with pytest.raises(takhin.ClientError):
+            await anext(reader)
+        await anext(reader)
 
 
 def test_bounds_and_partitions(shared_broker: BrokerProcess, stub: Stub) -> None:
@@ -88,6 +98,8 @@ def test_bounds_and_partitions(shared_broker: BrokerProcess, stub: Stub) -> None
     assert len(read_all(address, topic, max_records=25)) == 25
     assert values_of(read_all(address, topic, partition=2, max_records=3)) == [b"2-0", b"2-1", b"2-2"]
     assert read_all(address, topic, max_records=0) == []
+    with pytest.raises(takhin.OffsetOutOfRange):
+        asyncio.run(_twice(address, topic, start=500))
     with pytest.raises(takhin.PartitionNotFound, match="no partition 3"):
         read_all(address, topic, partition=3)
     # The end is the one there was when it began.
@@ -154,13 +166,16 @@ def test_cut_connections_lose_and_double_nothing(shared_broker: BrokerProcess, s
             found = []
 
             async def fill() -> None:
-                for number in range(6_000):
+                for number in range(1, 6_000):
                     producer.send_nowait(b"%06d" % number, partition=number % 2)
                     if number % 50 == 0:
                         await asyncio.sleep(0.008)
 
+            reader = tk.read(topic, max_bytes=4_000)
+            await producer.send(b"%06d" % 0, partition=0)
+            found.append(await anext(reader))
             async with background(fill()), background(proxy.cut_at_random(0.02, 0.1, seed=3)):
-                async for message in tk.read(topic, max_bytes=4_000):
+                async for message in reader:
                     found.append(message)
                     if len(found) == 6_000:
                         break
@@ -222,6 +237,40 @@ def test_a_log_cut_by_a_power_loss_is_noticed(broker: BrokerProcess) -> None:
             assert 0 < diverges_at < 10
             async for message in tk.read(topic, start=diverges_at, max_records=1):
                 assert message.value == b"new 0" and message.epoch > old[diverges_at].epoch
+
+    asyncio.run(main())
+
+
+def test_who_reads_what_is_durable_never_sees_what_is_lost(broker: BrokerProcess) -> None:
+    topic = new_topic(broker.stub(), flush_ms=-1)
+    for number in range(5):
+        produce(broker.stub(), topic, b"kept %d" % number, acks=-1)
+    for number in range(5):
+        produce(broker.stub(), topic, b"lost %d" % number, acks=1)
+
+    async def main() -> None:
+        async with proxy_to(broker.address) as proxy, takhin.connect(proxy.address) as tk:
+            reader = aiter(tk.read(topic, visibility="durable"))
+            bounded = [each.value async for each in tk.read(topic, visibility="durable", until_end=True)]
+            assert bounded == [b"kept %d" % number for number in range(5)]
+            assert [(await anext(reader)).value for _ in range(5)] == bounded
+            coming = asyncio.ensure_future(anext(reader))
+            await asyncio.sleep(0.2)
+            assert not coming.done()
+            broker.kill()
+            cut_off(broker.segments()[-1], 0.7)
+            broker.start()
+            for number in range(5):
+                produce(broker.stub(), topic, b"new %d" % number, acks=-1)
+            proxy.target = broker.address
+            found = [await asyncio.wait_for(coming, 20)]
+            end = (await tk.offsets(topic)).end
+            found += [await asyncio.wait_for(anext(reader), 20) for _ in range(end - 6)]
+            # Of what was not durable a part was on the disk all the same; what was lost is not there, and nothing
+            # twice.
+            assert [each.offset for each in found] == list(range(5, end))
+            assert values_of(found)[-5:] == [b"new %d" % number for number in range(5)]
+            assert values_of(found)[:-5] == [b"lost %d" % number for number in range(end - 10)]
 
     asyncio.run(main())
 
