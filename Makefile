@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 SOURCES := $(shell find takhin -name '*.pyx' -o -name '*.pxd') setup.py
 
-.PHONY: help venv build dev debug annotate proto run test asan bench clean
+.PHONY: help venv build dev debug annotate proto docs run test asan bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make crash, groups, powercut, torn, rot, faults, diskfull, fuzz, mutants: break it on purpose (N=rounds SEED=n SECONDS=n)"
 	@echo "make asan      the tests of the compiled parts on a build with sanitizers"
 	@echo "make build     compile the extensions (after 'make -f Makefile.proto proto' when proto/ changed)"
+	@echo "make docs      write docs/cli.md again, from the commands' help"
 	@echo "make debug     compile them without optimization, with symbols"
 	@echo "make annotate  write Cython's annotated HTML to build/cython"
 	@echo "make clean     remove everything that was built (not ./data)"
@@ -52,6 +53,10 @@ annotate: $(VENV)/.installed
 proto:
 	$(MAKE) -f Makefile.proto proto
 
+# What is made of the code's own help.
+docs: build
+	$(BIN)/python -m takhin.cli.reference > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
+
 run: build
 	$(BIN)/takhin-server --listen 127.0.0.1:9092 --data-dir ./data
 
@@ -72,6 +77,7 @@ bench: build
 	$(BIN)/python -m pytest bench/micro.py -q --benchmark-columns=median,mean,stddev,rounds,iterations
 	$(BIN)/python -m bench.load
 	$(BIN)/python -m bench.groups
+	$(BIN)/python -m bench.python_client
 
 clean:
 	rm -rf build $(VENV) *.egg-info

@@ -23,6 +23,8 @@ MODULES = [
     "takhin.codec.messages",
     "takhin.codec.transaction",
     "takhin.codec.wal",
+    "takhin.client.messages",
+    "takhin.client.record_batch",
     "takhin.log.files",
     "takhin.log.ring",
     "takhin.log.index",
@@ -34,6 +36,8 @@ MODULES = [
     "takhin.log.reader",
     "takhin.log.timesearch",
     "takhin.log.sync",
+    "takhin.cli.format",
+    "takhin.cli.lines",
 ]
 
 C_FLAGS = ["-O0", "-g"] if DEBUG else ["-O3", "-g1"]

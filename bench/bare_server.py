@@ -18,7 +18,8 @@ environment.prepare()  # Before grpc is imported.
 import grpc  # noqa: E402
 import uvloop  # noqa: E402
 
-from takhin.cli.server import SWITCH_INTERVAL_S, tune_malloc  # noqa: E402
+from takhin.cli.malloc import tune_malloc  # noqa: E402
+from takhin.cli.server import SWITCH_INTERVAL_S  # noqa: E402
 from takhin.config import GrpcSettings  # noqa: E402
 from takhin.rpc.grpc_front import server_options  # noqa: E402
 from takhin.v1 import takhin_pb2 as pb  # noqa: E402

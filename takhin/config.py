@@ -31,6 +31,11 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _VARIABLE_PREFIX = "TAKHIN_"
 _FILE_VARIABLE = "TAKHIN_CONFIG"
+# What the options of takhin's commands begin with: TAKHIN_TOPIC_CREATE_PARTITIONS.
+_COMMANDS = (
+    "BENCH_", "COMPLETION_", "CONFIG_", "CONSUME_", "DEV_", "GROUP_", "HEALTH_", "PRODUCE_", "SEGMENT_", "TAIL_", "TOPIC_",
+    "VERSION_",
+)
 # [IPv6] or a name or IPv4, then the port.
 _LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([A-Za-z0-9._-]{1,253})):([0-9]{1,5})", re.ASCII)
 _DEFAULT = "default"
@@ -260,6 +265,13 @@ def load_settings(
     config_file: --config; None: TAKHIN_CONFIG, and without that no file.
     Raises ConfigError: one line naming the source, the value and what is allowed.
     """
+    return load_settings_with_sources(argv_values, environ, config_file)[0]
+
+
+def load_settings_with_sources(
+    argv_values: Mapping[str, str | None], environ: Mapping[str, str], config_file: str | None
+) -> tuple[Settings, dict[str, str]]:
+    """As load_settings; with the source of each value by Option.key: a flag, a variable, "FILE: KEY", or "default"."""
     known = options()
     _refuse_unknown_variables(environ, known)
     path = config_file if config_file is not None else environ.get(_FILE_VARIABLE)
@@ -282,7 +294,7 @@ def load_settings(
         else:
             sources[key], values[key] = _DEFAULT, option.default
     _fit_together(values, sources)
-    return _assemble(values)
+    return _assemble(values), sources
 
 
 def split_listen(listen: str) -> tuple[str, int]:
@@ -428,7 +440,7 @@ def _refuse_unknown_variables(environ: Mapping[str, str], known: list[Option]) -
     """Raises ConfigError for a variable that can only be meant for a setting but names none.
 
     The prefix is shared: with the build's switches, with other tools, with what Kubernetes sets for a service called
-    takhin (TAKHIN_PORT, TAKHIN_SERVICE_HOST). So only what has a section's double underscore, or is nearly a known
+    takhin (TAKHIN_PORT, TAKHIN_SERVICE_HOST), with the command line's options. So only what has a section's double underscore, or is nearly a known
     name, counts as a mistake.
     """
     variables = {option.variable for option in known} | {_FILE_VARIABLE}
@@ -436,6 +448,8 @@ def _refuse_unknown_variables(environ: Mapping[str, str], known: list[Option]) -
         if not name.startswith(_VARIABLE_PREFIX) or name in variables:
             continue
         short = name.removeprefix(_VARIABLE_PREFIX)
+        if short.startswith(_COMMANDS) and "__" not in short:
+            continue
         names = [variable.removeprefix(_VARIABLE_PREFIX) for variable in sorted(variables)]
         nearest = _nearest(short, names, 0.0 if "__" in short else 0.8)
         if nearest:

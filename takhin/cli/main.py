@@ -1,72 +1,81 @@
-"""takhin: tools around a broker and its data directory, one module for each group of commands.
+"""takhin: a broker's command line, and tools around its data directory; one module for each group of commands.
 
-Exit status: 0 when all is well, 1 when what was looked for is not (each command says what that is), 2 for a usage error
-or when it can't be done, 130 after Ctrl-C, 141 when nobody reads the output any more.
-
-A group's module has add(), which says what its commands take; what they are made of it imports when one is run, so that
---help and a mistyped option answer at once.
+A command's module is imported when it is run, and what a command is made of only then: so that --help and a mistyped
+option answer at once.
 """
 
-import argparse
-import importlib
+import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-from takhin import __version__
-from takhin.cli.command import EXIT_INTERRUPTED, EXIT_PIPE_CLOSED, EXIT_USAGE, CommandError
-from takhin.cli.terminal import complain, open_standard_streams
-from takhin.errors import StartError
+import click
+
+from takhin.cli.program import Group, Lazy, Option, run
+from takhin.cli.terminal import open_standard_streams
 
 PROG = "takhin"
-GROUPS = ("takhin.cli.segment",)
+# The scripts of takhin completion call us with it.
+VARIABLE = "_TAKHIN_COMPLETE"
+
+_ABOUT = """\
+Topics, records and consumer groups of a Takhin broker, and tools around its
+data directory; takhin-server is the broker itself.
+
+First steps: takhin dev starts a broker to play with, and says what to type next.
+"""
+_EPILOG = """\
+Every option can also be set by a variable: TAKHIN_BROKER is --broker everywhere,
+TAKHIN_TOPIC_CREATE_PARTITIONS is topic create --partitions. A flag beats the variable.
+
+Exit status: 0 when all is well, 1 when it failed, 2 for a mistake in the arguments, 3 when
+there is no such topic or group, 4 when access is denied, 5 when the broker can't be reached,
+6 when time was up, 130 after Ctrl-C, 141 when nobody reads the output any more.
+"""
+
+# Where a command has no module of its own name.
+_MODULES = {"tail": "consume", "version": "health"}
+
+COMMANDS = {
+    name: Lazy(f"takhin.cli.{_MODULES.get(name, name)}", about) for name, about in {
+        "dev": "Start a broker to play with.",
+        "topic": "Create, list, describe, update and delete topics.",
+        "produce": "Make records of lines.",
+        "consume": "Write records to standard output.",
+        "tail": "Show the last records, and those that come.",
+        "group": "Consumer groups: who is in them, how far behind they are.",
+        "bench": "Measure a broker: produce, consume, end to end.",
+        "health": "Ask the broker how it is.",
+        "config": "Settings, and where they come from.",
+        "segment": "Look into a data directory's files, audit and repair them.",
+        "version": "Show the versions of takhin and of the broker.",
+        "completion": "Complete commands in bash, zsh and fish.",
+    }.items()
+}
 
 
-class Parser(argparse.ArgumentParser):
-    """An error is one line that says where help is."""
+def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from takhin import __version__
 
-    def error(self, message: str) -> NoReturn:
-        complain(PROG, f"{message}; see {self.prog} --help")
-        sys.exit(EXIT_USAGE)
+        click.echo(f"{PROG} {__version__}")
+        context.exit()
+
+
+program = Group(
+    PROG, help=_ABOUT, epilog=_EPILOG, lazy=COMMANDS,
+    params=[Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_show_version,
+                   help="Show it and exit.")],
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; `argv` is sys.argv[1:] when not given. Gives the exit status; --help and --version exit."""
+    """Run a command; `argv` is sys.argv[1:] when not given. Gives the exit status."""
     open_standard_streams()
-    arguments = _parser().parse_args(argv)
-    try:
-        return arguments.run(arguments)
-    except CommandError as problem:
-        complain(PROG, str(problem))
-    except StartError as problem:
-        complain(PROG, str(problem))
-    except BrokenPipeError:
-        return EXIT_PIPE_CLOSED
-    except OSError as problem:
-        what = f"{problem.filename}: " if problem.filename else ""
-        complain(PROG, f"{what}{problem.strerror or problem}")
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except ImportError as problem:
-        hint = "; are the extensions built (make build)?" if (problem.name or "").startswith("takhin.") else ""
-        complain(PROG, f"cannot load {problem.name}: {problem}{hint}")
-    return EXIT_USAGE
+    if VARIABLE in os.environ:
+        from click.shell_completion import shell_complete
 
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog=PROG,
-        description="Tools around a Takhin broker and its data directory; takhin-server is the broker itself.",
-        epilog="Exit status: 0 when all is well, 1 when it is not, 2 for a usage error or when it can't be done.",
-        allow_abbrev=False,
-        add_help=False,
-    )
-    parser.add_argument("--version", action="version", version=f"{PROG} {__version__}", help="show it and exit")
-    parser.add_argument("--help", "-h", action="help", help="show this and exit")
-    groups = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-    for name in GROUPS:
-        importlib.import_module(name).add(groups)
-    return parser
+        return shell_complete(program, {}, PROG, VARIABLE, os.environ[VARIABLE])
+    return run(program, PROG, argv)
 
 
 if __name__ == "__main__":

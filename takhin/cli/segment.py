@@ -1,96 +1,92 @@
 """takhin segment: look into a data directory's files, audit them, and bring a damaged one back into use."""
 
-import argparse
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-_DIRECTORY = "a broker's data directory (--data-dir)"
+import click
 
+from takhin.cli.command import EXIT_USAGE, CommandError
+from takhin.cli.program import Group, Option, told
+from takhin.cli.values import NUMBER
+from takhin.errors import StartError
 
-def add(groups: Any) -> None:
-    """Add this group's commands to the program's."""
-    about = "look into a data directory's files, audit and repair them, without a broker"
-    group = groups.add_parser("segment", help=about, description=f"{about.capitalize()}.", allow_abbrev=False)
-    commands = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_dump(commands)
-    _add_verify(commands)
-    _add_repair(commands)
+_DIRECTORY = click.Argument(["directory"], metavar="DIR")
+_JSON = "One JSON object a line"
 
-
-def _add_dump(commands: Any) -> None:
-    command = _command(
-        commands, "dump", "show what segment, index, journal and snapshot files hold", _dump,
-        description="Shows what is in a segment (.log), index, journal or producers' snapshot file, or in each of "
-        "those in a directory: headers, batches, with --records the records. Damage is shown where it is, and what "
-        "can be read behind it too. Of a running broker's files it shows what is there at the moment.",
-        epilog="Exit status: 0 when all was whole, 1 when there is damage or an end that is cut short, 2 when nothing "
-        "could be shown.",
-    )
-    command.add_argument("path", metavar="FILE|DIR")
-    command.add_argument("--records", action="store_true", help="show the records of each batch")
-    command.add_argument("--json", action="store_true", help="one JSON object a line; keys and values in base64")
-    command.add_argument("--from", dest="from_offset", type=_number, metavar="OFFSET", default=0,
-                         help="leave out what lies before this offset (default 0)")
-    command.add_argument("--count", type=_number, metavar="N",
-                         help="end after so many batches, with --records after so many records")
+segment = Group("segment", help="Look into a data directory's files, audit and repair them.")
+COMMANDS = {"segment": segment}
 
 
-def _add_verify(commands: Any) -> None:
-    command = _command(
-        commands, "verify", "audit a data directory", _verify,
-        description="Audits all of a data directory that no broker uses: every checksum, the order and the place of "
-        "all segments, indexes, the journal, the metadata. It changes nothing, and tells what the next start will "
-        "do: cut a torn tail, or serve a damaged partition only up to the damage.",
-        epilog="Exit status: 0 when it is sound, 1 when it is damaged, 2 when it can't be examined. A torn tail is "
-        "what a crash leaves of records that were never acknowledged as durable; the next start cuts it, and it is no "
-        "damage.",
-    )
-    command.add_argument("directory", metavar="DIR", help=_DIRECTORY)
-    command.add_argument("--json", action="store_true", help="one JSON object a line")
+@segment.command(
+    "dump", short_help="Show what segment, index, journal and snapshot files hold.",
+    params=[
+        click.Argument(["path"], metavar="FILE|DIR"),
+        Option(["--records"], is_flag=True, help="Show the records of each batch."),
+        Option(["--json", "as_json"], is_flag=True, help=f"{_JSON}; keys and values in base64."),
+        Option(["--from", "from_offset"], type=NUMBER, metavar="OFFSET", default=0, show_default=True,
+               help="Leave out what lies before this offset."),
+        Option(["--count"], type=NUMBER, metavar="N",
+               help="End after so many batches, with --records after so many records."),
+    ],
+    epilog="Exit status: 0 when all was whole, 1 when there is damage or an end that is cut short, 2 when nothing "
+    "could be shown.",
+)
+def _dump(path: str, records: bool, as_json: bool, from_offset: int, count: int | None) -> int:
+    """Show what is in a segment (.log), index, journal or producers' snapshot file, or in each of those in a directory:
+    headers, batches, with --records the records. Damage is shown where it is, and what can be read behind it too. Of a
+    running broker's files it shows what is there at the moment.
+    """
+    with _can_be_done():
+        from takhin.cli.dump import dump
+
+        return dump(path, records=records, as_json=as_json, from_offset=from_offset, count=count)
 
 
-def _add_repair(commands: Any) -> None:
-    command = _command(
-        commands, "repair", "make damaged partitions take appends again", _repair,
-        description="Each damaged partition keeps its longest whole beginning; all that follows is put into "
-        "DIR/set-aside/NUMBER, byte for byte. Nothing is ever destroyed. Tells first what it will do, and what is "
-        "lost, and asks.",
-        epilog="Exit status: 0 when the directory is sound, 1 when it is not or the answer was no, 2 when it can't be "
-        "done.",
-    )
-    command.add_argument("directory", metavar="DIR", help=_DIRECTORY)
-    command.add_argument("--dry-run", action="store_true", help="only tell what it would do")
-    command.add_argument("--yes", action="store_true", help="do not ask")
-    command.add_argument("--json", action="store_true", help="one JSON object a line; takes --yes or --dry-run")
+@segment.command(
+    "verify", short_help="Audit a data directory.",
+    params=[_DIRECTORY, Option(["--json", "as_json"], is_flag=True, help=f"{_JSON}.")],
+    epilog="Exit status: 0 when it is sound, 1 when it is damaged, 2 when it can't be examined. A torn tail is what a "
+    "crash leaves of records that were never acknowledged as durable; the next start cuts it, and it is no damage.",
+)
+def _verify(directory: str, as_json: bool) -> int:
+    """Audit all of DIR, a data directory that no broker uses: every checksum, the order and the place of all segments,
+    indexes, the journal, the metadata. It changes nothing, and tells what the next start will do: cut a torn tail, or
+    serve a damaged partition only up to the damage.
+    """
+    with _can_be_done():
+        from takhin.cli.verify import verify
+
+        return verify(directory, as_json=as_json)
 
 
-def _command(commands: Any, name: str, about: str, run: Any, **texts: str) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(name, help=about, allow_abbrev=False, **texts)
-    command.set_defaults(run=run)
-    return command
+@segment.command(
+    "repair", short_help="Make damaged partitions take appends again.",
+    params=[
+        _DIRECTORY,
+        Option(["--dry-run"], is_flag=True, help="Only tell what it would do."),
+        Option(["--yes"], is_flag=True, help="Do not ask."),
+        Option(["--json", "as_json"], is_flag=True, help=f"{_JSON}; takes --yes or --dry-run."),
+    ],
+    epilog="Exit status: 0 when the directory is sound, 1 when it is not or the answer was no, 2 when it can't be "
+    "done.",
+)
+def _repair(directory: str, dry_run: bool, yes: bool, as_json: bool) -> int:
+    """Of DIR, a data directory, each damaged partition keeps its longest whole beginning; all that follows is put into
+    DIR/set-aside/NUMBER, byte for byte. Nothing is ever destroyed. Tells first what it will do, and what is lost, and
+    asks.
+    """
+    with _can_be_done():
+        from takhin.cli.repair import repair
+
+        return repair(directory, dry_run=dry_run, yes=yes, as_json=as_json)
 
 
-def _number(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
-    return int(text)
-
-
-def _dump(arguments: argparse.Namespace) -> int:
-    from takhin.cli.dump import dump
-
-    return dump(
-        arguments.path, records=arguments.records, as_json=arguments.json, from_offset=arguments.from_offset,
-        count=arguments.count,
-    )
-
-
-def _verify(arguments: argparse.Namespace) -> int:
-    from takhin.cli.verify import verify
-
-    return verify(arguments.directory, as_json=arguments.json)
-
-
-def _repair(arguments: argparse.Namespace) -> int:
-    from takhin.cli.repair import repair
-
-    return repair(arguments.directory, dry_run=arguments.dry_run, yes=arguments.yes, as_json=arguments.json)
+@contextmanager
+def _can_be_done() -> Iterator[None]:
+    """Here 1 is for what is damaged; what can't be done is 2."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (CommandError, StartError, OSError, ImportError) as problem:
+        raise CommandError(told(problem), EXIT_USAGE) from problem

@@ -8,20 +8,25 @@ and the broker are imported only once the settings are known: --help and a misty
 its environment when it is imported.
 """
 
-import argparse
 import asyncio
 import importlib
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
+
+import click
 
 from takhin import __version__
+from takhin.cli.command import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+from takhin.cli.malloc import tune_malloc
+from takhin.cli.program import Command, usage_line
+from takhin.cli.program import Option as Flag
 from takhin.cli.terminal import complain, open_standard_streams, printable, write
 from takhin.config import Option, Settings, is_loopback, load_settings, options
 from takhin.errors import ConfigError, StartError
@@ -31,9 +36,6 @@ if TYPE_CHECKING:
     from takhin.rpc.health import Health
 
 PROG = "takhin-server"
-EXIT_OK = 0
-EXIT_FAILED = 1
-EXIT_USAGE = 2
 
 # What grpc reads from the environment when it is imported; the operator's own values stand.
 GRPC_ENVIRONMENT = {
@@ -42,12 +44,6 @@ GRPC_ENVIRONMENT = {
     # Nothing here forks; the support for it costs, and writes to standard error.
     "GRPC_ENABLE_FORK_SUPPORT": "0",
     "GRPC_VERBOSITY": "ERROR",
-}
-# By the variable with which an operator sets the same: the parameter's number in <malloc.h>, the value.
-MALLOC_OPTIONS = {
-    "MALLOC_ARENA_MAX": (-8, 2),
-    "MALLOC_MMAP_THRESHOLD_": (-3, 32 * 1024 * 1024),
-    "MALLOC_TRIM_THRESHOLD_": (-1, 64 * 1024 * 1024),
 }
 # A Python thread (SQLite's) that waits for the interpreter gets it after so long; Python's own default is 5 ms.
 SWITCH_INTERVAL_S = 0.0005
@@ -61,15 +57,22 @@ MODULES = (
     "takhin.rpc.grpc_front",
     "takhin.rpc.health",
     "takhin.rpc.reflection",
+    "takhin.rpc.served",
 )
 
 _log = logging.getLogger("takhin.server")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the server; `argv` is sys.argv[1:] when not given. Gives the exit status; --help and --version exit."""
+    """Run the server; `argv` is sys.argv[1:] when not given. Gives the exit status."""
     open_standard_streams()
-    values = vars(_parser().parse_args(argv))
+    try:
+        values = _parse(argv)
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except click.UsageError as problem:
+        _complain(usage_line(problem, PROG))
+        return EXIT_USAGE
     config_file = values.pop("config")
     try:
         settings = load_settings(values, os.environ, config_file)
@@ -91,37 +94,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        _complain(f"{message}; see {PROG} --help")
-        sys.exit(EXIT_USAGE)
+def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(f"{PROG} {__version__}")
+        context.exit()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=PROG,
-        usage=f"{PROG} [--listen HOST:PORT] [--data-dir DIR] [--config FILE] [OPTION VALUE]...",
-        description="Serves topics, partitions and consumer groups over gRPC, from a durable log in one directory.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        add_help=False,
-    )
-    titles = {"": "server", "grpc": "connections and messages, [grpc]", "topics": "defaults for topics, [topics]",
-              "groups": "consumer groups, [groups]", "limits": "limits, [limits]"}
-    groups = {section: parser.add_argument_group(title) for section, title in titles.items()}
-    for option in options():
-        groups[option.section].add_argument(
-            option.flag, dest=option.key, metavar=_metavar(option), help=_help(option))
-    groups[""].add_argument("--config", metavar="FILE", help="TOML file with settings")
-    groups[""].add_argument("--version", action="version", version=f"{PROG} {__version__}", help="show it and exit")
-    groups[""].add_argument("--help", "-h", action="help", help="show this and exit")
-    return parser
+def _parse(argv: Sequence[str] | None) -> dict[str, str | None]:
+    """The flags as typed, by Option.key, with "config". Raises UsageError, Exit (--help, --version)."""
+    titles = {"": "Server", "grpc": "Connections and messages, [grpc]", "topics": "Defaults for topics, [topics]",
+              "groups": "Consumer groups, [groups]", "limits": "Limits, [limits]"}
+    known = options()
+    flags = [
+        Flag([each.flag, _name(each)], metavar=_metavar(each), help=_help(each), section=titles[each.section])
+        for each in known
+    ]
+    command = Command(
+        PROG, params=[*flags, Flag(["--config"], metavar="FILE", help="TOML file with settings", section=titles[""]),
+                      Flag(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_show_version,
+                           help="show it and exit", section=titles[""])],
+        help=_ABOUT, epilog=_EPILOG, options_metavar="[--listen HOST:PORT] [--data-dir DIR] [--config FILE] "
+        "[OPTION VALUE]...")
+    context = command.make_context(PROG, list(sys.argv[1:] if argv is None else argv))
+    return {each.key: context.params[_name(each)] for each in known} | {"config": context.params["config"]}
 
 
+def _name(option: Option) -> str:
+    """click takes names without a dot only."""
+    return option.key.replace(".", "__")
+
+
+_ABOUT = "Serves topics, partitions and consumer groups over gRPC, from a durable log in one directory."
+# \\b keeps click from joining the lines that follow.
 _EPILOG = """\
 Each option can also be set by an environment variable or in the TOML file; an option beats the variable, the variable
 beats the file:
+
+\b
   --listen                  TAKHIN_LISTEN                   listen = "127.0.0.1:9092"
   --config                  TAKHIN_CONFIG
   --grpc-max-message-bytes  TAKHIN_GRPC__MAX_MESSAGE_BYTES  [grpc]
@@ -148,7 +157,7 @@ def _help(option: Option) -> str:
     default = str(option.default).lower() if option.type is bool else option.default
     allowed = option.allowed()
     bounds = "" if allowed == _metavar(option) else f"; {allowed}"
-    return f"{option.metadata['help']} (default {default}{bounds})".replace("%", "%%")
+    return f"{option.metadata['help']} (default {default}{bounds})"
 
 
 class _Signals:
@@ -224,17 +233,11 @@ async def _serve(settings: Settings, signals: _Signals) -> int:
 
 async def _serve_until_stopped(broker: "Broker", settings: Settings, stop: asyncio.Task[None]) -> str | None:
     """Serve until `stop` is done or the broker must give up: then gives the reason. Raises StartError."""
-    from takhin.rpc.call import method_table, service_names
     from takhin.rpc.grpc_front import GrpcFront
-    from takhin.rpc.health import Health, ServingStatus
-    from takhin.rpc.reflection import SERVICES, reflection_methods
-    from takhin.rpc.service import takhin_methods
+    from takhin.rpc.health import ServingStatus
+    from takhin.rpc.served import served
 
-    methods = takhin_methods(broker)
-    ready = service_names(methods)
-    health = Health([*ready, *SERVICES])
-    methods += health.methods()
-    table = method_table(methods, reflection_methods(service_names(methods)))
+    table, health, ready = served(broker)
     front = GrpcFront(table, settings.grpc)
     metrics = None
     metrics_bound = ""
@@ -314,26 +317,6 @@ def _prepare_process(settings: Settings) -> Settings:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     tune_malloc(os.environ)
     return _raise_open_files(settings)
-
-
-def tune_malloc(environ: Mapping[str, str]) -> None:
-    """Keep glibc from giving each thread an arena of its own, and from giving memory back only to ask for it again.
-
-    By default a buffer of a MiB is mapped, its pages are cleared one fault at a time, and it is unmapped when freed:
-    for messages of that size this costs more than anything else. By mallopt, as glibc reads its environment before
-    Python runs; what the operator set there stands.
-    """
-    if "GLIBC_TUNABLES" in environ:
-        return
-    import ctypes
-
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return  # not glibc
-    for variable, (parameter, value) in MALLOC_OPTIONS.items():
-        if variable not in environ:
-            mallopt(parameter, value)
 
 
 def _raise_open_files(settings: Settings) -> Settings:

@@ -65,3 +65,7 @@ cdef class ResponsePrefix:
     cdef uint8_t* write_consumed(
         self, uint8_t* to, int64_t high_watermark, int64_t log_start, bint caught_up
     ) noexcept nogil
+
+
+# As Kafka's clients and its default partitioner have it.
+cdef uint32_t murmur2_of(const uint8_t* data, size_t size) noexcept nogil

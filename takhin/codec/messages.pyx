@@ -272,7 +272,7 @@ cdef class ProduceRequest:
             check_record(self.data + span.start, span.size, &facts)
             if facts.key == NULL:
                 continue
-            wanted = (_murmur2(facts.key, facts.key_size) & 0x7FFFFFFF) % num_partitions
+            wanted = (murmur2_of(facts.key, facts.key_size) & 0x7FFFFFFF) % num_partitions
             if chosen >= 0 and wanted != chosen:
                 raise error(
                     Reason.KEYS_SPAN_PARTITIONS,
@@ -440,7 +440,7 @@ cdef int _append_varint(bytearray out, uint64_t value) except -1:
     return 0
 
 
-cdef uint32_t _murmur2(const uint8_t* data, size_t size) noexcept nogil:
+cdef uint32_t murmur2_of(const uint8_t* data, size_t size) noexcept nogil:
     # Austin Appleby's MurmurHash2, with the seed of Kafka's org.apache.kafka.common.utils.Utils.murmur2.
     cdef uint32_t m = 0x5BD1E995
     cdef uint32_t h = <uint32_t>0x9747B28C ^ <uint32_t>size
@@ -469,4 +469,4 @@ cdef uint32_t _murmur2(const uint8_t* data, size_t size) noexcept nogil:
 
 def murmur2(bytes data not None):
     """Kafka's murmur2 of data, as an unsigned number of 32 bits."""
-    return _murmur2(<const uint8_t*>PyBytes_AS_STRING(data), <size_t>len(data))
+    return murmur2_of(<const uint8_t*>PyBytes_AS_STRING(data), <size_t>len(data))

@@ -25,6 +25,16 @@ def test_an_example_runs(example: Path, broker: BrokerProcess) -> None:
     if example.name == "group_member.py":
         assert done.stdout.splitlines() == [
             "0/0: job 0", "0/1: job 2", "1/0: job 1", "1/1: job 3", "committed: 0/2", "committed: 1/2"]
+    if example.name == "client_tour.py":
+        partition = done.stdout.split("partition ")[1][0]
+        assert done.stdout.splitlines() == [
+            f"stored in partition {partition} at offset 0", "3: b'ada' b'2 pears'", "4: b'ada' b'3 pears'",
+            "billed: b'3 apples'", *[f"billed: b'{number} pears'" for number in range(4)],
+            f"billing stands at 5 of partition {partition}, 0 behind",
+            "TOPIC_EXISTS: topic 'orders' exists already"]
+    if example.name == "client_sync.py":
+        assert done.stdout.splitlines() == [
+            "1000 messages, the last one is b'999'", "the sum is 499500, and the group stands at 1000"]
 
 
 def test_members_of_the_example_share_a_topic(broker: BrokerProcess) -> None:
