@@ -287,7 +287,10 @@ class Consumer:
     def commit(self, what: Message | NextOffsets | None = None) -> None:
         """As takhin.client.Consumer.commit."""
         if what is None:
-            what = {place: self.position(place) for place in self.assignment}
+            positions = self._wrapped.positions
+            for message in reversed(self._here):
+                positions[TopicPartition(message.topic, message.partition)] = message.offset
+            what = positions
         _background.run(self._wrapped.commit(what))
 
     @property

@@ -4,6 +4,7 @@ lost connections and restarts of the broker.
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from contextlib import suppress
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -22,6 +23,7 @@ from takhin.client.group_member import GroupMember
 from takhin.client.messages import Message, Records
 from takhin.client.owned_partition import Arrived, OwnedPartition
 from takhin.client.partition_reader import check_position
+from takhin.client.retry import pause_s
 from takhin.client.start import Start, StartAt, start_at
 from takhin.client.transport import Transport
 from takhin.client.types import NextOffsets, TopicPartition
@@ -75,6 +77,7 @@ class Consumer:
         self._wake = asyncio.Event()
         self._problems: list[ClientError] = []
         self._ended: ClientError | None = None
+        self._is_started = False
         self._is_closed = False
         # What is being handed out, message by message.
         self._current: Arrived | None = None
@@ -112,7 +115,10 @@ class Consumer:
     async def start(self) -> None:
         """Join the group. `async with` does it. Raises TopicNotFound, Unavailable, InvalidArgument."""
         self._check_open()
+        if self._is_started:
+            return
         await self._member.join()
+        self._is_started = True
         if self._auto_commit:
             self._committer = asyncio.ensure_future(self._commit_by_and_by())
 
@@ -125,9 +131,11 @@ class Consumer:
             task.cancel()
         try:
             if self._auto_commit and self._ended is None:
-                await self._commit_processed(self._owned.values())
+                await self._commit_processed(list(self._owned.values()))
         finally:
             await self._member.leave()
+            self._current = self._current_owner = None
+            self._ready.clear()
             self._wake.set()
 
     def _check_open(self) -> None:
@@ -172,7 +180,11 @@ class Consumer:
             batch = [first]
             until_s = loop.time() + max_wait
             while len(batch) < max_records:
-                message = self._take() or await self._wait(until_s - loop.time(), raises=False)
+                try:
+                    message = self._take() or await self._wait(until_s - loop.time(), raises=False)
+                except ClientError as problem:
+                    self._tell(problem)  # when what came before it was handed out
+                    break
                 if message is None:
                     break
                 batch.append(message)
@@ -184,8 +196,11 @@ class Consumer:
         first = await self.next()
         assert first is not None
         found = [first]
-        while len(found) < most and (message := self._take()) is not None:
-            found.append(message)
+        try:
+            while len(found) < most and (message := self._take()) is not None:
+                found.append(message)
+        except ClientError as problem:
+            self._tell(problem)
         return found
 
     def hand_back(self, messages: Iterable[Message]) -> None:
@@ -302,6 +317,11 @@ class Consumer:
         """Its member_id and generation, by which the broker knows it; for Transaction."""
         return self._member.member_id, self._member.generation
 
+    @property
+    def positions(self) -> dict[TopicPartition, int]:
+        """The next offset to be handed out of each partition, of those too that are about to be released."""
+        return {place: owned.position for place, owned in self._owned.items()}
+
     def position(self, partition: Place) -> int:
         """The next offset to be handed out. Raises FencedGeneration for a partition that it does not have."""
         return self._find(partition).position
@@ -395,10 +415,12 @@ class Consumer:
         elif what is not None:
             wanted = {TopicPartition(*place): offset for place, offset in what.items()}
         else:
-            wanted = {place: owned.position for place, owned in self._owned.items()}
+            wanted = self.positions
         await self._commit(wanted)
 
     async def _commit(self, wanted: Mapping[TopicPartition, int]) -> None:
+        if self._ended is not None:
+            raise self._ended
         offsets = {}
         for place, offset in wanted.items():
             owned = self._owned.get(place)
@@ -425,17 +447,22 @@ class Consumer:
                 owned.is_stored = True
 
     async def _commit_processed(self, chosen: Iterable[OwnedPartition]) -> None:
+        """Together or, where one of them has moved meanwhile, each by itself: of that one it is delivered again."""
         offsets = {each.place: each.processed for each in chosen if each.owes_commit(each.processed)}
-        if offsets:
+        try:
             await self._commit(offsets)
+            return
+        except FencedGeneration:
+            pass
+        for place, offset in offsets.items():
+            with suppress(FencedGeneration):
+                await self._commit({place: offset})
 
     async def _commit_by_and_by(self) -> None:
         while True:
             await asyncio.sleep(AUTO_COMMIT_S)
             try:
                 await self._commit_processed(list(self._owned.values()))
-            except FencedGeneration:
-                pass  # moved meanwhile: delivered again where it is now
             except ClientError as problem:
                 if not problem.retryable:
                     self._tell(problem)
@@ -462,7 +489,7 @@ class Consumer:
                 owned.wants_start = self._start.offset is not None or self._start.from_end is not None
             else:
                 # The same member, back on another stream: it goes on where it was, not at what is committed.
-                owned.is_revoked = False
+                owned.is_revoked = owned.is_stuck = False
                 if owned.is_paused:
                     self._member.pause([place])
             owned.is_moving = owned.wants_start or owned.position != offset
@@ -556,13 +583,15 @@ class Consumer:
             self._ready[owned] = None
             self._wake.set()
 
-    def cut(self) -> None:
+    def cut(self, is_out: bool) -> None:
         self._stream_number += 1
         self._to_release.clear()
         # It comes again. Credit is counted anew with the next stream.
         self._current = self._current_owner = None
-        for owned in self._owned.values():
+        for owned in list(self._owned.values()):
             owned.drop()
+            if is_out:
+                self._drop(owned)
 
     def ended(self, problem: ClientError) -> None:
         self._ended = problem
@@ -581,7 +610,7 @@ class Consumer:
         owned.go_to(offset)
         owned.epoch = epoch
         owned.is_moving = True
-        owned.is_stuck = False
+        owned.is_stuck = owned.wants_start = False
         self._spawn(self._seek(owned))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -608,22 +637,33 @@ class Consumer:
 
     async def _go_on(self, owned: OwnedPartition, offset: int) -> None:
         """On another stream, which begins at offset: at its position, if the log is still what was read of it."""
-        stream_number = self._stream_number
-        try:
-            await check_position(self._transport, owned.place, owned.position, owned.epoch)
-        except LogTruncated as problem:
+        stream_number, position = self._stream_number, owned.position
+        attempts = 0
+        while stream_number == self._stream_number and position == owned.position and not owned.is_revoked:
+            try:
+                await check_position(self._transport, owned.place, position, owned.epoch)
+            except (LogTruncated, OffsetOutOfRange) as problem:
+                if position == owned.position:
+                    self._take_back(owned, offset, problem)
+            except ClientError as problem:
+                if problem.retryable:
+                    attempts += 1
+                    await asyncio.sleep(pause_s(attempts))
+                    continue
+                self._tell(problem)
+            await self._seek(owned)
+            return
+
+    def _take_back(self, owned: OwnedPartition, offset: int, problem: ClientError) -> None:
+        """The log does not have what was read before the position (any more); offset: where the stream begins."""
+        if isinstance(problem, LogTruncated):
             owned.go_to(min(int(problem.metadata.get("divergence_offset", offset)), owned.position))
             self._tell(problem)
-        except OffsetOutOfRange as problem:
-            if owned.position > int(problem.metadata.get("end_offset", owned.position)):
-                self._tell(problem)
-            # Otherwise retention was faster: the broker says where to go on then.
-            owned.go_to(offset)
-        except ClientError as problem:
-            if not problem.retryable:
-                self._tell(problem)
-        if stream_number == self._stream_number and not owned.is_revoked:
-            await self._seek(owned)
+            return
+        if owned.position > int(problem.metadata.get("end_offset", owned.position)):
+            self._tell(problem)
+        # Otherwise retention was faster: the broker says where to go on then.
+        owned.go_to(offset)
 
     async def _begin(self, starting: list[OwnedPartition]) -> None:
         """Partitions for which the group has committed nothing begin where `start` says."""

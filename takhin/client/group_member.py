@@ -12,7 +12,15 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Protocol
 
-from takhin.client.errors import Aborted, ClientError, DeadlineExceeded, FencedGeneration, Unavailable, client_error
+from takhin.client.errors import (
+    Aborted,
+    ClientError,
+    DeadlineExceeded,
+    FencedGeneration,
+    Internal,
+    Unavailable,
+    client_error,
+)
 from takhin.client.messages import Records, decode_subscribed
 from takhin.client.retry import pause_s
 from takhin.client.transport import SERVICE, RequestStream, Transport
@@ -46,8 +54,10 @@ class Owner(Protocol):
 
     def unreadable(self, partition: TopicPartition, problem: ClientError) -> None: ...
 
-    def cut(self) -> None:
-        """The stream is lost, with all that was on its way; another one is tried for."""
+    def cut(self, is_out: bool) -> None:
+        """The stream is lost, with all that was on its way; another one is tried for. is_out: the member has lost its
+        partitions, too.
+        """
 
     def ended(self, problem: ClientError) -> None:
         """There will be no other stream."""
@@ -118,12 +128,15 @@ class GroupMember:
                 await self._one_stream()
             except ClientError as failure:
                 problem = failure
+            except Exception as bug:
+                problem = Internal(f"a bug in the client: {bug!r}")
+                problem.__cause__ = bug
             if self._is_leaving:
                 return
             if self._is_joined:
                 failures = 0
                 self._is_joined = False
-            self._owner.cut()
+            self._owner.cut(problem.reason in _OUT)
             if problem.reason in _OUT:
                 self._is_out()
             elif not problem.retryable or (self._first is not None and not self._first.done()):

@@ -1,16 +1,21 @@
 """One partition, read in order, across lost connections and restarts of the broker."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
 
-from takhin.client.errors import ClientError, CorruptBatch
+from takhin.client.errors import ClientError, CorruptBatch, Unavailable
 from takhin.client.messages import Records, decode_records
 from takhin.client.retry import pause_s
 from takhin.client.transport import SERVICE, ResponseStream, Transport
-from takhin.client.types import TopicPartition
+from takhin.client.types import Offsets, TopicPartition
 from takhin.errors import Reason
 from takhin.v1 import takhin_pb2 as pb
 
 CONSUME = SERVICE + "ConsumeMessages"
+# Between two looks for how far the broker's disk has come.
+DURABLE_POLL_S = 0.01
+LONGEST_DURABLE_POLL_S = 0.1
 
 
 class PartitionReader:
@@ -66,8 +71,10 @@ class PartitionReader:
                 await self._pause(problem)
                 continue
             if response is None:
-                # Ended well: with until_end that is the end; the log may have ended before end_offset by now.
                 self.cancel()
+                if self._end_offset is None:
+                    await self._pause(Unavailable("the broker ended the stream"))
+                    continue
                 return None
             self._has_answered = True
             self._failures = 0
@@ -118,6 +125,37 @@ class PartitionReader:
             raise problem
         self._failures += 1
         await asyncio.sleep(pause_s(self._failures))
+
+
+class DurablePartitionReader(PartitionReader):
+    """Reads what is on the broker's disk, and goes on as more of it is. durable: tells how far that is, and which
+    offset a time means.
+    """
+
+    def __init__(self, *args: Any, durable: Callable[[int | None], Awaitable[Offsets]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._durable = durable
+        # Nothing beyond it is asked for: what a power cut takes away is never seen.
+        self._end_offset = 0
+
+    async def next(self) -> Records | None:
+        delay_s = DURABLE_POLL_S
+        while True:
+            if self._offset is not None and (records := await super().next()) is not None:
+                return records
+            try:
+                offsets = await self._durable(self._time_ms if self._offset is None else None)
+            except ClientError as problem:
+                await self._pause(problem)
+                continue
+            self._has_answered = True
+            self._failures = 0
+            if self._offset is None:
+                self._offset = offsets.end if offsets.for_time is None else offsets.for_time
+            if offsets.durable <= self._offset:
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 1.5, LONGEST_DURABLE_POLL_S)
+            self._end_offset = max(offsets.durable, self._end_offset or 0)
 
 
 async def check_position(transport: Transport, place: TopicPartition, offset: int, epoch: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from takhin.client.batches import Batch, PartitionQueue
-from takhin.client.errors import ClientError, Unavailable, client_error
+from takhin.client.errors import ClientError, Internal, Unavailable, client_error
 from takhin.client.retry import pause_s
 from takhin.client.transport import SERVICE, RequestStream, Transport
 from takhin.errors import Reason
@@ -97,6 +97,10 @@ class ProduceStream:
                 await self._converse(self._stream)
             except ClientError as failure:
                 problem = failure
+            except Exception as bug:
+                # What was in flight fails with it; the rest goes on.
+                problem = Internal(f"a bug in the client: {bug!r}")
+                problem.__cause__ = bug
             finally:
                 if self._stream is not None:
                     self._stream.cancel()

@@ -122,10 +122,11 @@ class Producer:
             return
         self._loop = asyncio.get_running_loop()
         await self._refresh()
-        self._stream = ProduceStream(
+        stream = ProduceStream(
             self._transport, self.topic, self._required_acks, self._max_in_flight, self._finish,
             self._new_id if self._is_idempotent else None)
-        await self._stream.start()
+        await stream.start()
+        self._stream = stream
         self._check()
 
     async def aclose(self) -> None:

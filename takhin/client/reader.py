@@ -4,19 +4,18 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from types import TracebackType
+from typing import Any
 
 from takhin.client.admin import Admin
 from takhin.client.errors import PartitionNotFound
 from takhin.client.messages import Message, Records
-from takhin.client.partition_reader import PartitionReader
+from takhin.client.partition_reader import DurablePartitionReader, PartitionReader
 from takhin.client.start import Start, StartAt, start_at
 from takhin.client.transport import Transport
-from takhin.client.types import Partition
+from takhin.client.types import Offsets, Partition
 from takhin.errors import Reason
 
 WRITTEN, DURABLE = "written", "durable"
-# Between two looks for how far the broker's disk has come.
-_DURABLE_POLL_S = 0.02
 
 
 class Reader:
@@ -46,7 +45,6 @@ class Reader:
         self._max_bytes = max_bytes
         self._retry_s = retry_s
         self._current: Iterator[Message] = iter(())
-        self._durable: dict[int, int] = {}
 
     async def __aenter__(self) -> "Reader":
         return self
@@ -97,8 +95,6 @@ class Reader:
         if records is None:
             self._left = 0
             return None
-        if self._is_durable and not self._until_end:
-            await self._wait_durable(records)
         if self._left is not None:
             records.keep_first(self._left)
             self._left -= len(records)
@@ -116,21 +112,16 @@ class Reader:
 
     def _reader(self, partition: Partition, start: StartAt) -> PartitionReader:
         end_offset = partition.durable_offset if self._is_durable else partition.end_offset
-        return PartitionReader(
-            self._transport, self._topic, partition.partition,
-            offset=start.offset_in(partition.start_offset, end_offset), time_ms=start.time_ms,
-            end_offset=end_offset if self._until_end else None, max_bytes=self._max_bytes, check=self._check,
-            retry_s=self._retry_s)
+        how: dict[str, Any] = {
+            "offset": start.offset_in(partition.start_offset, end_offset), "time_ms": start.time_ms,
+            "max_bytes": self._max_bytes, "check": self._check, "retry_s": self._retry_s}
+        if self._is_durable and not self._until_end:
+            async def durable(time_ms: int | None) -> Offsets:
+                return await self._admin.offsets(self._topic, partition.partition, time_ms=time_ms)
 
-    async def _wait_durable(self, records: Records) -> None:
-        """Until all of them are on the broker's disk."""
-        partition = records.partition
-        durable = max(self._durable.get(partition, 0), records.durable_offset)
-        while durable < records.next_offset:
-            durable = (await self._admin.offsets(self._topic, partition)).durable
-            if durable < records.next_offset:
-                await asyncio.sleep(_DURABLE_POLL_S)
-        self._durable[partition] = durable
+            return DurablePartitionReader(self._transport, self._topic, partition.partition, durable=durable, **how)
+        how["end_offset"] = end_offset if self._until_end else None
+        return PartitionReader(self._transport, self._topic, partition.partition, **how)
 
 
 class _Feed:

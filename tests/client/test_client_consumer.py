@@ -356,6 +356,38 @@ def test_damage_is_told_and_tried_again(shared_broker: BrokerProcess, stub: Stub
     asyncio.run(main())
 
 
+def test_damage_loses_nothing_of_a_batch(shared_broker: BrokerProcess, stub: Stub) -> None:
+    """What was collected before one partition can't be read on is given first."""
+    topic = new_topic(stub, 2)
+    produce(stub, topic, b"content-0")
+    produce(stub, topic, b"content-1")
+    fill(stub, topic, 5)
+    for number in range(5):
+        produce(stub, topic, b"other-%d" % number, partition=1)
+
+    async def main() -> None:
+        async with proxy_to(shared_broker.address) as proxy, takhin.connect(proxy.address) as tk:
+            proxy.damage = (b"content-1", b"c0ntent-1")
+            async with tk.consumer(topic, group="db-" + topic) as consumer:
+                found: list[takhin.Message] = []
+                for _ in range(2):
+                    batches = consumer.batches(max_records=100, max_wait=0.3)
+                    try:
+                        async with asyncio.timeout(3):
+                            async for batch in batches:
+                                found += batch
+                    except takhin.CorruptBatch:
+                        pass
+                    except TimeoutError:
+                        break
+                assert {each.value for each in found} == {b"content-0", *(b"other-%d" % number for number in range(5))}
+                await consumer.commit()
+                consumer.resume()
+                assert [each.value for each in await take(consumer, 6)][0] == b"content-1"
+
+    asyncio.run(main())
+
+
 def test_a_static_member_that_is_replaced_ends(shared_broker: BrokerProcess, topic: str) -> None:
     async def main() -> None:
         async with takhin.connect(shared_broker.address) as tk:

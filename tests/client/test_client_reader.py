@@ -226,6 +226,40 @@ def test_a_log_cut_by_a_power_loss_is_noticed(broker: BrokerProcess) -> None:
     asyncio.run(main())
 
 
+def test_who_reads_what_is_durable_never_sees_what_is_lost(broker: BrokerProcess) -> None:
+    topic = new_topic(broker.stub(), flush_ms=-1)
+    for number in range(5):
+        produce(broker.stub(), topic, b"kept %d" % number, acks=-1)
+    for number in range(5):
+        produce(broker.stub(), topic, b"lost %d" % number, acks=1)
+
+    async def main() -> None:
+        async with proxy_to(broker.address) as proxy, takhin.connect(proxy.address) as tk:
+            reader = aiter(tk.read(topic, visibility="durable"))
+            bounded = [each.value async for each in tk.read(topic, visibility="durable", until_end=True)]
+            assert bounded == [b"kept %d" % number for number in range(5)]
+            assert [(await anext(reader)).value for _ in range(5)] == bounded
+            coming = asyncio.ensure_future(anext(reader))
+            await asyncio.sleep(0.2)
+            assert not coming.done()
+            broker.kill()
+            cut_off(broker.segments()[-1], 0.7)
+            broker.start()
+            for number in range(5):
+                produce(broker.stub(), topic, b"new %d" % number, acks=-1)
+            proxy.target = broker.address
+            found = [await asyncio.wait_for(coming, 20)]
+            end = (await tk.offsets(topic)).end
+            found += [await asyncio.wait_for(anext(reader), 20) for _ in range(end - 6)]
+            # Of what was not durable a part was on the disk all the same; what was lost is not there, and nothing
+            # twice.
+            assert [each.offset for each in found] == list(range(5, end))
+            assert values_of(found)[-5:] == [b"new %d" % number for number in range(5)]
+            assert values_of(found)[:-5] == [b"lost %d" % number for number in range(end - 10)]
+
+    asyncio.run(main())
+
+
 def test_damage_on_the_way_is_noticed(shared_broker: BrokerProcess, stub: Stub, topic: str) -> None:
     for number in range(4):
         produce(stub, topic, b"content-%d" % number, b"more of it")

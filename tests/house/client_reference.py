@@ -22,8 +22,8 @@ CLASSES: dict[str, set[str]] = {
     "Client": set(),
     "Producer": {"start", "buffer_bytes"},
     "Consumer": {
-        "start", "fetch", "hand_back", "membership", "was_committed", "joined", "assigned", "received", "revoking",
-        "lost", "unreadable", "cut", "ended"},
+        "start", "fetch", "hand_back", "membership", "positions", "was_committed", "joined", "assigned", "received",
+        "revoking", "lost", "unreadable", "cut", "ended"},
     "Reader": {"next_batch"},
     "Transaction": set(),
 }

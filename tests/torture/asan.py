@@ -19,11 +19,13 @@ PLACE = ROOT / "build" / "asan"
 TESTS = (
     "tests/codec", "tests/log", "tests/format", "tests/recovery", "tests/broker/test_consume_paths.py",
     "tests/torture/test_torn.py", "tests/torture/test_rot.py", "tests/torture/test_fuzz.py",
+    "tests/client/test_client_messages.py",
 )
 # What fits into CI: where bytes of others are read, and the log's own structures.
 SHARE = (
     "tests/codec", "tests/log/test_partition.py", "tests/log/test_segment_index.py", "tests/log/test_transactions.py",
     "tests/log/test_producers.py", "tests/log/test_journal_replay.py", "tests/torture/test_fuzz.py",
+    "tests/client/test_client_messages.py",
 )
 
 
