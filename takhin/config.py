@@ -33,8 +33,8 @@ _VARIABLE_PREFIX = "TAKHIN_"
 _FILE_VARIABLE = "TAKHIN_CONFIG"
 # What the options of takhin's commands begin with: TAKHIN_TOPIC_CREATE_PARTITIONS.
 _COMMANDS = (
-    "BENCH_", "COMPLETION_", "CONFIG_", "CONSUME_", "DEV_", "GROUP_", "HEALTH_", "PRODUCE_", "SEGMENT_", "TAIL_", "TOPIC_",
-    "VERSION_",
+    "BENCH_", "COMPLETION_", "CONFIG_", "CONSUME_", "DEV_", "GROUP_", "HEALTH_", "PRODUCE_", "SEGMENT_", "TAIL_",
+    "TOPIC_", "VERSION_",
 )
 # [IPv6] or a name or IPv4, then the port.
 _LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([A-Za-z0-9._-]{1,253})):([0-9]{1,5})", re.ASCII)
@@ -440,8 +440,8 @@ def _refuse_unknown_variables(environ: Mapping[str, str], known: list[Option]) -
     """Raises ConfigError for a variable that can only be meant for a setting but names none.
 
     The prefix is shared: with the build's switches, with other tools, with what Kubernetes sets for a service called
-    takhin (TAKHIN_PORT, TAKHIN_SERVICE_HOST), with the command line's options. So only what has a section's double underscore, or is nearly a known
-    name, counts as a mistake.
+    takhin (TAKHIN_PORT, TAKHIN_SERVICE_HOST), with the command line's options. So only what has a section's double
+    underscore, or is nearly a known name, counts as a mistake.
     """
     variables = {option.variable for option in known} | {_FILE_VARIABLE}
     for name in sorted(environ):

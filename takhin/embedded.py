@@ -28,8 +28,8 @@ class Broker:
             await tk.create_topic("orders")
 
     data_dir: of its log, made when it is missing; None: a temporary one, removed at its end. One broker at a time has a
-    directory, in whatever process. listen: "HOST:PORT" to serve other programs too, port 0 for a free one; None: no port.
-    settings: takhin-server's, as topics__partitions=3 for topics.partitions.
+    directory, in whatever process. listen: "HOST:PORT" to serve other programs too, port 0 for a free one; None: no
+    port. settings: takhin-server's, as topics__partitions=3 for topics.partitions.
 
     Entering it raises ConfigError for a setting that is none, StartError when the directory or the port is taken.
     """

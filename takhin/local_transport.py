@@ -8,7 +8,15 @@ from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from takhin.client.errors import Cancelled, ClientError, Closed, DeadlineExceeded, Unavailable, Unimplemented, client_error
+from takhin.client.errors import (
+    Cancelled,
+    ClientError,
+    Closed,
+    DeadlineExceeded,
+    Unavailable,
+    Unimplemented,
+    client_error,
+)
 from takhin.client.transport import RequestStream, ResponseStream
 from takhin.errors import Reason, TakhinError
 from takhin.rpc.call import Kind, MethodTable

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +16,7 @@ from takhin.cli.values import NUMBER, Seconds, Size
 
 if TYPE_CHECKING:
     from takhin.client import Client
+    from takhin.client.producer import Acks
 
 bench = Group("bench", help="Measure a broker: produce, consume, end to end.")
 COMMANDS = {"bench": bench}
@@ -35,7 +36,8 @@ _TITLES = {
 
 def _options(*more: click.Parameter) -> list[click.Parameter]:
     return [
-        Option(["-t", "--topic"], metavar="TOPIC", help="A topic that is there.  [default: one that is made, and deleted]"),
+        Option(["-t", "--topic"], metavar="TOPIC",
+               help="A topic that is there.  [default: one that is made, and deleted]"),
         Option(["--size"], type=Size(), metavar="BYTES", default="1k", show_default=True, help="Of a record's value."),
         Option(["-p", "--partitions"], type=NUMBER, metavar="N", default=1, show_default=True,
                help="Of the topic that is made."),
@@ -56,11 +58,11 @@ def _count_options() -> list[click.Parameter]:
 @bench.command("produce", short_help="Produce as fast as it goes.", params=_options(*_count_options()))
 @with_client
 async def _produce(
-    tk: "Client", topic: str | None, size: int, partitions: int, acks: str, count: int, batch_bytes: int,
+    tk: "Client", topic: str | None, size: int, partitions: int, acks: "Acks", count: int, batch_bytes: int,
     output: str | None
 ) -> None:
-    """Produce records in batches, as fast as the broker takes them. The latency is a batch's: from when it was given to the
-    client to its acknowledgement, while others are on their way.
+    """Produce records in batches, as fast as the broker takes them. The latency is a batch's: from when it was given to
+    the client to its acknowledgement, while others are on their way.
     """
     async with _topic(tk, topic, partitions) as name:
         began_s = time.perf_counter()
@@ -71,11 +73,11 @@ async def _produce(
 @bench.command("consume", short_help="Consume as fast as it goes.", params=_options(*_count_options()))
 @with_client
 async def _consume(
-    tk: "Client", topic: str | None, size: int, partitions: int, acks: str, count: int, batch_bytes: int,
+    tk: "Client", topic: str | None, size: int, partitions: int, acks: "Acks", count: int, batch_bytes: int,
     output: str | None
 ) -> None:
-    """Read a topic from its beginning to its end, checksums verified: TOPIC as it is, at most --count records; or one that
-    is filled before. The latency is the time from one response to the next.
+    """Read a topic from its beginning to its end, checksums verified: TOPIC as it is, at most --count records; or one
+    that is filled before. The latency is the time from one response to the next.
     """
     async with _topic(tk, topic, partitions) as name:
         if topic is None:
@@ -103,10 +105,11 @@ async def _consume(
 ))
 @with_client
 async def _e2e(
-    tk: "Client", topic: str | None, size: int, partitions: int, acks: str, rate: int, duration: float, output: str | None
+    tk: "Client", topic: str | None, size: int, partitions: int, acks: "Acks", rate: int, duration: float,
+    output: str | None
 ) -> None:
-    """Produce records at a steady rate, one by one, and read them at the same time. The latency is a record's: from when it
-    was given to the producer to when the consumer had it.
+    """Produce records at a steady rate, one by one, and read them at the same time. The latency is a record's: from
+    when it was given to the producer to when the consumer had it.
     """
     import asyncio
 
@@ -166,7 +169,7 @@ async def _topic(tk: "Client", topic: str | None, partitions: int) -> AsyncItera
 
 
 async def _fill(
-    tk: "Client", topic: str, count: int, size: int, batch_bytes: int, acks: Any
+    tk: "Client", topic: str, count: int, size: int, batch_bytes: int, acks: "Acks"
 ) -> tuple[list[float], int]:
     """Produce `count` records; gives each batch's latency, and how many records that were."""
     import asyncio

@@ -17,8 +17,8 @@ _EPILOG = """\
 
 
 def _completion(shell: str) -> None:
-    """Write the script that makes a shell complete takhin's commands, options, topics and groups. The latter two are asked
-    of the broker that TAKHIN_BROKER names.
+    """Write the script that makes a shell complete takhin's commands, options, topics and groups. The latter two are
+    asked of the broker that TAKHIN_BROKER names.
     """
     from takhin.cli.main import PROG, VARIABLE, program
 

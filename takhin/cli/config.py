@@ -30,8 +30,8 @@ _SECRET = {"token", "api_key"}
 def _show(
     context: click.Context, prefix: str, changed: bool, config_file: str | None, output: str | None
 ) -> None:
-    """Show what takhin (client.*) and takhin-server would use if they were started here without a flag: the value and its
-    origin, a variable, the file, or the default. PREFIX: only those whose names begin with it, as "grpc".
+    """Show what takhin (client.*) and takhin-server would use if they were started here without a flag: the value and
+    its origin, a variable, the file, or the default. PREFIX: only those whose names begin with it, as "grpc".
     """
     rows = [
         row for row in (*_client_rows(context), *_server_rows(config_file))

@@ -76,6 +76,13 @@ def with_client(command: Callable[..., Awaitable[int | None]]) -> Callable[..., 
         from takhin.cli.session import run_with_client
 
         connection = Connection(*(values.pop(name) for name in Connection._fields))
-        return run_with_client(connection, functools.partial(command, **values))
+        named = {}
+        for name in ("topic", "group"):
+            value = values.get(name)
+            if isinstance(value, tuple) and len(value) == 1:
+                (value,) = value
+            if isinstance(value, str):
+                named[name] = value
+        return run_with_client(connection, functools.partial(command, **values), named)
 
     return callback

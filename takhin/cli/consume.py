@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 # Of one response. Larger ones cost the broker and us less a byte, and hold more memory.
 _MAX_BYTES = 1 << 20
 _DEFAULT_FORMAT = "%v\\n"
-_STARTS = "earliest, latest, an offset, -10 (before the end), +100 (behind the beginning), or a time: @2026-11-01T00:00 " \
-    "(local time), @-1h"
+_STARTS = (
+    "earliest, latest, an offset, -10 (before the end), +100 (behind the beginning), or a time: @2026-11-01T00:00 "
+    "(local time), @-1h")
 
 _CONSUME_EPILOG = """\
 \b
@@ -38,9 +39,9 @@ A format has:
   %V its size    %K its size, -1: none     %T timestamp, ms since 1970
   %h headers     %% a percent sign         \\n \\t \\r \\0 \\e \\\\ \\xHH
 
-Without -f a record's value and a newline are written; on a terminal what is not printable is escaped. A file whose lines
-were produced to one partition comes back byte for byte with that, but for its end: a last line without a newline gets
-one. takhin produce --keep-ends and consume -f %v give back that too.
+Without -f a record's value and a newline are written; on a terminal what is not printable is escaped. A file whose
+lines were produced to one partition comes back byte for byte with that, but for its end: a last line without a newline
+gets one. takhin produce --keep-ends and consume -f %v give back that too.
 """
 _TAIL_EPILOG = """\
 \b
@@ -63,8 +64,9 @@ async def _consume(
     if text_format is not None and output is not None:
         raise CommandError("-f and -O both say how to show it: say one of them", EXIT_USAGE)
     if group is not None and (partition is not None or durable):
-        raise CommandError("a group shares out the partitions itself, and reads what is written: -p and --durable don't go "
-                           "with -g", EXIT_USAGE)
+        raise CommandError(
+            "a group shares out the partitions itself, and reads what is written: -p and --durable don't go with -g",
+            EXIT_USAGE)
     shape = shape_of(text_format, output)
     start_at = read_start(start)
     async with Sink() as sink:
@@ -74,7 +76,8 @@ async def _consume(
 
             await consume_group(tk, topic, group, start_at, shape, sink, count=count, until_end=end)
         else:
-            await _copy(tk, topic, start_at, shape, sink, partition=partition, count=count, until_end=end, durable=durable)
+            await _copy(
+                tk, topic, start_at, shape, sink, partition=partition, count=count, until_end=end, durable=durable)
         await sink.write(shape.end)
 
 
@@ -163,7 +166,8 @@ COMMANDS = {
                help="So many of each partition, before what comes."),
         Option(["-o", "--offset", "start"], metavar="WHERE", help=f"Begin there instead: {_STARTS}."),
         Option(["-p", "--partition"], type=NUMBER, metavar="N", help="Only this one.  [default: all]"),
-        Option(["-O", "--output"], type=click.Choice(FORMATS), envvar="TAKHIN_TAIL_OUTPUT", help="How to show it.  [default: table]"),
+        Option(["-O", "--output"], type=click.Choice(FORMATS), envvar="TAKHIN_TAIL_OUTPUT",
+               help="How to show it.  [default: table]"),
         *connection_options(),
     ]),
 }

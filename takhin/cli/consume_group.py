@@ -26,7 +26,9 @@ _LAST_COMMIT_S = 2.0
 async def consume_group(
     tk: Client, topic: str, group: str, start: StartAt, shape: Shape, sink: Sink, *, count: int | None, until_end: bool
 ) -> None:
-    """Write what the group gives this member; `count` records at most. until_end: what there is now. Raises ClientError."""
+    """Write what the group gives this member; `count` records at most. until_end: what there is now. Raises
+    ClientError.
+    """
     ends = {}
     if until_end:
         described = await tk.describe_topic(topic)

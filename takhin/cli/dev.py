@@ -90,7 +90,8 @@ def _welcome(server: ServerProcess) -> str:
         "In another terminal:", ""]
     if address.rpartition(":")[2] != DEFAULT_BROKER.rpartition(":")[2]:
         lines.append(f"  export TAKHIN_BROKER={address}")
-    lines += ["  takhin topic create greetings", "  echo hello | takhin produce greetings", "  takhin consume greetings", ""]
+    lines += [
+        "  takhin topic create greetings", "  echo hello | takhin produce greetings", "  takhin consume greetings", ""]
     return "\n".join(lines) + "\n"
 
 

@@ -1,5 +1,7 @@
 """What the client raises, as a line that says what to do next, and an exit status."""
 
+from collections.abc import Mapping
+
 from takhin.cli.command import (
     EXIT_ACCESS,
     EXIT_FAILED,
@@ -26,7 +28,7 @@ _HINTS: dict[str, str] = {
     Reason.PARTITION_NOT_FOUND: "takhin topic describe {topic} shows its partitions",
     Reason.GROUP_NOT_FOUND: "takhin group list shows all",
     Reason.TOPIC_EXISTS: "takhin topic update changes it, --if-not-exists takes it as it is",
-    Reason.GROUP_HAS_MEMBERS: "stop its consumers first; takhin group describe {group} names them",
+    Reason.GROUP_HAS_MEMBERS: "takhin group describe {group} names them",
     Reason.OFFSET_OUT_OF_RANGE: "takhin topic describe {topic} shows where each partition begins and ends",
     Reason.RECORD_TOO_LARGE: "takhin topic update {topic} -c max.message.bytes=BYTES lets the topic take larger ones",
     Reason.DISK_FULL: "make room on the broker's disk, or let it keep less (retention.bytes, retention.ms)",
@@ -45,8 +47,8 @@ _CODE_HINTS: dict[Code, str] = {
 }
 
 
-def command_error(problem: ClientError, broker: str, topic: str = "TOPIC") -> CommandError:
-    """The line and the exit status for it. topic: which one, where the error does not say."""
+def command_error(problem: ClientError, broker: str, named: Mapping[str, str] | None = None) -> CommandError:
+    """The line and the exit status for it. named: the topic and the group in question, where the error does not say."""
     code = Code(problem.code)
     message = problem.message.rstrip(".")
     if code == Code.UNAVAILABLE and not problem.reason:
@@ -56,6 +58,6 @@ def command_error(problem: ClientError, broker: str, topic: str = "TOPIC") -> Co
         message = f"no answer from {broker} in time"
     hint = _HINTS.get(problem.reason) or _CODE_HINTS.get(code)
     if hint:
-        names = {"topic": topic, "group": "GROUP"} | problem.metadata
+        names = {"topic": "TOPIC", "group": "GROUP"} | dict(named or {}) | problem.metadata
         message += "; " + hint.format(topic=names["topic"], group=names["group"])
     return CommandError(message, _STATUSES.get(code, EXIT_FAILED))

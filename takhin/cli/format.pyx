@@ -1,4 +1,6 @@
-"""Records as text, by a format like kcat's: written straight from the response's bytes, no Python object for a record."""
+"""Records as text, by a format like kcat's: written straight from the response's bytes, no Python object for a
+record.
+"""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t

@@ -89,7 +89,8 @@ def _lag_row(each: "GroupOffset") -> dict[str, Any]:
 
 @group.command("reset", short_help="Set a group to other offsets.", params=[
     group_argument(),
-    Option(["--to"], metavar="WHERE", help="earliest, latest, an offset, or a time: @2026-11-01T00:00 (local time), @-1h."),
+    Option(["--to"], metavar="WHERE",
+           help="earliest, latest, an offset, or a time: @2026-11-01T00:00 (local time), @-1h."),
     Option(["--shift"], type=int, metavar="N", help="So many records on; negative: back."),
     Option(["-t", "--topic"], multiple=True, metavar="TOPIC",
            help="All partitions of this topic; can be repeated.  [default: all that the group has committed]"),
@@ -112,7 +113,8 @@ async def _reset(
         "to": None if to is None else _target(to), "shift": shift, "topics": topic,
         "partitions": [_place(each) for each in partition]}
     planned = await tk.reset_offsets(group, **target, dry_run=True)
-    show(_reset_rows(planned), _RESETS, output, empty=f"group {group} has committed nothing; -t TOPIC sets it for a topic")
+    show(_reset_rows(planned), _RESETS, output,
+         empty=f"group {group} has committed nothing; -t TOPIC sets it for a topic")
     if not planned or dry_run:
         return
     if not yes:

@@ -23,8 +23,8 @@ async def _health(tk: "Client", output: str | None) -> int:
 
 @with_client
 async def _version(tk: "Client", output: str | None) -> None:
-    """Show the versions of takhin, of Python, and of the broker when there is one to be reached. takhin --version asks no
-    broker.
+    """Show the versions of takhin, of Python, and of the broker when there is one to be reached. takhin --version asks
+    no broker.
     """
     import platform
 

@@ -10,9 +10,7 @@ from takhin.cli.command import CommandError
 if TYPE_CHECKING:
     from takhin.client import Message
 
-_KNOWN = {
-    "key", "key_base64", "value", "value_base64", "headers", "partition", "timestamp", "topic", "offset", "epoch", "time",
-}
+_KNOWN = {"key", "key_base64", "value", "value_base64", "headers", "partition", "timestamp", "topic", "offset"}
 
 
 class JsonLines:
@@ -33,8 +31,8 @@ class JsonLines:
         if not isinstance(fields, dict):
             raise CommandError(f'{where} is not an object, as {{"key": "k", "value": "v"}}')
         if unknown := fields.keys() - _KNOWN:
-            raise CommandError(f"{where}: {min(unknown)!r} is not known; a record has key, value, headers, partition and "
-                               "timestamp")
+            raise CommandError(
+                f"{where}: {min(unknown)!r} is not known; a record has key, value, headers, partition and timestamp")
         partition = fields.get("partition") if self._partition is None else self._partition
         if partition is not None and (type(partition) is not int or partition < 0):
             raise CommandError(f"{where}: partition {partition!r} is not a number from 0 on")

@@ -20,13 +20,15 @@ cdef enum:
     # Tags and lengths of a record, its key and its value.
     OVERHEAD_BYTES = 24
 
-# partition None: the records have no key, and may go anywhere. payload: `count` records as ProduceMessageRequest.records has
-# them. first_line: where the first of them stood, from 1 on.
+# partition None: the records have no key, and may go anywhere. payload: `count` records as
+# ProduceMessageRequest.records has them. first_line: where the first of them stood, from 1 on.
 LineBatch = namedtuple("LineBatch", ["partition", "payload", "count", "first_line"])
 
 
 class LineTooLong(ValueError):
     """A line that no record may hold. line: its number, from 1 on."""
+
+    line = 0
 
     def __init__(self, line, most):
         super().__init__(f"line {line} is longer than {most} bytes")
@@ -37,16 +39,16 @@ class LineTooLong(ValueError):
 cdef class LineEncoder:
     """Takes blocks of input, and gives batches of records, each line a record.
 
-    num_partitions: of the topic; records with a key are put together by its partition. batch_bytes, batch_records: where a
-    batch is full. line_bytes: the longest line there may be. delimiter: the byte that ends a line; with keep_ends it is a
-    part of the record. key_separator: what stands before it is the key; a line without it has none. key: of all lines.
-    headers: of all lines. empty_is_none: an empty value is a tombstone. lines: how many were read.
+    num_partitions: of the topic; records with a key are put together by its partition. batch_bytes, batch_records:
+    where a batch is full. line_bytes: the longest line there may be. delimiter: the byte that ends a line; with
+    keep_ends it is a part of the record. key_separator: what stands before it is the key; a line without it has none.
+    key: of all lines. headers: of all lines. empty_is_none: an empty value is a tombstone. lines: how many were read.
     """
 
     def __init__(
         self, *, uint32_t num_partitions, size_t batch_bytes, uint32_t batch_records, size_t line_bytes,
-        bytes delimiter not None=b"\n", bint keep_ends=False, bytes key_separator not None=b"", bytes key=None, headers=(),
-        bint empty_is_none=False
+        bytes delimiter not None=b"\n", bint keep_ends=False, bytes key_separator not None=b"", bytes key=None,
+        headers=(), bint empty_is_none=False
     ):
         if len(delimiter) != 1:
             raise ValueError("the delimiter is one byte")

@@ -35,7 +35,8 @@ def format_of(wanted: str | None) -> str:
 def show(
     rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], wanted: str | None, *, empty: str = ""
 ) -> None:
-    """Rows of one kind. A table has the columns; JSON has all fields. empty: what is said instead of a table without rows.
+    """Rows of one kind. A table has the columns; JSON has all fields. empty: what is said instead of a table without
+    rows.
 
     Raises BrokenPipeError.
     """

@@ -23,12 +23,12 @@ _EPILOG = """\
   takhin produce users users.tsv -k '\\t' --acks durable
   takhin produce orders --json < orders.jsonl
 
-With --json a line is an object: {"key": ..., "value": ..., "headers": {...}, "partition": 0, "timestamp": 1700000000000}.
-Text becomes UTF-8, null is none (a value of null is a tombstone), all else stays JSON; bytes that are no text are
-"key_base64" and "value_base64". It is what takhin consume -O jsonl writes.
+With --json a line is an object: {"key": ..., "value": ..., "headers": {...}, "partition": 0, "timestamp":
+1700000000000}. Text becomes UTF-8, null is none (a value of null is a tombstone), all else stays JSON; bytes that are
+no text are "key_base64" and "value_base64". It is what takhin consume -O jsonl writes.
 
-A topic with one partition keeps a file's order, and with keys each key's; otherwise lines go to all partitions by turns, a
-batch each.
+A topic with one partition keeps a file's order, and with keys each key's; otherwise lines go to all partitions by
+turns, a batch each.
 """
 
 
@@ -72,14 +72,15 @@ COMMANDS = {
         Option(["-k", "--key-separator"], metavar="TEXT", default="",
                help="A line is its key, TEXT, its value; without TEXT in it it has no key. \\t is a tab."),
         Option(["--key"], metavar="KEY", help="The key of all of them."),
-        Option(["-H", "--header"], multiple=True, metavar="NAME=VALUE", help="A header of all of them; can be repeated."),
+        Option(["-H", "--header"], multiple=True, metavar="NAME=VALUE",
+               help="A header of all of them; can be repeated."),
         Option(["--json", "as_json"], is_flag=True, help="Each line is a record as a JSON object, see below."),
         Option(["-p", "--partition"], type=NUMBER, metavar="N",
                help="Where all of them go.  [default: by the key; without one by turns]"),
         Option(["-D", "--delimiter"], metavar="BYTE", default="\\n", show_default=True, help="What ends a line."),
         Option(["--keep-ends"], is_flag=True,
-               help="Keep the newline in the record: takhin consume -f %v gives back any file byte for byte then, also one "
-               "that does not end with a newline."),
+               help="Keep the newline in the record: takhin consume -f %v gives back any file byte for byte then, also "
+               "one that does not end with a newline."),
         Option(["-Z", "--null"], is_flag=True, help="An empty value is none: a tombstone."),
         Option(["--acks"], type=click.Choice(["assigned", "written", "durable"]), default="written", show_default=True,
                help="What to wait for: an offset; the broker's death is survived; so is the loss of power."),

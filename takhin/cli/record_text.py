@@ -69,7 +69,8 @@ class Lines(_Text):
     def line(self, message: Message) -> str:
         key = "" if message.key is None else f"{self._key}{_shown(message.key)}{self._plain}  "
         value = f"{self._dim}(tombstone){self._plain}" if message.value is None else _shown(message.value)
-        headers = "".join(f"  {self._dim}{printable(name)}={_shown(each)}{self._plain}" for name, each in message.headers)
+        headers = "".join(
+            f"  {self._dim}{printable(name)}={_shown(each)}{self._plain}" for name, each in message.headers)
         about = f"{_local_time(message.timestamp_ms)}  {message.partition}:{message.offset}"
         return f"{self._dim}{about}{self._plain}  {key}{value}{headers}"
 

@@ -14,14 +14,15 @@ from takhin.cli.program import Command
 _HEAD = """\
 # The command line
 
-Made from the commands' own help by `make docs`. `takhin` speaks with a broker, or, `takhin segment` and `takhin config`, with
-its files; `takhin-server` is the broker itself, and its `--help` lists every setting.
+Made from the commands' own help by `make docs`. `takhin` speaks with a broker, or, `takhin segment` and `takhin
+config`, with its files; `takhin-server` is the broker itself, and its `--help` lists every setting.
 
-- **Output.** Data goes to standard output, all else to standard error. On a terminal there are tables; in a pipe or a file
-  there is one JSON object a line. `-O table|json|jsonl` says otherwise. `NO_COLOR` turns colors off.
-- **Options.** A flag beats a variable, a variable beats the default. `TAKHIN_BROKER=HOST:PORT` is `--broker` everywhere.
-- **Scripts.** An error is one line on standard error that says what to do next; the exit status tells its kind. When nobody
-  reads the output any more a command ends quietly, and Ctrl-C ends each of them.
+- **Output.** Data goes to standard output, all else to standard error. On a terminal there are tables; in a pipe or a
+  file there is one JSON object a line. `-O table|json|jsonl` says otherwise. `NO_COLOR` turns colors off.
+- **Options.** A flag beats a variable, a variable beats the default. `TAKHIN_BROKER=HOST:PORT` is `--broker`
+  everywhere.
+- **Scripts.** An error is one line on standard error that says what to do next; the exit status tells its kind. When
+  nobody reads the output any more a command ends quietly, and Ctrl-C ends each of them.
 
 | exit status | |
 |---|---|
@@ -41,15 +42,16 @@ its files; `takhin-server` is the broker itself, and its `--help` lists every se
     takhin produce access-log access.log
     takhin consume access-log -e -f '%v\\n' > copy.log
 
-A record is a line without its newline, so the copy is the file byte for byte, in a topic with one partition (or with `-p`).
-One thing is lost: whether the last line ended with a newline. `consume -f '%v\\n'` writes one behind every record, so a file
-that did not end with one is a byte longer afterwards. Where that matters, keep the newlines in the records; then every file
-comes back as it was, also one without any text in it:
+A record is a line without its newline, so the copy is the file byte for byte, in a topic with one partition (or with
+`-p`). One thing is lost: whether the last line ended with a newline. `consume -f '%v\\n'` writes one behind every
+record, so a file that did not end with one is a byte longer afterwards. Where that matters, keep the newlines in the
+records; then every file comes back as it was, also one without any text in it:
 
     takhin produce images photo.jpg --keep-ends
     takhin consume images -e -f '%v' > photo.jpg
 
-Lines may hold any bytes and be as long as the topic takes (`max.message.bytes`, 1 MiB by default); `\\r` stays where it is.
+Lines may hold any bytes and be as long as the topic takes (`max.message.bytes`, 1 MiB by default); `\\r` stays where it
+is.
 """
 
 
@@ -58,7 +60,8 @@ def reference() -> str:
     context = _context(Command("takhin", params=connection_options()), (PROG,), None)
     formatter = context.make_formatter()
     Command("takhin", params=connection_options(), add_help_option=False).format_options(context, formatter)
-    parts = [_HEAD, f"## Options of every command that speaks with a broker\n\n```\n{formatter.getvalue().strip()}\n```\n"]
+    shared = formatter.getvalue().strip()
+    parts = [_HEAD, f"## Options of every command that speaks with a broker\n\n```\n{shared}\n```\n"]
     for path, text in _helps(program, (PROG,), None):
         level = "##" if len(path) <= 2 else "###"
         parts.append(f"{level} {' '.join(path)}\n\n```\n{text}\n```\n")

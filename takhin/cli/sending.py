@@ -75,15 +75,19 @@ class Sending:
         self._progress = Progress(f"to {topic}", total_bytes, is_wanted=shows)
         self._records = 0
         self._bytes = 0
+        self._has_keys = False
         self._last: RecordMetadata | None = None
         # The first thing that went wrong: where, and what.
         self._failure: tuple[str, Exception] | None = None
 
     async def send(self, paths: Sequence[str], shape: Shape, partitions: int, *, as_json: bool) -> None:
-        """Send what is in the files, each line as `shape` says, or as JSON. Raises CommandError, OSError, ClientError."""
+        """Send what is in the files, each line as `shape` says, or as JSON. Raises CommandError, OSError,
+        ClientError.
+        """
         if as_json:
             await self._send_json(Input(paths), JsonLines(shape.partition), shape.delimiter)
         else:
+            self._has_keys = bool(shape.key_separator)
             await self._send_lines(Input(paths), encoder_of(shape, partitions), shape.partition)
         await self._finish()
 
@@ -99,8 +103,8 @@ class Sending:
                     for batch in encoder.take():
                         await self._send_batch(batch, partition, path, lines_before)
                     raise CommandError(
-                        f"{_name(path)}: line {problem.line - lines_before} is longer than {_MAX_LINE_BYTES} bytes; the "
-                        "lines before it are sent") from problem
+                        f"{_name(path)}: line {problem.line - lines_before} is longer than {_MAX_LINE_BYTES} bytes; "
+                        "the lines before it are sent") from problem
                 # What is not full waits for more only while more comes.
                 if not await source.wait(LINGER_S):
                     batches += encoder.take()
@@ -116,7 +120,11 @@ class Sending:
         return encoder.take()
 
     async def _send_batch(self, batch: LineBatch, partition: int | None, path: str, lines_before: int) -> None:
-        where = f"{_name(path)}: lines {batch.first_line - lines_before} to {batch.first_line - lines_before + batch.count - 1}"
+        first = batch.first_line - lines_before
+        where = f"{_name(path)}: lines {first} to {first + batch.count - 1}"
+        if self._has_keys:
+            # Those between them may have gone to other partitions.
+            where = f"{_name(path)}: {batch.count} of the lines from {first} on"
         delivery = await self._producer.send_encoded(
             batch.payload, batch.count, partition=batch.partition if partition is None else partition)
         delivery.add_done_callback(self._taker(batch.count, where))
@@ -179,9 +187,8 @@ class Sending:
         if self._failure is not None:
             where, problem = self._failure
             assert isinstance(problem, ClientError)
-            told = command_error(problem, "the broker", self._topic)
-            raise CommandError(f"{where} were not stored: {told}" if ": lines" in where else
-                               f"{where} was not stored: {told}", told.status)
+            told = command_error(problem, "the broker", {"topic": self._topic})
+            raise CommandError(f"{where} {'were' if 'lines' in where else 'was'} not stored: {told}", told.status)
         if undelivered is not None:
             raise undelivered
 

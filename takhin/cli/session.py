@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from takhin.cli.command import EXIT_USAGE, CommandError
 from takhin.cli.connection import Connection
@@ -11,8 +11,12 @@ from takhin.cli.connection import Connection
 _GRPC_ENVIRONMENT = {"GRPC_ENABLE_FORK_SUPPORT": "0", "GRPC_VERBOSITY": "NONE"}
 
 
-def run_with_client(connection: Connection, command: Callable[..., Awaitable[int | None]]) -> int | None:
-    """Run command(client). Gives what it gives. Raises CommandError for all that the client raises."""
+def run_with_client(
+    connection: Connection, command: Callable[..., Awaitable[int | None]], named: Mapping[str, str] | None = None
+) -> int | None:
+    """Run command(client). Gives what it gives. Raises CommandError for all that the client raises; named: the topic
+    and the group that the command is about.
+    """
     for name, value in _GRPC_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import uvloop
@@ -33,6 +37,6 @@ def run_with_client(connection: Connection, command: Callable[..., Awaitable[int
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(session())
     except ClientError as problem:
-        raise command_error(problem, connection.broker) from problem
+        raise command_error(problem, connection.broker, named) from problem
     except ValueError as problem:
         raise CommandError(str(problem), EXIT_USAGE) from problem

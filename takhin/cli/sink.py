@@ -17,8 +17,8 @@ _LOOK_S = 0.5
 class Sink:
     """Writes in a thread: who reads slowly, as a pager does, keeps nothing else from going on. Used with `async with`.
 
-    When nobody reads any more, the task that uses it is cancelled, and BrokenPipeError raised at its end: also while there
-    is nothing to write. OSError in the same way. given, written: chunks so far.
+    When nobody reads any more, the task that uses it is cancelled, and BrokenPipeError raised at its end: also while
+    there is nothing to write. OSError in the same way. given, written: chunks so far.
     """
 
     def __init__(self) -> None:

@@ -71,8 +71,8 @@ async def _list(tk: "Client", output: str | None) -> None:
     topic_argument(nargs=-1, required=True), output_option(), *connection_options()])
 @with_client
 async def _describe(tk: "Client", topic: tuple[str, ...], output: str | None) -> None:
-    """Show each TOPIC's partitions: where they begin and end, how far the disk has them. END is the offset that the next
-    record gets; all below DURABLE survives the loss of power.
+    """Show each TOPIC's partitions: where they begin and end, how far the disk has them. END is the offset that the
+    next record gets; all below DURABLE survives the loss of power.
     """
     topics = await tk.describe_topics(topic)
     if format_of(output) != TABLE:

@@ -184,6 +184,8 @@ class Admin:
             request.shift_by = shift
         elif to is not None:
             start = start_at(to)
+            if start.from_start is not None:
+                raise ValueError("to counts from the beginning; give an offset, or shift")
             if start.from_end is not None:
                 raise ValueError(f"to {to} is negative; offsets are 0 or more, and shift goes back")
             if start.is_earliest:

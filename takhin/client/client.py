@@ -7,7 +7,7 @@ from takhin.client.consumer import Consumer
 from takhin.client.grpc_transport import DEFAULT_TIMEOUT_S, TLS, GrpcTransport
 from takhin.client.producer import Acks, Producer
 from takhin.client.reader import Reader
-from takhin.client.start import Start, StartAt
+from takhin.client.start import Start
 from takhin.client.transaction import Transaction, TransactionProducer
 from takhin.client.transport import Transport
 
@@ -73,7 +73,7 @@ class Client(Admin):
             flush_timeout_s=flush_timeout_s)
 
     def consumer(
-        self, *topics: str, group: str, start: Start | StartAt = "earliest", auto_commit: bool = False, instance_id: str = "",
+        self, *topics: str, group: str, start: Start = "earliest", auto_commit: bool = False, instance_id: str = "",
         client_id: str = "", assignor: str = "", credit_bytes: int = 8 * 1024 * 1024, max_bytes: int = 0,
         session_timeout_s: float = 45.0, max_processing_s: float = 300.0, check: bool = True,
         commit_timeout_s: float = 30.0
@@ -105,7 +105,7 @@ class Client(Admin):
         return Transaction(self, self._transactions, consumer=consumer, group=group, timeout_s=timeout_s)
 
     def read(
-        self, topic: str, *, partition: int | None = None, start: Start | StartAt = "earliest", until_end: bool = False,
+        self, topic: str, *, partition: int | None = None, start: Start = "earliest", until_end: bool = False,
         max_records: int | None = None, visibility: str = "written", check: bool = True, max_bytes: int = 0
     ) -> Reader:
         """Messages of a topic, without a group: an asynchronous iterator; .batches() gives them by the hundred.

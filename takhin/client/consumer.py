@@ -50,7 +50,7 @@ class Consumer:
     """
 
     def __init__(
-        self, admin: Admin, transport: Transport, topics: Iterable[str], *, group: str, start: Start | StartAt,
+        self, admin: Admin, transport: Transport, topics: Iterable[str], *, group: str, start: Start,
         auto_commit: bool, instance_id: str, client_id: str, assignor: str, credit_bytes: int, max_bytes: int,
         session_timeout_s: float, max_processing_s: float, check: bool, commit_timeout_s: float, retry_s: float
     ) -> None:

@@ -25,7 +25,7 @@ class Reader:
     """
 
     def __init__(
-        self, admin: Admin, transport: Transport, topic: str, *, partition: int | None, start: Start | StartAt, until_end: bool,
+        self, admin: Admin, transport: Transport, topic: str, *, partition: int | None, start: Start, until_end: bool,
         max_records: int | None, visibility: str, check: bool, max_bytes: int, retry_s: float
     ) -> None:
         self._feed: _Feed | None = None

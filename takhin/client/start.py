@@ -4,8 +4,6 @@ import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-Start = str | int | datetime | timedelta
-
 EARLIEST, LATEST = "earliest", "latest"
 
 
@@ -13,8 +11,9 @@ EARLIEST, LATEST = "earliest", "latest"
 class StartAt:
     """A start, read: exactly one of the fields is set.
 
-    offset: that one. from_end: so many records before the end. from_start: so many behind the beginning. time_ms: the first record with this timestamp or a later
-    one, in ms since 1970. is_earliest, is_latest: where the log begins, where it ends.
+    offset: that one. from_end: so many records before the end. from_start: so many behind the beginning. time_ms: the
+    first record with this timestamp or a later one, in ms since 1970. is_earliest, is_latest: where the log begins,
+    where it ends.
     """
 
     offset: int | None = None
@@ -37,7 +36,10 @@ class StartAt:
         return self.offset
 
 
-def start_at(start: "Start | StartAt") -> StartAt:
+Start = str | int | datetime | timedelta | StartAt
+
+
+def start_at(start: Start) -> StartAt:
     """Read a start. A datetime without a zone is one of the local zone; a timedelta is that long ago.
 
     Raises TypeError, ValueError.

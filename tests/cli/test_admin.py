@@ -24,7 +24,8 @@ def test_topics(shared_broker: BrokerProcess) -> None:
     assert updated.err == "topic cli-a has 3 partitions, flush.ms=10\n"
     takhin(shared_broker, "topic", "delete", "cli-a", "cli-nope", "-y", status=3)
     # Nothing of it was done.
-    assert takhin(shared_broker, "topic", "delete", "cli-a", "cli-b", "-y").err == "deleted topic cli-a\ndeleted topic cli-b\n"
+    deleted = takhin(shared_broker, "topic", "delete", "cli-a", "cli-b", "-y")
+    assert deleted.err == "deleted topic cli-a\ndeleted topic cli-b\n"
     assert "cli-a" not in takhin(shared_broker, "topic", "list").out.decode()
 
 
@@ -58,14 +59,15 @@ def test_groups(shared_broker: BrokerProcess) -> None:
 def test_a_group_with_a_member(shared_broker: BrokerProcess) -> None:
     topic = new_topic(shared_broker.stub())
     group = f"group-of-{topic}"
-    with Member(shared_broker, group, topic, client_id="someone") as member:
-        member.joined()
-        described = takhin(shared_broker, "group", "describe", group).objects[0]
-        assert described["state"] == "Stable"
-        assert [(each["client"], each["topic"], each["partition"]) for each in described["assignments"]] == [
-            ("someone", topic, 0)]
-        told = takhin(shared_broker, "group", "reset", group, "--to", "latest", "-t", topic, "-y", status=1).complaint
-        assert f"stop its consumers first; takhin group describe {group} names them" in told
+    member = Member(shared_broker.stub(), group, topic, client_id="someone")
+    member.wait(lambda: member.of("assigned"))
+    described = takhin(shared_broker, "group", "describe", group).objects[0]
+    assert described["state"] == "Stable"
+    assert [(each["client"], each["topic"], each["partition"]) for each in described["assignments"]] == [
+        ("someone", topic, 0)]
+    told = takhin(shared_broker, "group", "reset", group, "--to", "latest", "-t", topic, "-y", status=1).complaint
+    assert f"; takhin group describe {group} names them" in told
+    member.leave()
 
 
 def test_bench(shared_broker: BrokerProcess) -> None:

@@ -126,7 +126,8 @@ def test_json_goes_in_and_comes_out(shared_broker: BrokerProcess) -> None:
         {"key": None, "value": None}, {"value": ""}, {"key_base64": "/w==", "value_base64": "AP8="},
         {"value": {"a": [1, "ä"]}}, {"value": 7, "headers": [["h", "1"], ["h", "2"], ["raw", {"base64": "/w=="}]]},
     ]
-    takhin(shared_broker, "produce", topic, "--json", stdin=b"\n".join(json.dumps(each).encode() for each in lines) + b"\n\n")
+    text = "\n".join(json.dumps(each) for each in lines) + "\n\n"
+    takhin(shared_broker, "produce", topic, "--json", stdin=text.encode())
     written = takhin(shared_broker, "consume", topic, "-e", "-O", "jsonl")
     assert [each.get("value") for each in written.objects] == ["v\n", None, "", None, '{"a":[1,"ä"]}', "7"]
     assert written.objects[0] == {

@@ -27,7 +27,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The client knows the contract and the wire, and nothing of a broker.
     "client": {"codec", "v1"},
     "sync": {"client"},
-    "cli": {"rpc", "broker", "log", "codec", "v1", "client", "sync"},
+    # The broker in a program, and in tests: the client's way to it without a socket.
+    "local_transport": {"client", "rpc"},
+    "embedded": {"broker", "rpc", "client", "local_transport"},
+    # Starts the server by its name, as anybody would.
+    "server_process": set(),
+    "testing": {"embedded", "local_transport", "client", "sync", "server_process"},
+    "cli": {"rpc", "broker", "log", "codec", "v1", "client", "sync", "server_process"},
 }
 
 # Who may import grpc: the front, and the client's transport.
