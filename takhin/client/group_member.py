@@ -9,7 +9,6 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from typing import Protocol
 
 from takhin.client.errors import (
@@ -23,6 +22,7 @@ from takhin.client.errors import (
 )
 from takhin.client.messages import Records, decode_subscribed
 from takhin.client.retry import pause_s
+from takhin.client.tasks import end
 from takhin.client.transport import SERVICE, RequestStream, Transport
 from takhin.client.types import TopicPartition
 from takhin.errors import Reason
@@ -114,9 +114,7 @@ class GroupMember:
         """End at once, without a leave: the partitions are kept for a while."""
         self._is_leaving = True
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await end(self._task)
         self._drop_commits(Aborted("the consumer was closed before the commit was answered"))
 
     async def _run(self) -> None:
@@ -190,9 +188,7 @@ class GroupMember:
             self._stream = None
             stream.cancel()
             if writer is not None:
-                writer.cancel()
-                with suppress(asyncio.CancelledError, ClientError):
-                    await writer
+                await end(writer)
 
     async def _write(self, stream: RequestStream) -> None:
         """Requests, in their order. A failure shows in what is read, too."""

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from takhin.client.errors import ClientError, CorruptBatch, Unavailable
+from takhin.client.errors import ClientError, CorruptBatch, OffsetOutOfRange, Unavailable
 from takhin.client.messages import Records, decode_records
 from takhin.client.retry import pause_s
 from takhin.client.transport import SERVICE, ResponseStream, Transport
@@ -20,8 +20,7 @@ LONGEST_DURABLE_POLL_S = 0.1
 
 class PartitionReader:
     """Reads `topic`/`partition` from offset (or, where that is None, from time_ms) on, up to end_offset where that is
-    given. Lost connections are made good for retry_s, from the first answer on: before there was one, an error is
-    raised.
+    given. Lost connections are made good for retry_s.
     """
 
     def __init__(
@@ -40,7 +39,6 @@ class PartitionReader:
         # Of the last record seen; -1: not known.
         self._epoch = -1
         self._stream: ResponseStream | None = None
-        self._has_answered = False
         self._failures = 0
         self._failing_since_s = 0.0
         self._damage: CorruptBatch | None = None
@@ -59,7 +57,7 @@ class PartitionReader:
         while True:
             if self._damage is not None:
                 raise self._damage
-            if self._end_offset is not None and self._offset is not None and self._offset >= self._end_offset:
+            if self._end_offset is not None and self._offset is not None and self._offset == self._end_offset:
                 self.cancel()
                 return None
             try:
@@ -76,7 +74,6 @@ class PartitionReader:
                     await self._pause(Unavailable("the broker ended the stream"))
                     continue
                 return None
-            self._has_answered = True
             self._failures = 0
             records = self._take(response)
             if len(records):
@@ -121,7 +118,7 @@ class PartitionReader:
         loop = asyncio.get_running_loop()
         if not self._failures:
             self._failing_since_s = loop.time()
-        if not problem.retryable or not self._has_answered or loop.time() - self._failing_since_s > self._retry_s:
+        if not problem.retryable or loop.time() - self._failing_since_s > self._retry_s:
             raise problem
         self._failures += 1
         await asyncio.sleep(pause_s(self._failures))
@@ -136,26 +133,32 @@ class DurablePartitionReader(PartitionReader):
         super().__init__(*args, **kwargs)
         self._durable = durable
         # Nothing beyond it is asked for: what a power cut takes away is never seen.
-        self._end_offset = 0
+        self._end_offset: int = 0
 
     async def next(self) -> Records | None:
         delay_s = DURABLE_POLL_S
         while True:
-            if self._offset is not None and (records := await super().next()) is not None:
-                return records
+            if self._offset is not None and self._offset < self._end_offset:
+                records = await super().next()
+                if records is not None:
+                    return records
             try:
                 offsets = await self._durable(self._time_ms if self._offset is None else None)
             except ClientError as problem:
                 await self._pause(problem)
                 continue
-            self._has_answered = True
             self._failures = 0
             if self._offset is None:
                 self._offset = offsets.end if offsets.for_time is None else offsets.for_time
+            if self._offset > offsets.end:
+                raise OffsetOutOfRange(
+                    f"offset {self._offset} of {self.topic}/{self.partition} is beyond the end, {offsets.end}",
+                    reason=Reason.OFFSET_OUT_OF_RANGE, metadata={
+                        "log_start_offset": str(offsets.start), "end_offset": str(offsets.end)})
             if offsets.durable <= self._offset:
                 await asyncio.sleep(delay_s)
                 delay_s = min(delay_s * 1.5, LONGEST_DURABLE_POLL_S)
-            self._end_offset = max(offsets.durable, self._end_offset or 0)
+            self._end_offset = max(offsets.durable, self._end_offset)
 
 
 async def check_position(transport: Transport, place: TopicPartition, offset: int, epoch: int) -> None:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from takhin.client.batches import Batch, PartitionQueue
 from takhin.client.errors import ClientError, Internal, Unavailable, client_error
 from takhin.client.retry import pause_s
+from takhin.client.tasks import end
 from takhin.client.transport import SERVICE, RequestStream, Transport
 from takhin.errors import Reason
 from takhin.v1 import takhin_pb2 as pb
@@ -57,9 +58,7 @@ class ProduceStream:
 
     async def aclose(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await end(self._task)
             self._task = None
 
     def offer(self, queue: PartitionQueue) -> None:
@@ -155,12 +154,7 @@ class ProduceStream:
                 await stream.write(batch.request(self._topic, self._required_acks))
             await reader
         finally:
-            if not reader.done():
-                reader.cancel()
-                with suppress(asyncio.CancelledError, ClientError):
-                    await reader
-            elif not reader.cancelled():
-                reader.exception()
+            await end(reader)
 
     def _next(self) -> Batch | None:
         """The batch to be sent now."""

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from takhin.client.admin import Admin
-from takhin.client.errors import PartitionNotFound
+from takhin.client.errors import ClientError, PartitionNotFound
 from takhin.client.messages import Message, Records
 from takhin.client.partition_reader import DurablePartitionReader, PartitionReader
 from takhin.client.start import Start, StartAt, start_at
@@ -133,10 +133,14 @@ class _Feed:
         self._tasks: dict[asyncio.Task[Records | None], PartitionReader] = {}
         self._ready: list[asyncio.Task[Records | None]] = []
         self._is_begun = False
+        self._problem: ClientError | None = None
 
     async def next(self) -> Records | None:
         if self._single is not None:
             return await self._single.next()
+        if self._problem is not None:
+            # Not as if all of them had come to their end.
+            raise self._problem
         if not self._is_begun:
             self._is_begun = True
             for reader in self._readers:
@@ -150,8 +154,9 @@ class _Feed:
             reader = self._tasks.pop(task)
             try:
                 records = task.result()
-            except BaseException:
+            except ClientError as problem:
                 self.cancel()
+                self._problem = problem
                 raise
             if records is not None:
                 self._read(reader)

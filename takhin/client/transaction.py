@@ -44,18 +44,21 @@ class TransactionProducer:
         loop = asyncio.get_running_loop()
         until_s = loop.time() + timeout_s
         attempts = 0
-        await self._number(request)
+        is_numbered = was_renumbered = False
         while True:
             try:
+                if not is_numbered:
+                    await self._number(request)
+                    is_numbered = True
                 answer = pb.ProduceTransactionResponse.FromString(await self._transport.unary(
                     SERVICE + "ProduceTransaction", request.SerializeToString(), max(until_s - loop.time(), 0.001)))
                 break
             except ClientError as problem:
                 attempts += 1
-                if problem.reason in _OUT_OF_SEQUENCE and attempts == 1:
+                if problem.reason in _OUT_OF_SEQUENCE and not was_renumbered:
                     # The broker lost count of what came before this one, of which it has nothing then.
                     self._id = None
-                    await self._number(request)
+                    is_numbered, was_renumbered = False, True
                     continue
                 delay_s = pause_s(attempts)
                 if not problem.retryable or loop.time() + delay_s >= until_s:

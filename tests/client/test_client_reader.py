@@ -62,14 +62,24 @@ def test_where_it_starts(shared_broker: BrokerProcess, stub: Stub, topic: str) -
     for wrong in "oldest", 1.5, True, None:
         with pytest.raises((ValueError, TypeError)):
             first(wrong)
-    with pytest.raises(takhin.OffsetOutOfRange) as raised:
-        asyncio.run(_follow(address, topic, start=11))
-    assert raised.value.metadata["end_offset"] == "10"
+    for how in {}, {"until_end": True}, {"visibility": "durable"}:
+        with pytest.raises(takhin.OffsetOutOfRange) as raised:
+            asyncio.run(_follow(address, topic, start=11, **how))
+        assert raised.value.metadata["end_offset"] == "10"
 
 
 async def _follow(address: str, topic: str, **how: object) -> takhin.Message:
     async with takhin.connect(address) as tk:
         return await anext(aiter(tk.read(topic, **how)))
+
+
+async def _twice(address: str, topic: str, **how: object) -> None:
+    """What can't be read on is no end."""
+    async with takhin.connect(address) as tk:
+        reader = tk.read(topic, **how)
+        with pytest.raises(takhin.ClientError):
+            await anext(reader)
+        await anext(reader)
 
 
 def test_bounds_and_partitions(shared_broker: BrokerProcess, stub: Stub) -> None:
@@ -88,6 +98,8 @@ def test_bounds_and_partitions(shared_broker: BrokerProcess, stub: Stub) -> None
     assert len(read_all(address, topic, max_records=25)) == 25
     assert values_of(read_all(address, topic, partition=2, max_records=3)) == [b"2-0", b"2-1", b"2-2"]
     assert read_all(address, topic, max_records=0) == []
+    with pytest.raises(takhin.OffsetOutOfRange):
+        asyncio.run(_twice(address, topic, start=500))
     with pytest.raises(takhin.PartitionNotFound, match="no partition 3"):
         read_all(address, topic, partition=3)
     # The end is the one there was when it began.
@@ -154,13 +166,16 @@ def test_cut_connections_lose_and_double_nothing(shared_broker: BrokerProcess, s
             found = []
 
             async def fill() -> None:
-                for number in range(6_000):
+                for number in range(1, 6_000):
                     producer.send_nowait(b"%06d" % number, partition=number % 2)
                     if number % 50 == 0:
                         await asyncio.sleep(0.008)
 
+            reader = tk.read(topic, max_bytes=4_000)
+            await producer.send(b"%06d" % 0, partition=0)
+            found.append(await anext(reader))
             async with background(fill()), background(proxy.cut_at_random(0.02, 0.1, seed=3)):
-                async for message in tk.read(topic, max_bytes=4_000):
+                async for message in reader:
                     found.append(message)
                     if len(found) == 6_000:
                         break

@@ -55,8 +55,8 @@ def test_sent_again_it_is_stored_once(shared_broker: BrokerProcess, stub: Stub) 
 
     async def main() -> int:
         async with proxy_to(shared_broker.address) as proxy, takhin.connect(proxy.address) as tk:
-            async with background(proxy.cut_at_random(0.002, 0.02, seed=2)):
-                for number in range(150):
+            async with background(proxy.cut_at_random(0.02, 0.1, seed=2)):
+                for number in range(120):
                     async with tk.transaction() as transaction:
                         transaction.send(topic, b"%03d" % number, partition=0)
                         transaction.send(topic, b"%03d" % number, partition=1)
@@ -64,7 +64,7 @@ def test_sent_again_it_is_stored_once(shared_broker: BrokerProcess, stub: Stub) 
 
     assert asyncio.run(main()) >= 3
     for partition in 0, 1:
-        assert values(read(stub, topic, partition=partition)) == [b"%03d" % number for number in range(150)]
+        assert values(read(stub, topic, partition=partition)) == [b"%03d" % number for number in range(120)]
 
 
 def test_without_asyncio(shared_broker: BrokerProcess, stub: Stub, topic: str) -> None:
