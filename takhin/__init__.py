@@ -10,7 +10,7 @@ import importlib
 from typing import Any
 
 # Modules of their own, and the names that are in others: as takhin/__init__.pyi tells type checkers.
-_MODULES = frozenset({"client", "errors", "sync"})
+_MODULES = frozenset({"client", "embedded", "errors", "sync"})
 _HOMES = {"Broker": "takhin.embedded"}
 
 

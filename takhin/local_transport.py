@@ -211,7 +211,7 @@ class LocalTransport:
         self._streams.add(stream)
         return stream
 
-    def _handler(self, path: str, kind: Kind) -> Callable[..., Awaitable[object]]:
+    def _handler(self, path: str, kind: Kind) -> Callable[..., Awaitable[Any]]:
         if self._is_closed:
             raise Closed("the client is closed")
         method = self._table.get(path)

@@ -60,14 +60,14 @@ class BrokerProcess(ServerProcess):
 class EmbeddedBroker:
     """The broker inside the test's process, in a thread with an event loop of its own; its clients need no port."""
 
-    def __init__(self, **settings: str | int | bool):
+    def __init__(self) -> None:
         import asyncio
 
         from takhin.embedded import Broker
 
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="takhin-embedded", daemon=True)
-        self._broker = Broker(**settings)
+        self._broker = Broker()
 
     def start(self) -> None:
         self._thread.start()

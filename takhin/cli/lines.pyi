@@ -4,7 +4,7 @@ from typing import NamedTuple, final
 class LineBatch(NamedTuple):
     partition: int | None
     payload: bytes
-    count: int
+    record_count: int
     first_line: int
 
 class LineTooLong(ValueError):

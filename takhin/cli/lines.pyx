@@ -20,9 +20,9 @@ cdef enum:
     # Tags and lengths of a record, its key and its value.
     OVERHEAD_BYTES = 24
 
-# partition None: the records have no key, and may go anywhere. payload: `count` records as
-# ProduceMessageRequest.records has them. first_line: where the first of them stood, from 1 on.
-LineBatch = namedtuple("LineBatch", ["partition", "payload", "count", "first_line"])
+# partition None: the records have no key, and may go anywhere. payload: the records, as ProduceMessageRequest.records
+# has them. first_line: where the first of them stood, from 1 on.
+LineBatch = namedtuple("LineBatch", ["partition", "payload", "record_count", "first_line"])
 
 
 class LineTooLong(ValueError):

@@ -121,13 +121,13 @@ class Sending:
 
     async def _send_batch(self, batch: LineBatch, partition: int | None, path: str, lines_before: int) -> None:
         first = batch.first_line - lines_before
-        where = f"{_name(path)}: lines {first} to {first + batch.count - 1}"
+        where = f"{_name(path)}: lines {first} to {first + batch.record_count - 1}"
         if self._has_keys:
             # Those between them may have gone to other partitions.
-            where = f"{_name(path)}: {batch.count} of the lines from {first} on"
+            where = f"{_name(path)}: {batch.record_count} of the lines from {first} on"
         delivery = await self._producer.send_encoded(
-            batch.payload, batch.count, partition=batch.partition if partition is None else partition)
-        delivery.add_done_callback(self._taker(batch.count, where))
+            batch.payload, batch.record_count, partition=batch.partition if partition is None else partition)
+        delivery.add_done_callback(self._taker(batch.record_count, where))
 
     async def _send_json(self, source: Input, lines: JsonLines, delimiter: bytes) -> None:
         rest = b""
@@ -185,9 +185,10 @@ class Sending:
             undelivered = problem
         await asyncio.sleep(0)
         if self._failure is not None:
-            where, problem = self._failure
-            assert isinstance(problem, ClientError)
-            told = command_error(problem, "the broker", {"topic": self._topic})
+            where, failure = self._failure
+            if not isinstance(failure, ClientError):
+                raise failure
+            told = command_error(failure, "the broker", {"topic": self._topic})
             raise CommandError(f"{where} {'were' if 'lines' in where else 'was'} not stored: {told}", told.status)
         if undelivered is not None:
             raise undelivered

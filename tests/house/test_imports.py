@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Starts the server by its name, as anybody would.
     "server_process": set(),
     "testing": {"embedded", "local_transport", "client", "sync", "server_process"},
-    "cli": {"rpc", "broker", "log", "codec", "v1", "client", "sync", "server_process"},
+    "cli": {"rpc", "broker", "log", "codec", "v1", "client", "sync", "server_process", "embedded"},
 }
 
 # Who may import grpc: the front, and the client's transport.
