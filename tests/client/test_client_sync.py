@@ -19,7 +19,7 @@ def test_it_has_the_same_names() -> None:
         missing = {each for each in vars(asynchronous) if not each.startswith("_")} - set(dir(plain))
         # Not for programs; and what the member is told.
         missing -= {"room", "enqueue", "next_batch", "aclose", "fetch", "hand_back", "topics", "buffer_bytes"}
-        missing -= {"membership", "was_committed", "positions"}
+        missing -= {"membership", "was_committed", "positions", "send_encoded"}
         missing -= {"joined", "assigned", "received", "revoking", "lost", "unreadable", "cut", "ended"}
         assert not missing, name
     assert {each for each in vars(takhin.client.Access) if not each.startswith("_")} <= set(dir(takhin.sync.Access))
