@@ -429,6 +429,11 @@ def _check_access(values: Mapping[str, Any], sources: Mapping[str, str]) -> None
         raise ConfigError(
             f"{sources['auth.admins']}: without authentication there is no principal; set auth.keys, auth.admin_key, "
             "auth.jwks or tls.client_ca")
+    if values["metrics_listen"] and not values["insecure"] and not is_loopback(values["metrics_listen"]):
+        raise ConfigError(
+            f"{sources['metrics_listen']}: {values['metrics_listen']} can be reached from other machines, and metrics, "
+            "which name topics and groups, are served without TLS and authentication; --insecure serves them there all "
+            "the same")
     if values["insecure"] or is_loopback(values["listen"]) or (values["tls.cert"] and has_auth):
         return
     missing = " and ".join(

@@ -2,12 +2,17 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 # grpc reads it when it is imported; a test that starts a process is not to be told about forks.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+# Whoever runs the tests in the background may have SIGINT ignored, and so would every process that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import grpc
 import pytest

@@ -15,7 +15,7 @@ time a partition has at most one owner; and as every handing out raises the gene
 A member whose stream was cut is away: it keeps what it has until it comes back or its time is over.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from takhin.broker.assignors import ASSIGNORS, Assignment, GroupPartition
@@ -196,6 +196,11 @@ class Group:
         if description.topics != member.description.topics or description.assignor != member.description.assignor:
             self._is_stale = True
         member.description = description
+        # What it does not read any more it does not get, not even to give it back: whoever knows a member's id need not
+        # be allowed what the member was.
+        for each in [each for each in member.owned if each.topic not in description.topics]:
+            del member.owned[each], self._owners[each]
+            member.revoking.pop(each, None)
         if member_id != old_id:
             self._rename(member, member_id)
         if description.instance_id:
@@ -274,6 +279,18 @@ class Group:
                 raise self._fenced(
                     f"generation {generation} is not one in which member {member_id!r} has topic {each.topic!r} "
                     f"partition {each.partition}: {since} to {self.generation}"
+                )
+
+    def check_owned(self, member_id: str, names: Collection[tuple[str, int]]) -> None:
+        """Whether a member has these (topic, partition)s, whatever their topics' ids. Raises FENCED_GENERATION."""
+        member = self.members.get(member_id)
+        if member is None:
+            raise self._fenced(f"{member_id!r} is no member of group {self.group_id!r} (any more)")
+        owned = {(each.topic, each.partition) for each in member.owned}
+        for topic, number in names:
+            if (topic, number) not in owned:
+                raise self._fenced(
+                    f"topic {topic!r} partition {number} is not assigned to member {member_id!r} (now)"
                 )
 
     def _fenced(self, message: str) -> TakhinError:

@@ -124,6 +124,10 @@ class GroupCoordinator:
         if not offsets:
             # Not a success without effect: a client whose offsets went to a wrong field would never learn of it.
             raise error(Reason.MALFORMED_REQUEST, "the commit has no offsets; at least one is needed")
+        if member_id:
+            # First: of what is not the member's it learns nothing else, not even whether that is there.
+            (self.live.get(group_id) or Group(group_id, 0, 0)).check_owned(
+                member_id, {(topic, number) for topic, number, _ in offsets})
         targets = self._targets(offsets)
         rows = [OffsetCommit(target.topic_id, topic, target.partition, offset) for target, topic, offset in targets]
         self.check_committer(group_id, rows, member_id, generation)

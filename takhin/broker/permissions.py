@@ -33,6 +33,9 @@ class Permissions:
         if self.is_admin:
             return True
         self._refresh()
+        if len(name) > MAX_NAME_CHARACTERS:
+            # Nothing has such a name: not to be kept.
+            return self._decide(operation, resource, name)
         key = operation, resource, name
         decided = self._decided.get(key)
         if decided is None:
@@ -114,7 +117,8 @@ class WritableTopics:
         except TakhinError as refusal:
             self._on_denied(refusal)
             raise
-        self._allowed.add(name)
+        if len(name) <= MAX_NAME_CHARACTERS:
+            self._allowed.add(name)
 
     def check_commit(self, group_id: str, topics: set[str]) -> None:
         """Whether offsets of these topics may be committed for a group. Raises ACCESS_DENIED."""

@@ -373,6 +373,8 @@ def _set_up_logging(level: str) -> None:
     handler.setFormatter(_LineFormatter())
     # A closed standard error is no reason to write a traceback to it.
     logging.raiseExceptions = False
+    # grpc.aio quotes metadata that it can't decode: a key or a token, perhaps. What handlers raise never reaches it.
+    logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
 
 

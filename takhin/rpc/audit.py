@@ -18,7 +18,8 @@ from takhin.rpc.call import Call
 
 # Of denials, a second: whoever is denied in a loop does not fill the disk.
 MAX_DENIALS_S = 100
-MAX_VALUE_CHARACTERS = 300
+# The longest entry of an ACL, its principal and name included, fits.
+MAX_VALUE_CHARACTERS = 1000
 
 NOBODY = "-"
 _PLAIN = re.compile(r"[A-Za-z0-9._:/@*+\[\]-]+", re.ASCII)
@@ -46,15 +47,18 @@ class Audit:
                 what=refusal.message))
 
     def administered(
-        self, method: str, principal: str | None, call: Call, what: str, failure: BaseException | None = None
+        self, method: str, principal: str | None, call: Call, what: str | list[str],
+        failure: BaseException | None = None
     ) -> None:
-        """A change by an administrator; failure: why it was not made, or, of a call cut short, is perhaps not."""
+        """A change by an administrator, a line for each part of it; failure: why it was not made, or, of a call cut
+        short, is perhaps not."""
         fields = {"method": method, "principal": principal or NOBODY, "peer": call.peer or NOBODY}
-        if failure is None:
-            self._log.info("done %s", _fields(**fields, what=what))
-        else:
-            reason = failure.reason if isinstance(failure, TakhinError) else type(failure).__name__
-            self._log.info("failed %s", _fields(**fields, reason=reason, what=what))
+        for each in [what] if isinstance(what, str) else what:
+            if failure is None:
+                self._log.info("done %s", _fields(**fields, what=each))
+            else:
+                reason = failure.reason if isinstance(failure, TakhinError) else type(failure).__name__
+                self._log.info("failed %s", _fields(**fields, reason=reason, what=each))
 
 
 def _fields(**values: str) -> str:

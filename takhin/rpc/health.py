@@ -15,6 +15,8 @@ from takhin.errors import Reason, error
 from takhin.rpc.call import Call, Kind, Method, StreamCall
 
 SERVICE = "grpc.health.v1.Health"
+# Of a service that is watched.
+MAX_NAME_CHARACTERS = 256
 
 _Request = TypeVar("_Request", health_pb2.HealthCheckRequest, health_pb2.HealthListRequest)
 _SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -90,6 +92,9 @@ class Health:
     async def _watch(self, request: bytes, call: StreamCall) -> None:
         """Tell the status at once and after each change. A slow watcher is told the newest only: none piles up."""
         service = _parse(health_pb2.HealthCheckRequest, request).service
+        if len(service) > MAX_NAME_CHARACTERS:
+            # It would be kept for as long as somebody watches; and anybody may.
+            raise error(Reason.SERVICE_NOT_FOUND, f"no service has a name of {len(service)} characters")
         changed = asyncio.Event()
         self._watchers.setdefault(service, set()).add(changed)
         told: int | None = None

@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 # A broker that is too busy to tell how it does for so long is told as an error, not waited for.
 GATHER_TIMEOUT_S = 5.0
+IDLE_TIMEOUT_S = 10.0
 # The names of Go's codes.Code, by number.
 _CODES = (
     "OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists",
@@ -198,6 +199,9 @@ class MetricsServer:
             self._server, self._thread = start_http_server(port, host, self._registry)
         except OSError as problem:
             raise StartError(f"can't serve metrics on {listen} (--metrics-listen): {problem.strerror}") from None
+        # Whoever says nothing for so long does not hold a thread any more.
+        handler = self._server.RequestHandlerClass
+        self._server.RequestHandlerClass = type(handler.__name__, (handler,), {"timeout": IDLE_TIMEOUT_S})
         return f"{listen.rpartition(':')[0]}:{self._server.server_port}"
 
     async def stop(self) -> None:

@@ -29,7 +29,8 @@ class Rule:
 
     check: raises ACCESS_DENIED. reduce: takes from the response what the caller may not see, given the request and the
     response. complete: makes of a request that names nothing one that names what is meant; raises as check does.
-    audited: what to tell of the request in the audit log; None: it changes nothing that one would look for there.
+    audited: what to tell of the request in the audit log, a line for each; None: it changes nothing that one would look
+    for there.
     """
 
     request: Any
@@ -37,7 +38,7 @@ class Rule:
     response: Any = None
     reduce: Callable[[Permissions, Any, Any], None] | None = None
     complete: Callable[[Broker, Permissions, Any], Awaitable[None]] | None = None
-    audited: Callable[[Any], str] | None = None
+    audited: Callable[[Any], str | list[str]] | None = None
 
 
 def _anybody(permissions: Permissions, request: Any) -> None:
@@ -147,11 +148,19 @@ def _group_named(request: Any) -> str:
     return f"group {request.group_id}"
 
 
-def _entries(request: Any) -> str:
-    return "; ".join(
+def _topic_changed(request: Any) -> str:
+    changes = [f"{key}={value}" for key, value in sorted(request.configs.items())]
+    changes += [f"{key} reset" for key in request.reset_configs]
+    changes += [f"{request.num_partitions} partitions"] if request.num_partitions else []
+    return f"topic {request.name}: {', '.join(changes)}"
+
+
+def _entries(request: Any) -> list[str]:
+    return [
         f"{_word(access.AclEffect, each.effect)} {each.principal} {_word(access.AclOperation, each.operation)} "
         f"{_word(access.AclResource, each.resource)} {each.name}{'*' * (each.pattern == access.ACL_PATTERN_PREFIX)}"
-        for each in request.acls)
+        for each in request.acls
+    ]
 
 
 def _word(enum: Any, number: int) -> str:
@@ -163,7 +172,7 @@ def _word(enum: Any, number: int) -> str:
 RULES: dict[str, Open | Streamed | Rule] = {
     "CreateTopic": Rule(pb.CreateTopicRequest, _topic_admin, audited=_topic_named),
     "DeleteTopic": Rule(pb.DeleteTopicRequest, _topic_admin, audited=_topic_named),
-    "UpdateTopic": Rule(pb.UpdateTopicRequest, _topic_admin, audited=_topic_named),
+    "UpdateTopic": Rule(pb.UpdateTopicRequest, _topic_admin, audited=_topic_changed),
     "TruncatePartition": Rule(
         pb.TruncatePartitionRequest, _partition_admin,
         audited=lambda request: f"topic {request.topic}/{request.partition} before {request.before_offset}"),

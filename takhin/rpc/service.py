@@ -125,7 +125,8 @@ class _Handlers:
     async def describe_topics(self, request: pb.DescribeTopicsRequest) -> Message:
         topics = self._broker.topics
         response = pb.DescribeTopicsResponse()
-        for name in request.topics or topics.names():
+        # Each once, however often it is named.
+        for name in dict.fromkeys(request.topics) or topics.names():
             _describe_topic(topics.get(name), response.topics.add())
         return response
 

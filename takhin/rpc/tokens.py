@@ -87,7 +87,10 @@ class Tokens:
             check_principal(principal)
         except TakhinError:
             raise _invalid("its subject can't be a principal's name") from None
-        return Token(principal, float(claims["exp"]) + self._leeway_s)
+        try:
+            return Token(principal, float(claims["exp"]) + self._leeway_s)
+        except OverflowError:
+            raise _invalid("the token's exp is no time") from None
 
     def _key(self, header: dict[str, Any]) -> _Key:
         """Raises CREDENTIALS_INVALID."""
