@@ -111,6 +111,20 @@ def test_who_comes_back_has_everything_again_and_is_asked_then() -> None:
         Joined("x", 2, 2), Assigned("x", tuple(A[:4]), 2, tuple(A[:4])), Revoking("x", tuple(A[2:4]), 2, REVOKE_MS)]
 
 
+def test_who_comes_back_for_other_topics_has_nothing_more_of_the_former_ones() -> None:
+    """Nor is it asked for them: whoever knows a member's id need not be allowed to read what the member read."""
+    group = group_of(4, "x")
+    group.set_topics({"a": (1, 4), "b": (2, 1)})
+    group.cut("x", 1000)
+    group.come_back(group.members["x"], "x", description("b"))
+    effects = group.settle(1010)
+    assert not of_type(effects, Revoking)
+    assert of_type(effects, Assigned)["x"].added == (GroupPartition("b", 0, 2),)
+    assert group.owner(A[0]) is None
+    group.join("y", description("a"))
+    assert of_type(group.settle(1020), Assigned)["y"].added == tuple(A[:4])
+
+
 def test_what_was_asked_back_before_a_cut_is_asked_again_with_the_time_that_is_left() -> None:
     group = group_of(2, "x")
     group.join("y", description())

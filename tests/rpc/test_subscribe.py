@@ -184,8 +184,9 @@ def test_commits_are_answered_in_order_however_many_wait(stub: Stub, topic: str)
     (lambda topic: [(topic, 0, -1)], 11, Reason.OFFSET_OUT_OF_RANGE),
     (lambda topic: [(topic, 0, 1)], 9, Reason.OFFSET_BEHIND_COMMITTED),
     (lambda topic: [(topic, 0, 3), (topic, 0, 4)], 3, Reason.DUPLICATE_PARTITION),
-    (lambda topic: [(topic, 7, 0)], 5, Reason.PARTITION_NOT_FOUND),
-    (lambda topic: [("nowhere", 0, 0)], 5, Reason.TOPIC_NOT_FOUND),
+    # Of what is not the member's it learns nothing else.
+    (lambda topic: [(topic, 7, 0)], 10, Reason.FENCED_GENERATION),
+    (lambda topic: [("nowhere", 0, 0)], 10, Reason.FENCED_GENERATION),
     (lambda topic: [], 3, Reason.MALFORMED_REQUEST),
 ], ids=["beyond", "negative", "back", "twice", "no partition", "no topic", "nothing"])
 def test_a_refused_commit_says_why_and_the_stream_goes_on(stub: Stub, topic: str, offsets, code, reason) -> None:

@@ -192,6 +192,31 @@ def test_commits_become_the_ledgers(two: tuple[Member, Member]) -> None:
         ("g", {(TOPIC, 0): 4}, "ok"), ("g", {(TOPIC, 0): END}, "ok"), ("g", {(TOPIC, 0): 6}, "failed")]
 
 
+def test_commits_that_waited_together_are_made_as_one() -> None:
+    """A is given the partition again where it began, and goes over it: what it commits meanwhile is not taken for less
+    than what it had committed."""
+    a = Member("a")
+    a.open()
+    a.assigned(1, 0)
+    a.saw(0, END)
+    a.commit(END)
+    numbers = []
+    for offset in (4, 6, END):
+        a.numbers += 1
+        numbers.append(a.numbers)
+        a.note("commit", n=a.numbers, offsets=[[TOPIC, 0, offset]], how="stream")
+    for number in numbers:
+        a.note("answer", n=number, result="ok", reason="")
+    ledger = Ledger()
+    note_commits(ledger, [a.log])
+    assert [each.offsets[TOPIC, 0] for each in ledger.commits.values()] == [END] * 4
+    # One that was sent when the answer was there already was not among them.
+    a.commit(END + 1)
+    ledger = Ledger()
+    note_commits(ledger, [a.log])
+    assert [each.offsets[TOPIC, 0] for each in ledger.commits.values()] == [*[END] * 4, END + 1]
+
+
 def test_a_ledger_that_a_death_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "g.m0.1"
     notes = MemberNotes(path)

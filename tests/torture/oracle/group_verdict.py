@@ -30,13 +30,27 @@ class GroupVerdict:
 
 def note_commits(ledger: Ledger, logs: Sequence[MemberLog]) -> None:
     """The members' commits, in the order in which they were sent, as if the oracle had sent them, for verdict.py."""
-    commits = [(commit.sent, log.group, commit) for log in logs for commit in log.commits]
-    for _, group, commit in sorted(commits, key=lambda each: each[0]):
+    commits = [
+        (commit.sent, log.group, commit, _as_made(commit, log.commits[index + 1 :]))
+        for log in logs for index, commit in enumerate(log.commits)
+    ]
+    for _, group, commit, made in sorted(commits, key=lambda each: each[0]):
         number = ledger.next_number()
-        offsets = [[*place, offset] for place, offset in commit.offsets.items()]
+        offsets = [[*place, offset] for place, offset in made.items()]
         ledger.note({"kind": "commit", "n": number, "group": group, "offsets": offsets})
         # Not the reason: what was committed when one was refused is not known by the order in which they were sent.
         ledger.answer(number, commit.result)
+
+
+def _as_made(commit: MemberCommit, later: Sequence[MemberCommit]) -> dict[Place, int]:
+    """What was committed, as far as it goes: those that wait together on a stream are made as one, the last of each
+    partition counts, and each is answered with that one's success."""
+    made = dict(commit.offsets)
+    for each in later if commit.how == "stream" and commit.result == OK else ():
+        if each.how != "stream" or each.result != OK or each.sent > commit.answered:
+            break
+        made |= {place: max(offset, made[place]) for place, offset in each.offsets.items() if place in made}
+    return made
 
 
 def group_verdict(logs: Sequence[MemberLog], contents: Contents) -> GroupVerdict:
