@@ -19,6 +19,8 @@ from takhin.rpc.watched_files import WatchedFiles
 
 # Of the key in auth.admin_key. No ACL can name it, nor can a key, token or certificate bear it.
 ADMIN_PRINCIPAL = "admin-key"
+# No hash of a key.
+_NO_KEY = b""
 MAX_REMEMBERED_CERTIFICATES = 10_000
 
 
@@ -42,7 +44,7 @@ class Authentication:
         self._takes_keys = auth.keys
         self._tokens = Tokens(auth) if auth.jwks else None
         self._admin_key = (
-            WatchedFiles([auth.admin_key], lambda contents: _read_admin_key(auth.admin_key, contents[0]))
+            WatchedFiles([auth.admin_key], lambda contents: _read_admin_key(auth.admin_key, contents[0]), _NO_KEY)
             if auth.admin_key else None)
         self._takes_certificates = bool(settings.tls.client_ca)
         self._certificate_name = auth.certificate_name

@@ -161,6 +161,7 @@ def _read_keys(path: str, content: bytes) -> _Keys:
         if algorithm[:2] in ("RS", "PS") and public.key_size < MIN_RSA_BITS:
             raise ValueError(f"{path}: key {number} has {public.key_size} bits; {MIN_RSA_BITS} are needed")
         keys[name] = _Key(algorithm, public)
-    if not keys:
+    # An empty list is meant: nobody is let in by a token.
+    if entries and not keys:
         raise ValueError(f"{path}: holds no key that can be used; known are {', '.join(sorted(ALGORITHMS))}")
     return keys

@@ -25,13 +25,15 @@ _Stamp = tuple[int, int, int, int]
 class WatchedFiles(Generic[T]):
     """What `load` makes of the contents of `paths`; load raises ValueError, with what is wrong, for the operator.
 
-    Blocks for as long as reading small files takes.
+    when_gone: what is used once they are gone, or empty: for what lets somebody in, whose removal has to end that.
+    None: what was read before. Blocks for as long as reading small files takes.
     """
 
-    def __init__(self, paths: Sequence[str], load: Callable[[list[bytes]], T]):
+    def __init__(self, paths: Sequence[str], load: Callable[[list[bytes]], T], when_gone: T | None = None):
         """Raises StartError when they can't be used."""
         self._paths = list(paths)
         self._load = load
+        self._when_gone = when_gone
         self._stamps = self._look()
         try:
             self.current = self._load(self._read())
@@ -49,12 +51,16 @@ class WatchedFiles(Generic[T]):
         if stamps == self._stamps:
             return False
         self._stamps = stamps
-        try:
-            self.current = self._load(self._read())
-        except ValueError as problem:
-            logger.error("%s; what was read before stays in use", problem)
-            return False
-        logger.info("read again: %s", ", ".join(self._paths))
+        if self._when_gone is not None and all(stamp is None or not stamp[3] for stamp in stamps):
+            self.current = self._when_gone
+            logger.warning("gone, or empty: %s; nobody is let in by it any more", ", ".join(self._paths))
+        else:
+            try:
+                self.current = self._load(self._read())
+            except ValueError as problem:
+                logger.error("%s; what was read before stays in use", problem)
+                return False
+            logger.info("read again: %s", ", ".join(self._paths))
         for listener in self._listeners:
             listener()
         return True

@@ -191,9 +191,14 @@ def test_keys_that_are_of_no_use_are_left_out(secured: Secured) -> None:
     assert set(tokens.files.current) == {"one"}
 
 
+def test_a_set_without_keys_lets_nobody_in(secured: Secured) -> None:
+    tokens = tokens_of(secured, {"keys": []})
+    assert tokens.files.current == {}
+
+
 @pytest.mark.parametrize(("content", "told"), [
     ([], "is not a JWKS file"), ({}, "is not a JWKS file"), ({"keys": {}}, "is not a JWKS file"),
-    ({"keys": []}, "holds no key that can be used"), ({"keys": ["x"]}, "key 1 is not an object"),
+    ({"keys": ["x"]}, "key 1 is not an object"),
     ({"keys": [jwk(P256, use="enc")]}, "holds no key that can be used"),
     ({"keys": [jwk(P256), {"kty": "oct", "k": "c2VjcmV0", "kid": "two", "alg": "HS256"}]}, "key 2 is symmetric"),
     ({"keys": [jwk(P256), jwk(P384)]}, "two keys have the same name"),

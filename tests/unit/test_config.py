@@ -220,6 +220,11 @@ def test_addresses(listen: str, parts: tuple[str, int]) -> None:
     assert load_settings({"listen": listen, "insecure": "true"}, {}, None).listen == listen
 
 
+def test_metrics_are_not_shown_to_others_by_mistake() -> None:
+    assert "--insecure serves them there all the same" in refusal({"metrics_listen": "0.0.0.0:9464"}, {}, None)
+    assert load_settings({"metrics_listen": "0.0.0.0:1", "insecure": "true"}, {}, None).metrics_listen == "0.0.0.0:1"
+
+
 def test_an_address_that_may_be_left_out() -> None:
     assert load_settings({"metrics_listen": ""}, {"TAKHIN_METRICS_LISTEN": "127.0.0.1:1"}, None).metrics_listen == ""
     assert refusal({"metrics_listen": "9090"}, {}, None).startswith("--metrics-listen: '9090' is not allowed")
