@@ -51,7 +51,7 @@ class Broker:
         self._health: Health | None = None
         self._front: "GrpcFront | None" = None
         self._watching: asyncio.Task[None] | None = None
-        self._clients: list[LocalTransport] = []
+        self._clients: set[LocalTransport] = set()
         self._address: str | None = None
 
     async def __aenter__(self) -> "Broker":
@@ -116,7 +116,7 @@ class Broker:
             await asyncio.sleep(0)
             if self._front is not None:
                 await self._front.stop(engine.settings.grpc.shutdown_grace_ms)
-            for transport in self._clients:
+            for transport in list(self._clients):
                 await transport.close()
             await engine.stop()
         self._front = None
@@ -137,8 +137,8 @@ class Broker:
         """What a client speaks over: for who makes the Client."""
         if self._engine is None:
             raise RuntimeError("the broker does not run: use it with `async with`")
-        transport = LocalTransport(self._table, timeout_s=timeout_s)
-        self._clients.append(transport)
+        transport = LocalTransport(self._table, timeout_s=timeout_s, on_close=self._clients.discard)
+        self._clients.add(transport)
         return transport
 
     async def wait_failed(self) -> str:

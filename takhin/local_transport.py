@@ -1,6 +1,7 @@
 """The client's transport to a broker in the same process: calls go to the method table, messages as they are."""
 
 import asyncio
+import concurrent.futures
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -176,9 +177,13 @@ class _LocalStream:
 class LocalTransport:
     """Calls of one client to `table`, in the event loop that the broker runs in."""
 
-    def __init__(self, table: MethodTable, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    def __init__(
+        self, table: MethodTable, *, timeout_s: float = DEFAULT_TIMEOUT_S,
+        on_close: Callable[["LocalTransport"], None] = lambda _: None
+    ) -> None:
         self._table = table
         self._timeout_s = timeout_s
+        self._on_close = on_close
         self._streams: set[_LocalStream] = set()
         self._is_closed = False
 
@@ -226,6 +231,7 @@ class LocalTransport:
             stream.cancel()
         for stream in streams:
             await stream.wait()
+        self._on_close(self)
 
 
 class ThreadedTransport:
@@ -258,19 +264,28 @@ class _ThreadedStream:
 
         self._loop = loop
         self._opened = asyncio.run_coroutine_threadsafe(open_it(), loop)
+        self._reading: concurrent.futures.Future[bytes | None] | None = None
 
     async def read(self) -> bytes | None:
-        stream = await asyncio.wrap_future(self._opened)
-        message: bytes | None = await _hop(stream.read(), self._loop)
+        if self._reading is None:
+            stream = await self._open()
+            self._reading = asyncio.run_coroutine_threadsafe(stream.read(), self._loop)
+        # When this is cancelled a message may have been taken in the other thread already: it is the next read's.
+        message = await asyncio.shield(asyncio.wrap_future(self._reading))
+        self._reading = None
         return message
 
     async def write(self, message: bytes) -> None:
-        stream = await asyncio.wrap_future(self._opened)
+        stream = await self._open()
         await _hop(stream.write(message), self._loop)
 
     async def done_writing(self) -> None:
-        stream = await asyncio.wrap_future(self._opened)
+        stream = await self._open()
         await _hop(stream.done_writing(), self._loop)
+
+    async def _open(self) -> Any:
+        # Shielded: or who is cancelled here would keep it from being opened, for all that come after.
+        return await asyncio.shield(asyncio.wrap_future(self._opened))
 
     def cancel(self) -> None:
         with suppress(RuntimeError):  # the loop is closed, and all its calls with it

@@ -15,7 +15,9 @@ import functools
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import suppress
+from time import monotonic
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -29,8 +31,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 AsyncT = TypeVar("AsyncT")
 
-# Messages that a consumer takes over from the loop's thread at once.
-_FETCH = 500
+# Messages that a consumer takes over from the loop's thread at once, at most. How many it really takes follows the
+# program: twice as many when they were used up within the first time, half as many when it took the second.
+_FETCH_MOST = 500
+_FETCH_MORE_S = 0.05
+_FETCH_LESS_S = 0.2
+# What was taken over and not used up within this goes back: the program has become slow, and while the loop's thread
+# does not see it ask for more, no credit is given and no partition released.
+_KEEP_S = 1.0
 
 
 class _BackgroundLoop:
@@ -154,7 +162,11 @@ class Producer:
         """As send, but at once, with a future of the acknowledgement (or of TypeError, ValueError for what can't be
         sent). Raises BufferFull.
         """
-        size_bytes = len(value or b"") + len(key or b"") + 64
+        if headers is not None and not isinstance(headers, Mapping):
+            # They are encoded later, and perhaps twice: an iterator gives them once.
+            with suppress(TypeError):
+                headers = tuple(headers)
+        size_bytes = len(value or b"") + len(key or b"") + _size_of(headers) + 64
         future: concurrent.futures.Future[RecordMetadata] = concurrent.futures.Future()
         given = {"value": value, "key": key, "headers": headers, "partition": partition, "timestamp_ms": timestamp_ms}
         with self._lock:
@@ -204,12 +216,18 @@ class Producer:
                         await self._wrapped.room()
                         continue
                     except Closed as problem:
-                        self._done(size_bytes)
-                        future.set_exception(problem)
+                        self._refuse(size_bytes, future, problem)
                 except Exception as problem:
-                    self._done(size_bytes)
-                    future.set_exception(problem)
+                    self._refuse(size_bytes, future, problem)
                 break
+
+    def _refuse(
+        self, size_bytes: int, future: concurrent.futures.Future[RecordMetadata], problem: Exception
+    ) -> None:
+        self._done(size_bytes)
+        # The program may have cancelled it meanwhile.
+        if future.set_running_or_notify_cancel():
+            future.set_exception(problem)
 
     def _follow(
         self, delivery: asyncio.Future[RecordMetadata], size_bytes: int,
@@ -233,15 +251,28 @@ class Producer:
             self._buffered_bytes -= size_bytes
 
 
+def _size_of(headers: Any) -> int:
+    """About, and without judging them: what is wrong with them is told by who encodes them."""
+    size_bytes = 0
+    with suppress(TypeError, ValueError):
+        for name, value in headers.items() if isinstance(headers, Mapping) else headers or ():
+            size_bytes += len(name) + len(value) + 8
+    return size_bytes
+
+
 class Consumer:
-    """takhin.client.Consumer without asyncio: an iterator of messages. One counts as processed when the next is asked
-    for.
+    """takhin.client.Consumer without asyncio: an iterator of messages. One counts as processed when one of those after
+    it is asked for, a second later at most.
     """
 
     def __init__(self, wrapped: aio.Consumer) -> None:
         self._wrapped = wrapped
-        # Taken over, and not handed out.
+        # Taken over, and not handed out. Only the loop's thread adds to it.
         self._here: deque[Message] = deque()
+        self._fetched_s = 0.0
+        self._most = 1
+        # As many were taken over as were asked for: a slow broker is not a quick program.
+        self._was_full = False
 
     def __enter__(self) -> "Consumer":
         self.start()
@@ -260,38 +291,88 @@ class Consumer:
 
     start = _blocking(aio.Consumer.start)
     aclose = _blocking(aio.Consumer.aclose)
-    lag = _blocking(aio.Consumer.lag)
 
     def __iter__(self) -> Iterator[Message]:
         return self
 
     def __next__(self) -> Message:
-        if not self._here:
-            self._here.extend(_background.run(self._wrapped.fetch(_FETCH)))
+        if not self._here or monotonic() - self._fetched_s > _KEEP_S:
+            _background.run(self._fetch())
         return self._here.popleft()
 
     def next(self, timeout_s: float | None = None) -> Message | None:
         """The next message; None when none came within timeout_s."""
-        if self._here:
-            return self._here.popleft()
-        return _background.run(self._wrapped.next(timeout_s))
+        if not self._here or monotonic() - self._fetched_s > _KEEP_S:
+            _background.run(self._fetch_one(timeout_s))
+        return self._here.popleft() if self._here else None
+
+    async def _fetch(self) -> None:
+        # Added here, not by the thread that waits: interrupted, it would lose what was taken over already.
+        if self._is_due():
+            used_s = monotonic() - self._fetched_s
+            if used_s > _FETCH_LESS_S:
+                self._most = max(self._most // 2, 1)
+            elif used_s < _FETCH_MORE_S and self._was_full:
+                self._most = min(self._most * 2, _FETCH_MOST)
+            fetched = await self._wrapped.fetch(self._most)
+            self._here.extend(fetched)
+            self._was_full = len(fetched) == self._most
+            self._fetched_s = monotonic()
+
+    async def _fetch_one(self, timeout_s: float | None) -> None:
+        if self._is_due() and (message := await self._wrapped.next(timeout_s)) is not None:
+            self._here.append(message)
+            self._was_full = False
+            self._fetched_s = monotonic()
+
+    def _is_due(self) -> bool:
+        """Whether there is to be a fetch; what is too old is given back then."""
+        if self._here and monotonic() - self._fetched_s > _KEEP_S:
+            self._put_back()
+            self._most = 1
+        return not self._here
 
     def batches(self, *, max_records: int = 500, max_wait: float = 0.2) -> Iterator[list[Message]]:
         """As takhin.client.Consumer.batches."""
         batches = self._wrapped.batches(max_records=max_records, max_wait=max_wait)
-        if self._here:
-            _background.run(self._with_put_back())
         while True:
+            if self._here:
+                _background.run(self._with_put_back())
             yield _background.run(anext(batches))  # type: ignore[arg-type]
 
     def commit(self, what: Message | NextOffsets | None = None) -> None:
         """As takhin.client.Consumer.commit."""
+        _background.run(self._commit(what))
+
+    async def _commit(self, what: Message | NextOffsets | None) -> None:
         if what is None:
-            positions = self._wrapped.positions
-            for message in reversed(self._here):
-                positions[TopicPartition(message.topic, message.partition)] = message.offset
-            what = positions
-        _background.run(self._wrapped.commit(what))
+            what = self._wrapped.positions | {
+                place: first.offset for place, (first, _) in self._not_handed_out().items()}
+        await self._wrapped.commit(what)
+
+    def lag(self) -> dict[TopicPartition, int]:
+        """As takhin.client.Consumer.lag."""
+        return _background.run(self._lag())
+
+    async def _lag(self) -> dict[TopicPartition, int]:
+        found = await self._wrapped.lag()
+        for place, (first, last) in self._not_handed_out().items():
+            if place in found:
+                found[place] += last.offset + 1 - first.offset
+        return found
+
+    def _not_handed_out(self) -> dict[TopicPartition, tuple[Message, Message]]:
+        """The first and the last message of each partition that is here, if the consumer still stands behind the last.
+        Where it does not, it was given the partition anew meanwhile, or has it no more: what is here of it is nothing
+        to go by, as it is delivered again.
+        """
+        found: dict[TopicPartition, tuple[Message, Message]] = {}
+        for message in self._here:
+            place = TopicPartition(message.topic, message.partition)
+            first, _ = found.get(place, (message, message))
+            found[place] = first, message
+        positions = self._wrapped.positions
+        return {place: ends for place, ends in found.items() if positions.get(place) == ends[1].offset + 1}
 
     @property
     def group(self) -> str:
@@ -299,14 +380,19 @@ class Consumer:
 
     @property
     def assignment(self) -> tuple[TopicPartition, ...]:
+        return _background.run(self._assignment())
+
+    async def _assignment(self) -> tuple[TopicPartition, ...]:
         return self._wrapped.assignment
 
     def position(self, partition: Place) -> int:
         """The next offset to be handed out."""
-        for message in self._here:
-            if (message.topic, message.partition) == tuple(partition):
-                return message.offset
-        return self._wrapped.position(partition)
+        return _background.run(self._position(partition))
+
+    async def _position(self, partition: Place) -> int:
+        position = self._wrapped.position(partition)
+        ends = self._not_handed_out().get(TopicPartition(*partition))
+        return position if ends is None else ends[0].offset
 
     def pause(self, *partitions: Place) -> None:
         """As takhin.client.Consumer.pause."""
@@ -329,7 +415,7 @@ class Consumer:
         then()
 
     def _put_back(self) -> None:
-        self._wrapped.hand_back(self._here)
+        self._wrapped.hand_back([message for ends in self._not_handed_out().values() for message in ends])
         self._here.clear()
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Of one response. Larger ones cost the broker and us less a byte, and hold more memory.
 _MAX_BYTES = 1 << 20
+# The largest number of records that a reader can be told.
+_COUNTED_BY_READER = 2 ** 31 - 1
 _DEFAULT_FORMAT = "%v\\n"
 _STARTS = (
     "earliest, latest, an offset, -10 (before the end), +100 (behind the beginning), or a time: @2026-11-01T00:00 "
@@ -85,12 +87,20 @@ async def _copy(
     tk: "Client", topic: str, start: "StartAt", shape: "Shape", sink: "Sink", *, partition: int | None = None,
     count: int | None = None, until_end: bool = False, durable: bool = False
 ) -> None:
+    # Counted here too: the reader does not know numbers as large as -n may be.
     reader = tk.read(
-        topic, partition=partition, start=start, until_end=until_end, max_records=count,
+        topic, partition=partition, start=start, until_end=until_end,
+        max_records=count if count is None or count <= _COUNTED_BY_READER else None,
         visibility="durable" if durable else "written", max_bytes=_MAX_BYTES)
+    left = count
     async with reader:
         async for records in reader.batches():
+            if left is not None:
+                records.keep_first(min(left, len(records)))
+                left -= len(records)
             await sink.write(shape.records(records))
+            if left == 0:
+                return
 
 
 @with_client

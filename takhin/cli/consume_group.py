@@ -70,8 +70,6 @@ class _Member:
 
     async def _next(self, most: int, ends: dict[int, int] | None) -> list[Message] | None:
         """Some messages; None when this member is at the ends."""
-        while ends is not None and not self._consumer.assignment:
-            await asyncio.sleep(_WAIT_S)
         before = self._positions()
         batch = asyncio.ensure_future(anext(self._consumer.batches(max_records=most, max_wait=_WAIT_S)))
         try:
@@ -96,6 +94,7 @@ class _Member:
         return {each: self._consumer.position(each) for each in self._consumer.assignment}
 
     def _is_at(self, ends: dict[int, int]) -> bool:
+        """Whether there is nothing left for this member; not while it waits for its partitions."""
         assigned = self._consumer.assignment
         return bool(assigned) and all(
             self._consumer.position(each) >= ends.get(each.partition, 0) for each in assigned)

@@ -11,7 +11,7 @@ from takhin.cli.command import (
     EXIT_USAGE,
     CommandError,
 )
-from takhin.client import ClientError
+from takhin.client import ClientError, NotDelivered
 from takhin.errors import Code, Reason
 
 _STATUSES: dict[Code, int] = {
@@ -55,6 +55,9 @@ def command_error(problem: ClientError, broker: str, named: Mapping[str, str] | 
     """The line and the exit status for it. named: the topic and the group in question, where the error does not say."""
     code = Code(problem.code)
     message = problem.message.rstrip(".")
+    if isinstance(problem, NotDelivered):
+        # It says how many and why; no longer --timeout would have stored them.
+        return CommandError(message, _STATUSES.get(code, EXIT_FAILED))
     if code == Code.UNAVAILABLE and not problem.reason:
         # gRPC says the same three times over; the last of it is what the operating system said.
         message = f"cannot reach a broker at {broker} ({message.rpartition(': ')[2]})"

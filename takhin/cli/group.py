@@ -142,7 +142,7 @@ def _target(text: str) -> "Start":
     if text.startswith("@"):
         try:
             return read_time(text[1:])
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     raise CommandError(
         f"--to {text!r} is not known: earliest, latest, an offset, or a time as @2026-11-01T00:00 or @-1h", EXIT_USAGE)

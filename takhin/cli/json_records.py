@@ -10,6 +10,9 @@ from takhin.cli.command import CommandError
 if TYPE_CHECKING:
     from takhin.client import Message
 
+# What a record's timestamp may be, and a partition's number.
+_MAX_TIMESTAMP_MS = 2 ** 53 - 1
+_MAX_PARTITION = 2 ** 31 - 1
 _KNOWN = {"key", "key_base64", "value", "value_base64", "headers", "partition", "timestamp", "topic", "offset"}
 
 
@@ -26,7 +29,7 @@ class JsonLines:
         """
         try:
             fields = json.loads(line)
-        except ValueError as problem:
+        except (ValueError, RecursionError) as problem:
             raise CommandError(f"{where} is not JSON: {problem}") from None
         if not isinstance(fields, dict):
             raise CommandError(f'{where} is not an object, as {{"key": "k", "value": "v"}}')
@@ -34,10 +37,10 @@ class JsonLines:
             raise CommandError(
                 f"{where}: {min(unknown)!r} is not known; a record has key, value, headers, partition and timestamp")
         partition = fields.get("partition") if self._partition is None else self._partition
-        if partition is not None and (type(partition) is not int or partition < 0):
+        if partition is not None and (type(partition) is not int or not 0 <= partition <= _MAX_PARTITION):
             raise CommandError(f"{where}: partition {partition!r} is not a number from 0 on")
         timestamp_ms = fields.get("timestamp") or 0
-        if type(timestamp_ms) is not int:
+        if type(timestamp_ms) is not int or abs(timestamp_ms) > _MAX_TIMESTAMP_MS:
             raise CommandError(f"{where}: timestamp {timestamp_ms!r} is not a number of milliseconds since 1970")
         return {
             "key": _content(fields, "key", where), "value": _content(fields, "value", where),
@@ -48,17 +51,22 @@ class JsonLines:
 def _content(fields: dict[str, Any], name: str, where: str) -> bytes | None:
     encoded = fields.get(f"{name}_base64")
     if encoded is None:
-        return _bytes(fields.get(name))
+        return _bytes(fields.get(name), f"{where}: {name}")
     try:
         return b64decode(encoded, validate=True)
     except (binascii.Error, TypeError, ValueError):
         raise CommandError(f"{where}: {name}_base64 is not base64") from None
 
 
-def _bytes(content: Any) -> bytes | None:
+def _bytes(content: Any, where: str) -> bytes | None:
     if content is None or isinstance(content, str):
         return content if content is None else content.encode(errors="surrogatepass")
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    try:
+        return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(
+            errors="surrogatepass")
+    except (ValueError, RecursionError):
+        # Python reads 1e400 as infinity, and Infinity and NaN as well: no JSON has those.
+        raise CommandError(f"{where} has what JSON can't say, as a number that is too large") from None
 
 
 def _headers(headers: Any, where: str) -> list[tuple[str, bytes]]:
@@ -72,7 +80,7 @@ def _headers(headers: Any, where: str) -> list[tuple[str, bytes]]:
         if isinstance(value, dict) and value.keys() == {"base64"}:
             found.append((name, _content({"header_base64": value["base64"]}, "header", where) or b""))
         else:
-            found.append((name, _bytes(value) or b""))
+            found.append((name, _bytes(value, f"{where}: header {name!r}") or b""))
     return found
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from takhin.cli.terminal import Output, printable, write
+from takhin.cli.terminal import Output, printable, write, write_some
 
 TABLE, JSON, JSONL = "table", "json", "jsonl"
 FORMATS = (TABLE, JSON, JSONL)
@@ -100,7 +100,7 @@ def write_text(text: str) -> None:
     """To standard output, past sys.stdout. Raises BrokenPipeError."""
     waiting = memoryview(text.encode(errors="backslashreplace"))
     while waiting:
-        waiting = waiting[os.write(1, waiting):]
+        waiting = waiting[write_some(waiting):]
 
 
 def say(text: str) -> None:

@@ -184,8 +184,12 @@ class Sending:
         except NotDelivered as problem:
             undelivered = problem
         await asyncio.sleep(0)
-        if self._failure is not None:
-            where, failure = self._failure
+        told_of = self._failure
+        if undelivered is not None:
+            # Or leaving it would wait for the same again.
+            await self._producer.aclose()
+        if told_of is not None:
+            where, failure = told_of
             if not isinstance(failure, ClientError):
                 raise failure
             told = command_error(failure, "the broker", {"topic": self._topic})

@@ -1,12 +1,13 @@
 """Much data to standard output, without holding up the event loop."""
 
 import asyncio
-import os
 import queue
 import select
 import threading
 from collections.abc import Callable
 from types import TracebackType
+
+from takhin.cli.terminal import write_some
 
 # Chunks that wait to be written, at most.
 _AHEAD = 3
@@ -78,7 +79,7 @@ class Sink:
             while (chunk := self._next(watch)) is not None:
                 waiting = memoryview(chunk)
                 while waiting:
-                    waiting = waiting[os.write(1, waiting):]
+                    waiting = waiting[write_some(waiting):]
                 self._tell(self._wrote)
         except OSError as problem:
             self._problem = problem

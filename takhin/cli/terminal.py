@@ -1,6 +1,7 @@
 """What the programs here have in common on their standard streams: lines out, one line when something is wrong."""
 
 import os
+import select
 import sys
 from types import TracebackType
 
@@ -39,6 +40,18 @@ def complain(prog: str, message: str) -> None:
     write(2, f"{prog}: {printable(message)}\n")
 
 
+def write_some(waiting: memoryview) -> int:
+    """As much as standard output takes; waits while it takes nothing. Gives how many bytes it took."""
+    try:
+        return os.write(1, waiting)
+    except BlockingIOError:
+        # Whoever shares it with us has set it so that it does not wait: then we do.
+        room = select.poll()
+        room.register(1, select.POLLOUT)
+        room.poll()
+        return 0
+
+
 class Output:
     """Lines to standard output, past sys.stdout: what a closed pipe leaves in that buffer would turn the exit status
     into 120.
@@ -62,7 +75,7 @@ class Output:
         waiting, self._waiting = memoryview(self._waiting), bytearray()
         try:
             while waiting and not self._closed:
-                waiting = waiting[os.write(1, waiting):]
+                waiting = waiting[write_some(waiting):]
         except BrokenPipeError:
             self._closed = True
             if not self._goes_on:

@@ -179,15 +179,20 @@ class Consumer:
             assert first is not None
             batch = [first]
             until_s = loop.time() + max_wait
-            while len(batch) < max_records:
-                try:
-                    message = self._take() or await self._wait(until_s - loop.time(), raises=False)
-                except ClientError as problem:
-                    self._tell(problem)  # when what came before it was handed out
-                    break
-                if message is None:
-                    break
-                batch.append(message)
+            try:
+                while len(batch) < max_records:
+                    try:
+                        message = self._take() or await self._wait(until_s - loop.time(), raises=False)
+                    except ClientError as problem:
+                        self._tell(problem)  # when what came before it was handed out
+                        break
+                    if message is None:
+                        break
+                    batch.append(message)
+            except BaseException:
+                # Whoever waited for it was cancelled: nobody gets to see these.
+                self.hand_back(batch)
+                raise
             yield batch
 
     async def fetch(self, most: int) -> list[Message]:
@@ -204,17 +209,27 @@ class Consumer:
         return found
 
     def hand_back(self, messages: Iterable[Message]) -> None:
-        """These, the last that were handed out, were not looked at: they come again, and are not committed."""
+        """These, the last that were handed out, were not looked at: they come again, and are not committed. Of each
+        partition the first and the last are enough.
+        """
         first: dict[TopicPartition, int] = {}
+        last: dict[TopicPartition, int] = {}
         for message in messages:
-            first.setdefault(TopicPartition(message.topic, message.partition), message.offset)
+            place = TopicPartition(message.topic, message.partition)
+            first.setdefault(place, message.offset)
+            last[place] = message.offset
         for place, offset in first.items():
             owned = self._owned.get(place)
-            if owned is not None and not owned.is_revoked:
-                processed = owned.processed
-                self._in_hand.add(owned)
+            if self._is_closed or owned is None or not offset < owned.position <= last[place] + 1:
+                continue  # it was given up since, or went elsewhere by a seek
+            processed = owned.processed
+            self._in_hand.add(owned)
+            if owned.is_revoked:
+                # Whoever has it next reads them; but they must not be committed when it is released.
+                owned.go_to(offset)
+            else:
                 self._move(owned, offset)
-                owned.processed = processed
+            owned.processed = processed
 
     def _settle(self) -> None:
         """The program asks for more: it is done with what it has."""
@@ -486,7 +501,10 @@ class Consumer:
             owned = self._owned.get(place)
             if owned is None:
                 owned = self._owned[place] = OwnedPartition(place, offset)
-                owned.wants_start = self._start.offset is not None or self._start.from_end is not None
+                # The other starts are the broker's to find.
+                owned.wants_start = (
+                    self._start.offset is not None or self._start.from_end is not None
+                    or self._start.from_start is not None)
             else:
                 # The same member, back on another stream: it goes on where it was, not at what is committed.
                 owned.is_revoked = owned.is_stuck = False
@@ -668,19 +686,30 @@ class Consumer:
     async def _begin(self, starting: list[OwnedPartition]) -> None:
         """Partitions for which the group has committed nothing begin where `start` says."""
         stream_number = self._stream_number
-        try:
-            committed = {
-                (each.topic, each.partition): each.committed
-                for each in await self._admin.group_offsets(self.group, {owned.place.topic for owned in starting})}
-            for owned in starting:
-                offset = committed.get(owned.place)
-                if offset is None:
-                    offset = await self._offset_of(owned.place, self._start)
-                if stream_number != self._stream_number:
-                    return  # the next assignment asks again
+        attempts = 0
+        while stream_number == self._stream_number:  # the next assignment asks again
+            try:
+                await self._find_starts([owned for owned in starting if owned.wants_start], stream_number)
+                return
+            except ClientError as problem:
+                if not problem.retryable:
+                    self._tell(problem)
+                    return
+                attempts += 1
+                await asyncio.sleep(pause_s(attempts))
+
+    async def _find_starts(self, starting: list[OwnedPartition], stream_number: int) -> None:
+        committed = {
+            (each.topic, each.partition): each.committed
+            for each in await self._admin.group_offsets(self.group, {owned.place.topic for owned in starting})}
+        for owned in starting:
+            offset = committed.get(owned.place)
+            if offset is None:
+                offset = await self._offset_of(owned.place, self._start)
+            if stream_number != self._stream_number:
+                return
+            # Otherwise the program has sought elsewhere meanwhile.
+            if owned.wants_start:
                 owned.wants_start = False
                 if not owned.is_revoked:
                     self._move(owned, offset)
-        except ClientError as problem:
-            if not problem.retryable:
-                self._tell(problem)

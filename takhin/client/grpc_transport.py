@@ -182,6 +182,8 @@ class _GrpcStream:
 
     async def _raise_status(self) -> None:
         code = await self._call.code()
+        if code is grpc.StatusCode.CANCELLED and self._transport._is_closed:
+            raise Closed("the client was closed")
         if code is not grpc.StatusCode.OK:
             raise error_of(
                 code, await self._call.details() or "", await self._call.trailing_metadata(), self._transport._address)

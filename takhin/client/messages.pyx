@@ -57,7 +57,7 @@ cdef class Message:
 
     key and value: None where there is none; a value of None is a tombstone. timestamp_ms: milliseconds since 1970.
     headers: (name, value) pairs, in their order. epoch: of the log, when it was written; -1 where it is not known.
-    It is frozen. Until key, value and headers were all asked for it keeps the response alive that it came with.
+    It is frozen. As long as it is kept it keeps the response alive that it came with.
     """
 
     def __init__(

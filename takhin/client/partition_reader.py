@@ -68,6 +68,11 @@ class PartitionReader:
                 self.cancel()
                 await self._pause(problem)
                 continue
+            except BaseException:
+                # A cancelled read is the end of its call, or has taken a message with it: the next one begins anew
+                # where this one stood.
+                self.cancel()
+                raise
             if response is None:
                 self.cancel()
                 if self._end_offset is None:

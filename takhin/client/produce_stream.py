@@ -2,7 +2,8 @@
 
 What was in flight when a stream is lost is sent again on the next one, in its order, before anything else of its
 partition. After an error answer nothing more of that partition is sent until all that is in flight there was answered.
-So the order holds; and an idempotent producer's broker knows what it has stored already.
+So the order holds of an idempotent producer, whose broker knows what it has stored already, and refuses what comes
+before its turn. Of another one it does with max_in_flight=1: what is in flight behind a refused batch may be stored.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from takhin.client.batches import Batch, PartitionQueue
-from takhin.client.errors import ClientError, Internal, Unavailable, client_error
+from takhin.client.errors import ClientError, Closed, Internal, Unavailable, client_error
 from takhin.client.retry import pause_s
 from takhin.client.tasks import end
 from takhin.client.transport import SERVICE, RequestStream, Transport
@@ -132,7 +133,21 @@ class ProduceStream:
                     self._finish(batch, problem)
             queue.in_flight.clear()
             self.offer(queue)
+        if not problem.retryable and (not had_any or isinstance(problem, Closed)):
+            # What waits would fare no better: there is no stream to be had.
+            self._fail_queued(problem)
         return had_any or bool(self._queue)
+
+    def _fail_queued(self, problem: ClientError) -> None:
+        while self._queue:
+            queue = self._queue.popleft()
+            queue.is_queued = False
+            waiting = queue.all()
+            queue.retry.clear()
+            queue.ready.clear()
+            queue.open = None
+            for batch in waiting:
+                self._finish(batch, problem)
 
     async def _converse(self, stream: RequestStream) -> None:
         """Send and take answers, until the stream ends. Raises ClientError."""

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections import deque
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Literal
 
@@ -44,9 +45,10 @@ _CHECK_S = 0.25
 class Producer:
     """Sends records to one topic. Made by Client.producer(); used with `async with`, which flushes at its end.
 
-    Records of one partition are stored in the order in which they were given, also when some have to be sent again.
-    With idempotent=True each is stored once, however often that takes; without, one whose answer was lost may be there
-    twice.
+    Records of one partition are stored in the order in which they were given, also when some have to be sent again;
+    without idempotent=True that needs max_in_flight=1, as the broker may store batches behind one that it refuses for
+    now. With idempotent=True each is stored once, however often that takes; without, one whose answer was lost may be
+    there twice.
     """
 
     def __init__(
@@ -85,6 +87,10 @@ class Producer:
         self._batches_closed = 0
         # Deliveries that failed; a flush tells of those that nobody looked at.
         self._failed: deque[tuple[Batch, ClientError]] = deque()
+        # Of those that are too many to be kept.
+        self._forgotten_count = 0
+        self._forgotten_partitions: set[int] = set()
+        self._forgotten_problem: ClientError | None = None
         self._stream: ProduceStream | None = None
         self._checker: asyncio.TimerHandle | None = None
         self._is_closed = False
@@ -143,9 +149,7 @@ class Producer:
         for batch in list(self._unfinished):
             self._finish(batch, Closed("the producer was closed before the record was acknowledged"))
         for batch, _ in self._failed:
-            for delivery in batch.records.deliveries:
-                if _is_unseen(delivery):
-                    delivery.exception()
+            _see(batch)
         self._wake_waiters()
 
     def _check_open(self) -> None:
@@ -242,31 +246,36 @@ class Producer:
         return self._buffered_bytes + size_bytes <= self.buffer_bytes or not self._buffered_bytes
 
     async def _wait_for_room(self, size_bytes: int) -> None:
-        while True:
-            waiter = self._loop.create_future()
-            self._waiters.append(waiter)
-            try:
+        """In turn: whoever waits keeps its place until it has its room, so that the order holds."""
+        waiter = self._loop.create_future()
+        self._waiters.append(waiter)
+        try:
+            while True:
                 await waiter
-            except asyncio.CancelledError:
-                if waiter.done() and not waiter.cancelled():
-                    self._wake_waiters()
-                else:
-                    self._waiters.remove(waiter)
-                raise
-            self._check_open()
-            if self._has_room(size_bytes):
-                # The next one in turn may have room as well, when this one has taken its own.
-                self._loop.call_soon(self._wake_waiters)
-                return
+                self._check_open()
+                if self._has_room(size_bytes):
+                    break
+                # It was the first, and is so still.
+                self._waiters[0] = waiter = self._loop.create_future()
+        except BaseException:
+            self._waiters.remove(waiter)
+            self._wake_waiters()
+            raise
+        self._waiters.popleft()
+        # The next one in turn may have room as well, when this one has taken its own.
+        self._loop.call_soon(self._wake_waiters)
 
     def _wake_waiters(self) -> None:
         """The one that waits longest looks again; all of them, when there is nothing to wait for any more."""
-        while self._waiters and (self._buffered_bytes < self.buffer_bytes or self._is_closed):
-            waiter = self._waiters.popleft()
+        if self._is_closed:
+            woken = list(self._waiters)
+        elif self._waiters and self._buffered_bytes < self.buffer_bytes:
+            woken = [self._waiters[0]]
+        else:
+            return
+        for waiter in woken:
             if not waiter.done():
                 waiter.set_result(None)
-                if not self._is_closed:
-                    return
 
     def _append(self, record: bytes, key: bytes | None, partition: int | None, has_timestamp: bool) -> Delivery:
         stream = self._stream
@@ -345,17 +354,37 @@ class Producer:
         if isinstance(outcome, ClientError):
             batch.records.failed(outcome)
             self._failed.append((batch, outcome))
-            self._forget_seen()
+            if len(self._failed) > MAX_UNDELIVERED:
+                # Once those who await these have seen them.
+                self._loop.call_soon(self._forget_failed)
         else:
             batch.records.stored(self.topic, batch.partition.number, outcome.offset, outcome.timestamp)
         self._buffered_bytes -= batch.records.size_bytes
         batch.finish()
         self._wake_waiters()
 
-    def _forget_seen(self) -> None:
-        """Bounds what is kept of failures: the oldest go, and count as told."""
+    def _forget_failed(self) -> None:
+        """Bounds what is kept of failures: first those go that were seen; of the oldest others only their number is
+        kept."""
+        if len(self._failed) > MAX_UNDELIVERED:
+            self._failed = deque(each for each in self._failed if any(map(_is_unseen, each[0].records.deliveries)))
         while len(self._failed) > MAX_UNDELIVERED:
-            self._failed.popleft()
+            batch, self._forgotten_problem = self._failed.popleft()
+            _see(batch)
+            self._forgotten_count += batch.records.count
+            self._forgotten_partitions.add(batch.partition.number)
+
+    def _take_failed(self) -> NotDelivered | None:
+        """What nobody has seen yet of the failures; it counts as seen then."""
+        unseen: list[tuple[Batch, ClientError | None]] = [each for each in self._failed if _see(each[0])]
+        self._failed.clear()
+        if not unseen and not self._forgotten_count:
+            return None
+        problem = self._not_delivered(
+            unseen, None, self._forgotten_count, self._forgotten_partitions, self._forgotten_problem)
+        self._forgotten_count, self._forgotten_problem = 0, None
+        self._forgotten_partitions.clear()
+        return problem
 
     async def flush(self, timeout_s: float | None = None) -> None:
         """Send what was collected, at once, and wait until all that was given so far is acknowledged.
@@ -379,24 +408,23 @@ class Producer:
                 raise self._not_delivered([(batch, batch.problem) for batch in late], limit_s)
         # A task that awaits a delivery sees it in the loop's next turn: before that its failure is not unseen.
         await asyncio.sleep(0)
-        unseen = []
-        while self._failed:
-            batch, problem = self._failed.popleft()
-            deliveries = [each for each in batch.records.deliveries if _is_unseen(each)]
-            if deliveries:
-                unseen.append((batch, problem))
-                for each in deliveries:
-                    each.exception()
-        if unseen:
-            raise self._not_delivered([*unseen], None)
+        problem = self._take_failed()
+        if problem is not None:
+            raise problem
 
-    def _not_delivered(self, batches: list[tuple[Batch, ClientError | None]], limit_s: float | None) -> NotDelivered:
-        count = sum(batch.records.count for batch, _ in batches)
+    def _not_delivered(
+        self, batches: list[tuple[Batch, ClientError | None]], limit_s: float | None, more: int = 0,
+        more_partitions: Iterable[int] = (), more_problem: ClientError | None = None
+    ) -> NotDelivered:
+        """more: records beyond those of the batches, of which no more is known than their partitions and why."""
+        count = more + sum(batch.records.count for batch, _ in batches)
         named = [
             Undelivered(self.topic, batch.partition.number, key, problem)
             for batch, problem in batches for key in batch.records.keys(MAX_UNDELIVERED)][:MAX_UNDELIVERED]
-        partitions = ", ".join(str(number) for number in sorted({batch.partition.number for batch, _ in batches})[:10])
-        why = next((str(problem) for _, problem in batches if problem is not None), "no answer yet")
+        partitions = ", ".join(str(number) for number in sorted(
+            {*more_partitions, *(batch.partition.number for batch, _ in batches)})[:10])
+        problems = [*(problem for _, problem in batches), more_problem]
+        why = next((str(problem) for problem in problems if problem is not None), "no answer yet")
         what = f"{count} records for {self.topic!r} (partitions {partitions})"
         if limit_s is None:
             return NotDelivered(f"{what} were not stored: {why}", named, count)
@@ -435,6 +463,14 @@ class Producer:
         answer = pb.InitProducerResponse.FromString(await self._transport.unary(
             SERVICE + "InitProducer", pb.InitProducerRequest().SerializeToString(), self._request_timeout_s))
         return answer.id, answer.epoch
+
+
+def _see(batch: Batch) -> bool:
+    """Whether nobody has seen yet that some of it failed; now somebody has."""
+    unseen = [each for each in batch.records.deliveries if _is_unseen(each)]
+    for each in unseen:
+        each.exception()
+    return bool(unseen)
 
 
 def _is_unseen(delivery: Delivery) -> bool:

@@ -109,7 +109,7 @@ class Transaction:
     async def __aexit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is None:
+        if kind is None and not self._is_ended:
             await self.store()
         self._is_ended = True
 
@@ -138,7 +138,8 @@ class Transaction:
             raise Closed("the transaction has ended")
 
     async def store(self) -> None:
-        """Store it now. `async with` does it. Without records nothing but the offsets is committed.
+        """Store it now. `async with` does it, where the program has not. Without records nothing but the offsets is
+        committed.
 
         Raises FencedGeneration when a partition is no longer the consumer's, ResourceExhausted, DeadlineExceeded (then
         nobody knows: all of it, or nothing), and what else a record or an offset may be refused with.

@@ -1,18 +1,29 @@
 """Lines in, lines out: takhin produce, consume and tail against a real broker."""
 
+import asyncio
 import json
 import os
 import random
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from takhin import client
+from takhin.cli.command import CommandError
+from takhin.cli.consume_group import consume_group
+from takhin.cli.failure import command_error
+from takhin.cli.json_records import JsonLines
+from takhin.cli.record_text import Formatted
+from takhin.cli.sending import Sending, shape_of
+from takhin.cli.sink import Sink
+from takhin.client.start import start_at
 from takhin.v1 import takhin_pb2 as pb
 from tests.broker_process import MIB, BrokerProcess, committed, new_topic, produce, read, values, wait_until
-from tests.cli.run import peak_bytes_of, start, takhin
+from tests.cli.run import TAKHIN, environment, peak_bytes_of, start, takhin
 
 
 def records_of(broker: BrokerProcess, topic: str, partition: int = 0) -> list[pb.Record]:
@@ -291,3 +302,112 @@ def test_what_a_group_was_given_before_ctrl_c_is_committed(shared_broker: Broker
     process.stdout.close()
     process.stderr.close()
     assert committed(shared_broker.stub(), group, topic) == 2
+
+
+# What nobody expects
+
+
+@pytest.mark.parametrize(("line", "told"), [
+    (b'{"value": 1e400}', "value has what JSON can't say"), (b'{"headers": {"h": [NaN]}}', "header 'h' has what JSON"),
+    (b'{"timestamp": 99999999999999999999}', "timestamp 99999999999999999999 is not a number of milliseconds"),
+    (b'{"partition": 99999999999}', "partition 99999999999 is not a number"), (b"[" * 200_000, "is not JSON"),
+])
+def test_json_beyond_what_there_is(line: bytes, told: str) -> None:
+    with pytest.raises(CommandError, match="^line 1") as refused:
+        JsonLines(None).read(line, "line 1")
+    assert told in str(refused.value)
+
+
+def test_numbers_that_are_very_large(shared_broker: BrokerProcess) -> None:
+    topic = new_topic(shared_broker.stub())
+    produce(shared_broker.stub(), topic, b"a", b"b")
+    assert takhin(shared_broker, "consume", topic, "-e", "-n", "5000000000").out == b"a\nb\n"
+    done = takhin(shared_broker, "group", "reset", "g", "-t", topic, "--to", "@-9999999999w", status=2)
+    assert "--to '@-9999999999w' is not known" in done.complaint
+
+
+def test_without_standard_input_nothing_is_deleted(shared_broker: BrokerProcess) -> None:
+    topic = new_topic(shared_broker.stub())
+    done = subprocess.run(
+        ["/bin/sh", "-c", '"$@" <&-', "sh", *TAKHIN, "topic", "delete", topic], capture_output=True, timeout=60,
+        env=environment(shared_broker))
+    assert done.returncode == 2 and b"add --yes" in done.stderr and b"Traceback" not in done.stderr
+    takhin(shared_broker, "topic", "describe", topic)
+
+
+def test_an_output_that_does_not_wait(shared_broker: BrokerProcess) -> None:
+    topic = new_topic(shared_broker.stub())
+    text = b"x" * 99 + b"\n"
+    takhin(shared_broker, "produce", topic, "-q", stdin=text * 5_000)
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    process = start(shared_broker, "consume", topic, "-e", stdout=theirs)
+    os.close(theirs)
+    time.sleep(0.5)  # it fills the pipe meanwhile
+    with open(ours, "rb") as pipe:
+        assert pipe.read() == text * 5_000
+    assert process.wait(60) == 0
+    assert process.stderr is not None
+    process.stderr.close()
+
+
+# A broker that dies meanwhile
+
+
+def test_a_member_without_partitions_ends_with_the_broker(tmp_path: Path) -> None:
+    broker = BrokerProcess(tmp_path).start()
+
+    async def wait_for_partitions() -> None:
+        async with client.connect(broker.address) as other, client.connect(broker.address, retry_s=0.2) as tk:
+            await other.create_topic("t", partitions=1)
+            async with other.producer("t") as producer:
+                await producer.send(b"a")
+            owner = other.consumer("t", group="g")
+            await owner.start()
+            await owner.next()
+
+            async def copy() -> None:
+                async with Sink() as sink:
+                    await consume_group(
+                        tk, "t", "g", start_at("earliest"), Formatted(b"%v"), sink, count=None, until_end=True)
+
+            copying = asyncio.ensure_future(copy())
+            while (await other.describe_group("g")).members[1:] == ():
+                await asyncio.sleep(0.02)
+            assert not (await asyncio.wait([copying], timeout=0.3))[0], "it waits for partitions"
+            broker.kill()
+            with pytest.raises(client.Unavailable):
+                await asyncio.wait_for(copying, 20)
+            with suppress(client.ClientError):
+                await owner.aclose()
+
+    try:
+        asyncio.run(wait_for_partitions())
+    finally:
+        broker.close()
+
+
+def test_what_was_not_acknowledged_is_waited_for_once(tmp_path: Path) -> None:
+    broker = BrokerProcess(tmp_path).start()
+
+    async def send() -> float:
+        async with client.connect(broker.address) as tk:
+            await tk.create_topic("t", partitions=1)
+            (tmp_path / "lines").write_bytes(b"1\n2\n")
+            shape = shape_of("", None, (), "\\n", False, False, None, 1000)
+            began_s = 0.0
+            with pytest.raises(client.NotDelivered) as late:
+                async with tk.producer("t", flush_timeout_s=0.5) as producer:
+                    broker.kill()
+                    began_s = time.monotonic()
+                    await Sending(producer, "t", None, shows=False).send(
+                        [str(tmp_path / "lines")], shape, 1, as_json=False)
+            told = command_error(late.value, broker.address)
+            assert str(told).startswith("2 records for 't' (partitions 0) were not acknowledged within 0.5 s: ")
+            assert "--timeout" not in str(told) and told.status == 6
+            return time.monotonic() - began_s
+
+    try:
+        assert asyncio.run(send()) < 0.9
+    finally:
+        broker.close()

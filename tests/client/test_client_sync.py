@@ -4,13 +4,16 @@ import concurrent.futures
 import inspect
 import os
 import threading
+import time
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
 import takhin
-import takhin.client
+import takhin.client.consumer
 import takhin.sync
-from tests.broker_process import BrokerProcess, Stub, committed, new_topic, produce, read, values
+from tests.broker_process import BrokerProcess, Stub, committed, new_topic, produce, read, values, wait_until
 
 
 def test_it_has_the_same_names() -> None:
@@ -142,3 +145,125 @@ def test_a_child_has_a_loop_of_its_own(shared_broker: BrokerProcess) -> None:
     import sys
 
     assert subprocess.run([sys.executable, "-c", code], env=os.environ, timeout=60).returncode == 7
+
+
+def test_a_slow_program_gets_on(
+    shared_broker: BrokerProcess, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(takhin.client.consumer, "_CREDIT_S", 0.3)
+    topic = new_topic(stub)
+    produce(stub, topic, *[b"%d" % number for number in range(2_000)])
+    group = "slow-" + topic
+    with takhin.sync.connect(shared_broker.address) as tk:
+        with tk.consumer(topic, group=group, auto_commit=True, max_processing_s=1) as consumer:
+            until_s = time.monotonic() + 2.5
+            found = []
+            while time.monotonic() < until_s:
+                found.append(next(consumer).offset)
+                time.sleep(0.02)
+            assert found == list(range(len(found))), "put out, it would read the same again"
+            assert (committed(stub, group, topic) or 0) > 0
+        assert committed(stub, group, topic) == len(found)
+
+
+def test_what_was_taken_over_long_ago_goes_back(
+    shared_broker: BrokerProcess, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(takhin.sync, "_KEEP_S", 0.1)
+    monkeypatch.setattr(takhin.sync, "_FETCH_MORE_S", 60)
+    topic = new_topic(stub)
+    produce(stub, topic, *[b"%d" % number for number in range(2_000)])
+    group = "kept-" + topic
+    with takhin.sync.connect(shared_broker.address) as tk:
+        with tk.consumer(topic, group=group) as consumer:
+            found = [next(consumer).offset for _ in range(600)]
+            assert consumer._here and sum(consumer.lag().values()) == 1_400
+            time.sleep(0.15)
+            found += [next(consumer).offset for _ in range(10)]
+            assert found == list(range(610)) and len(consumer._here) < 20
+            consumer.commit()
+            assert committed(stub, group, topic) == 610
+            # A partition that is another's meanwhile, or is given anew, is not set to what was taken over before.
+            while not consumer._here:
+                found.append(next(consumer).offset)
+            place = takhin.TopicPartition(topic, 0)
+            consumer._wrapped._owned[place].position += 1
+            assert consumer._not_handed_out() == {}
+
+
+def test_interrupted_it_loses_nothing(
+    shared_broker: BrokerProcess, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = new_topic(stub)
+    produce(stub, topic, *[b"%d" % number for number in range(10)])
+    monkeypatch.setattr(takhin.sync, "_FETCH_MORE_S", 0)  # one by one
+    run = takhin.sync._background.run
+
+    def interrupted(work: Coroutine[Any, Any, Any]) -> Any:
+        run(work)
+        raise KeyboardInterrupt
+
+    with takhin.sync.connect(shared_broker.address) as tk, tk.consumer(topic, group="cut-" + topic) as consumer:
+        assert next(consumer).offset == 0
+        for ask in lambda: next(consumer), lambda: consumer.next(20):
+            expected = consumer.position((topic, 0))
+            with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+                patched.setattr(takhin.sync._background, "run", interrupted)
+                ask()
+            assert next(consumer).offset == expected
+
+
+def test_what_was_cancelled_holds_nothing_up(shared_broker: BrokerProcess, stub: Stub) -> None:
+    topic = new_topic(stub)
+    with takhin.sync.connect(shared_broker.address) as tk, tk.producer(topic) as producer:
+        # The loop's thread comes to them when they are cancelled.
+        hold, held = threading.Event(), threading.Event()
+        takhin.sync._background.get().call_soon_threadsafe(lambda: (held.set(), hold.wait(20)))
+        assert held.wait(20)
+        refused = producer.send_nowait("text")  # type: ignore[arg-type]
+        stored = producer.send_nowait(b"v", headers=iter([("h", b"x")]))
+        assert refused.cancel()
+        hold.set()
+        assert stored.result(20).offset == 0
+        producer.flush(20)
+    assert [each.headers[0].value for each in read(stub, topic)] == [b"x"]
+
+
+def test_headers_count(shared_broker: BrokerProcess, stub: Stub) -> None:
+    topic = new_topic(stub)
+    with takhin.sync.connect(shared_broker.address) as tk, tk.producer(topic, buffer_bytes=20_000) as producer:
+        hold, held = threading.Event(), threading.Event()
+        takhin.sync._background.get().call_soon_threadsafe(lambda: (held.set(), hold.wait(20)))
+        assert held.wait(20)
+        try:
+            with pytest.raises(takhin.BufferFull):
+                for _ in range(100):
+                    producer.send_nowait(b"", headers={"h": bytes(1_000)})
+        finally:
+            hold.set()
+
+
+def test_what_is_revoked_meanwhile_is_not_committed(
+    shared_broker: BrokerProcess, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(takhin.sync, "_KEEP_S", 60)
+    monkeypatch.setattr(takhin.sync, "_FETCH_MORE_S", 60)
+    topic = new_topic(stub, 2)
+    for partition in range(2):
+        produce(stub, topic, *[b"%d" % number for number in range(600)], partition=partition)
+    group = "revoked-" + topic
+    with takhin.sync.connect(shared_broker.address) as tk, concurrent.futures.ThreadPoolExecutor(1) as threads:
+        seen = {0: 0, 1: 0}
+        with tk.consumer(topic, group=group, auto_commit=True) as consumer:
+            wait_until(lambda: sum(bool(each.arrived) for each in list(consumer._wrapped._owned.values())) == 2)
+            # Of both partitions there is more here than was handed out.
+            while {each.partition for each in consumer._here} != {0, 1}:
+                message = next(consumer)
+                seen[message.partition] = message.offset + 1
+            other = tk.consumer(topic, group=group)
+            joining = threads.submit(other.start)
+            wait_until(lambda: len(consumer.assignment) == 1)
+        joining.result(20)
+        found = [committed(stub, group, topic, partition) or 0 for partition in range(2)]
+        assert found == [seen[0], seen[1]], "not what was taken over and not handed out"
+        other.aclose()

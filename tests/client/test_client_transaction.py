@@ -39,6 +39,10 @@ def test_records_and_offsets_together(shared_broker: BrokerProcess, stub: Stub) 
                 assert committed(stub, "t-" + source, source) == 2 and alone.results == []
                 with pytest.raises(takhin.Closed):
                     alone.send(target, b"late")
+                async with tk.transaction() as by_hand:
+                    by_hand.send(source, b"by hand", partition=0)
+                    await by_hand.store()
+                assert by_hand.results[0].offset == 4
             return transaction.results
 
     results = asyncio.run(main())
@@ -46,7 +50,7 @@ def test_records_and_offsets_together(shared_broker: BrokerProcess, stub: Stub) 
     for number, each in enumerate(results[:10]):
         (record,) = [each_ for each_ in read(stub, target, partition=each.partition) if each_.offset == each.offset]
         assert record.value == b"%d" % number and record.timestamp == each.timestamp_ms == (number or record.timestamp)
-    assert values(read(stub, source)) == [b"1", b"2", b"3", b"done"] and results[10].offset == 3
+    assert values(read(stub, source)) == [b"1", b"2", b"3", b"done", b"by hand"] and results[10].offset == 3
     assert sum(offsets(stub, target, partition).end_offset for partition in range(3)) == 10
 
 

@@ -105,6 +105,17 @@ def test_a_temporary_directory_goes_with_it() -> None:
     run(scenario)
 
 
+def test_a_closed_client_is_forgotten() -> None:
+    async def scenario() -> None:
+        async with takhin.Broker() as broker:
+            for _ in range(3):
+                async with broker.client() as tk:
+                    await tk.list_topics()
+            assert not broker._clients
+
+    run(scenario)
+
+
 def test_what_keeps_it_from_starting(tmp_path: Path, shared_broker: BrokerProcess) -> None:
     async def scenario() -> None:
         for settings, told in [
@@ -177,6 +188,17 @@ def test_the_transport(threaded: bool, caplog: pytest.LogCaptureFixture) -> None
         for number in range(20):
             await echo.write(b"%d" % number)
             assert await echo.read() == b"%d" % number
+        # What a cancelled read has taken is the next one's, at whatever moment it is cancelled.
+        for turns in range(12):
+            reading = asyncio.ensure_future(echo.read())
+            await asyncio.sleep(0.002)
+            await next(iter(transport._streams)).write(b"%d" % turns)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            reading.cancel()
+            await asyncio.wait([reading])
+            async with asyncio.timeout(5):
+                assert (await echo.read() if reading.cancelled() else reading.result()) == b"%d" % turns
         await echo.done_writing()
         assert await echo.read() is None
         # Who does not read holds up who writes; who cancels ends it.
