@@ -87,6 +87,8 @@ class Consumer:
         # Partitions to be released when the program asks for more, or the time is over.
         self._to_release: dict[TopicPartition, None] = {}
         self._last_credit_s = 0.0
+        # The broker's patience is measured from credit to credit.
+        self._credit_s = min(_CREDIT_S, max_processing_s / 3)
         # Counts streams: what was begun on one is not ended on another.
         self._stream_number = 0
         self._is_first_assignment = False
@@ -243,7 +245,7 @@ class Consumer:
                     self._end_current()
                 else:
                     now_s = monotonic()
-                    if now_s - self._last_credit_s > _CREDIT_S:
+                    if now_s - self._last_credit_s > self._credit_s:
                         self._last_credit_s = now_s
                         self._give_back(current.take_credit(False))
         if self._to_release:

@@ -147,10 +147,7 @@ def test_a_child_has_a_loop_of_its_own(shared_broker: BrokerProcess) -> None:
     assert subprocess.run([sys.executable, "-c", code], env=os.environ, timeout=60).returncode == 7
 
 
-def test_a_slow_program_gets_on(
-    shared_broker: BrokerProcess, stub: Stub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(takhin.client.consumer, "_CREDIT_S", 0.3)
+def test_a_slow_program_gets_on(shared_broker: BrokerProcess, stub: Stub) -> None:
     topic = new_topic(stub)
     produce(stub, topic, *[b"%d" % number for number in range(2_000)])
     group = "slow-" + topic
