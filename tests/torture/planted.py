@@ -12,6 +12,7 @@ from typing import Any
 
 from takhin.broker import metadata, produce
 from takhin.broker.broker import Broker
+from takhin.broker.group import Group
 from takhin.broker.groups import GroupCoordinator
 from takhin.broker.metadata import MetadataStore, RunState
 from takhin.broker.produce import Producing
@@ -110,9 +111,9 @@ def refused_but_appended() -> None:
     """Now and then a request is appended, and answered as refused."""
     append, count = Producing._append, 0
 
-    def append_and_refuse(self: Producing, request: bytes) -> Any:
+    def append_and_refuse(self: Producing, request: bytes, topics: Any) -> Any:
         nonlocal count
-        answer = append(self, request)
+        answer = append(self, request, topics)
         count += 1
         if count % 40 == 0:
             raise error(Reason.DISK_FULL, "nothing was appended")
@@ -125,12 +126,12 @@ def appended_twice() -> None:
     """Now and then a request is appended twice, as if a retry had not been known."""
     append, count = Producing._append, 0
 
-    def append_again(self: Producing, request: bytes) -> Any:
+    def append_again(self: Producing, request: bytes, topics: Any) -> Any:
         nonlocal count
         count += 1
         if count % 40 == 0:
-            append(self, request)
-        return append(self, request)
+            append(self, request, topics)
+        return append(self, request, topics)
 
     Producing._append = append_again  # type: ignore[method-assign]
 
@@ -139,10 +140,10 @@ def producers_ignored() -> None:
     """A request of an idempotent producer is appended whenever it comes."""
     append = Producing._append
 
-    def append_as_plain(self: Producing, request: bytes) -> Any:
+    def append_as_plain(self: Producing, request: bytes, topics: Any) -> Any:
         message = pb.ProduceMessageRequest.FromString(request)
         message.ClearField("producer")
-        return append(self, message.SerializeToString())
+        return append(self, message.SerializeToString(), topics)
 
     Producing._append = append_as_plain  # type: ignore[method-assign]
 
@@ -196,10 +197,11 @@ def ends_when_the_disk_is_full() -> None:
 def stale_commits_taken() -> None:
     """A commit is taken from whoever sends it: from one who had the partition once, or is no member any more."""
 
-    def check_nothing(self: GroupCoordinator, *_: Any) -> None:
+    def check_nothing(self: Any, *_: Any) -> None:
         return None
 
     GroupCoordinator.check_committer = check_nothing  # type: ignore[method-assign]
+    Group.check_owned = check_nothing  # type: ignore[method-assign]
 
 
 def records_skipped_when_moved() -> None:
