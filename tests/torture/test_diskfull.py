@@ -61,7 +61,7 @@ def test_no_promise_is_broken(mounts: list[str], tmp_path: Path, filling: str) -
 @pytest.mark.parametrize(("bug", "filling", "told"), [
     ("refused_but_appended", "produce", "failed (DISK_FULL), and is there"),
     ("appends_stay_refused", "ballast to the last block", "go on once there is room"),
-    ("untyped_refusals", "ballast to the last block", "requests were refused with"),
+    ("untyped_refusals", "ballast to the last block", "INTERNAL_ERROR"),
     ("ends_when_the_disk_is_full", "ballast to the last block", "has ended"),
 ])
 def test_a_planted_bug_is_found(mounts: list[str], tmp_path: Path, bug: str, filling: str, told: str) -> None:
