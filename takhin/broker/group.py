@@ -266,15 +266,11 @@ class Group:
         What counts is that it has had them since that generation: who keeps a partition is not fenced by a rebalance
         between others. Raises FENCED_GENERATION.
         """
-        member = self.members.get(member_id)
-        if member is None:
-            raise self._fenced(f"{member_id!r} is no member of group {self.group_id!r} (any more)")
+        member = self._known_member(member_id)
         for each in partitions:
             since = member.owned.get(each)
             if since is None:
-                raise self._fenced(
-                    f"topic {each.topic!r} partition {each.partition} is not assigned to member {member_id!r} (now)"
-                )
+                raise self._not_assigned(each.topic, each.partition, member_id)
             if generation is not None and not since <= generation <= self.generation:
                 raise self._fenced(
                     f"generation {generation} is not one in which member {member_id!r} has topic {each.topic!r} "
@@ -283,15 +279,19 @@ class Group:
 
     def check_owned(self, member_id: str, names: Collection[tuple[str, int]]) -> None:
         """Whether a member has these (topic, partition)s, whatever their topics' ids. Raises FENCED_GENERATION."""
+        owned = {(each.topic, each.partition) for each in self._known_member(member_id).owned}
+        for topic, number in names:
+            if (topic, number) not in owned:
+                raise self._not_assigned(topic, number, member_id)
+
+    def _known_member(self, member_id: str) -> Member:
         member = self.members.get(member_id)
         if member is None:
             raise self._fenced(f"{member_id!r} is no member of group {self.group_id!r} (any more)")
-        owned = {(each.topic, each.partition) for each in member.owned}
-        for topic, number in names:
-            if (topic, number) not in owned:
-                raise self._fenced(
-                    f"topic {topic!r} partition {number} is not assigned to member {member_id!r} (now)"
-                )
+        return member
+
+    def _not_assigned(self, topic: str, number: int, member_id: str) -> TakhinError:
+        return self._fenced(f"topic {topic!r} partition {number} is not assigned to member {member_id!r} (now)")
 
     def _fenced(self, message: str) -> TakhinError:
         return error(Reason.FENCED_GENERATION, message, group_id=self.group_id, generation=self.generation)

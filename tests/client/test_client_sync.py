@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 import takhin
-import takhin.client.consumer
 import takhin.sync
 from tests.broker_process import BrokerProcess, Stub, committed, new_topic, produce, read, values, wait_until
 
