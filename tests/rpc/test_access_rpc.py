@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,6 @@ ENTRY = {
 
 def acl(**fields: Any) -> pb.Acl:
     return pb.Acl(**ENTRY | fields)
-
-
-@pytest.fixture(scope="module")
-def secured_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
-    directory = tmp_path_factory.mktemp("access")
-    broker = BrokerProcess(directory / "broker", secured=Secured(directory / "tls")).start()
-    yield broker
-    broker.terminate()
-    broker.check()
 
 
 @pytest.fixture

@@ -27,15 +27,6 @@ INVALID = (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_INVALID")
 DENIED = (grpc.StatusCode.PERMISSION_DENIED, "ACCESS_DENIED")
 
 
-@pytest.fixture(scope="module")
-def secured_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
-    directory = tmp_path_factory.mktemp("streams")
-    broker = BrokerProcess(directory / "broker", secured=Secured(directory / "tls")).start()
-    yield broker
-    broker.terminate()
-    broker.check()
-
-
 @pytest.fixture
 def admin(secured_broker: BrokerProcess) -> access_pb2_grpc.AccessServiceStub:
     return access_pb2_grpc.AccessServiceStub(secured_broker.channel())
