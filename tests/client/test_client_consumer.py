@@ -254,6 +254,8 @@ def test_cut_streams_lose_and_double_nothing(shared_broker: BrokerProcess, stub:
                             found.append(message)
                             if len(found) % 500 == 0:
                                 await consumer.commit(message)
+                            if len(found) % 1_000 == 250:
+                                proxy.cut()
                             if len(found) == 5_000:
                                 break
                 await consumer.commit()

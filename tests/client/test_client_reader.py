@@ -177,6 +177,8 @@ def test_cut_connections_lose_and_double_nothing(shared_broker: BrokerProcess, s
             async with background(fill()), background(proxy.cut_at_random(0.02, 0.1, seed=3)):
                 async for message in reader:
                     found.append(message)
+                    if len(found) % 1_000 == 500:
+                        proxy.cut()
                     if len(found) == 6_000:
                         break
             return found, proxy.cuts
