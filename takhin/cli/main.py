@@ -49,6 +49,7 @@ COMMANDS = {
         "bench": "Measure a broker: produce, consume, end to end.",
         "health": "Ask the broker how it is.",
         "config": "Settings, and where they come from.",
+        "backup": "Copy a data directory, also of a running broker.",
         "segment": "Look into a data directory's files, audit and repair them.",
         "version": "Show the versions of takhin and of the broker.",
         "completion": "Complete commands in bash, zsh and fish.",

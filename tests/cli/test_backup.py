@@ -1,0 +1,331 @@
+"""takhin backup: a copy taken under load is sound, has what was durable, and a broker serves it."""
+
+import os
+import random
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+
+from takhin.broker.sqlite_files import committed_bytes
+from takhin.cli.backup_files import copy_metadata, settle_metadata
+from takhin.v1 import takhin_pb2 as pb
+from tests.broker_process import (
+    DEADLINE_S,
+    BrokerProcess,
+    Stub,
+    commit,
+    committed,
+    create_topic,
+    offsets,
+    produce,
+    read,
+    refused,
+    values,
+    wait_until,
+)
+from tests.cli.run import takhin
+from tests.conftest import StartBroker
+
+PRODUCERS = 8
+PARTITIONS = 6
+LOADED = ("kept", "short")
+
+
+class Load:
+    """Producers with durable acks, transactions over two partitions, a group's commits, until stop()."""
+
+    def __init__(self, broker: BrokerProcess):
+        self.broker = broker
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        # (topic, partition, offset): value, of all that were acknowledged as durable.
+        self.durable: dict[tuple[str, int, int], bytes] = {}
+        self.transactions: set[bytes] = set()
+        self.committed = 0
+        self.problems: list[BaseException] = []
+        work: list[Callable[[Stub], None]] = [
+            *(lambda stub, n=number: self._produce(stub, n) for number in range(PRODUCERS)), self._transact,
+            self._commit, self._make_topics]
+        self.threads = [threading.Thread(target=self._run, args=(each,)) for each in work]
+        for thread in self.threads:
+            thread.start()
+
+    def _run(self, work: Callable[[Stub], None]) -> None:
+        with grpc.insecure_channel(
+                self.broker.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+            try:
+                work(type(self.broker.stub())(channel))
+            except BaseException as problem:
+                self.problems.append(problem)
+
+    def _produce(self, stub: Stub, number: int) -> None:
+        state = stub.InitProducer(pb.InitProducerRequest(name=f"producer-{number}"), timeout=DEADLINE_S)
+        draw = random.Random(number)
+        sequences = dict.fromkeys([(topic, part) for topic in LOADED for part in range(PARTITIONS)], 0)
+        count = 0
+        while not self._stop.is_set():
+            topic, partition = draw.choice(list(sequences))
+            value = f"{number}-{count}-".encode() + b"x" * draw.randrange(400)
+            count += 1
+            made = pb.ProducerState(id=state.id, epoch=state.epoch, sequence=sequences[topic, partition])
+            sequences[topic, partition] += 1
+            acks = draw.choice([-1, -1, -1, 1])
+            answer = produce(stub, topic, value, partition=partition, acks=acks, producer=made)
+            if acks == -1:
+                with self._lock:
+                    self.durable[topic, partition, answer.offset] = value
+
+    def _transact(self, stub: Stub) -> None:
+        count = 0
+        while not self._stop.is_set():
+            value = f"transaction-{count}".encode()
+            count += 1
+            appends = [pb.ProduceMessageRequest(
+                topic="transacted", partition=number, required_acks=-1, record=pb.Record(value=value))
+                for number in range(2)]
+            position = [pb.TopicPartitionOffset(topic="counted", partition=0, offset=count)]
+            produce(stub, "counted", b"one", acks=-1)
+            stub.ProduceTransaction(
+                pb.ProduceTransactionRequest(appends=appends, group_id="transacting", offsets=position),
+                timeout=DEADLINE_S)
+            with self._lock:
+                self.transactions.add(value)
+
+    def _commit(self, stub: Stub) -> None:
+        while not self._stop.is_set():
+            end = offsets(stub, "kept").end_offset
+            commit(stub, "committing", ("kept", 0, end))
+            with self._lock:
+                self.committed = end
+            time.sleep(0.005)
+
+    def _make_topics(self, stub: Stub) -> None:
+        count = 0
+        while not self._stop.wait(0.1):
+            create_topic(stub, f"passing-{count}")
+            produce(stub, f"passing-{count}", b"value", acks=-1)
+            if count >= 3:
+                stub.DeleteTopic(pb.DeleteTopicRequest(name=f"passing-{count - 3}"), timeout=DEADLINE_S)
+            count += 1
+
+    def so_far(self) -> tuple[dict[tuple[str, int, int], bytes], set[bytes], int]:
+        with self._lock:
+            return dict(self.durable), set(self.transactions), self.committed
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self.threads:
+            thread.join(DEADLINE_S)
+        assert not self.problems, self.problems
+
+
+def loaded_broker(start_broker: StartBroker) -> BrokerProcess:
+    # Small files, so that journal and segments are begun anew all the time, and retention removes them.
+    broker = start_broker(
+        "--topics-retention-check-ms", "50", "--limits-journal-bytes", "8388608", "--topics-flush-ms", "50",
+        secured=None)
+    create_topic(broker.stub(), "kept", PARTITIONS, segment_bytes=20_000, retention_ms=-1)
+    create_topic(broker.stub(), "short", PARTITIONS, segment_bytes=5_000, retention_bytes=20_000)
+    create_topic(broker.stub(), "transacted", 2)
+    create_topic(broker.stub(), "counted")
+    return broker
+
+
+def on(start_broker: StartBroker, directory: Path) -> BrokerProcess:
+    """A broker on this data directory."""
+    broker = start_broker()
+    broker.terminate()
+    shutil.rmtree(broker.data_dir)
+    shutil.copytree(directory, broker.data_dir)
+    return broker.start()
+
+
+def whole_log(stub: Stub, topic: str, partition: int) -> dict[int, bytes]:
+    """Value by offset, from its beginning to its end, without a gap."""
+    found = offsets(stub, topic, partition)
+    records = read(stub, topic, partition=partition)
+    assert [each.offset for each in records] == list(range(found.beginning_offset, found.end_offset))
+    return {each.offset: each.value for each in records}
+
+
+@pytest.mark.parametrize("round_number", range(2))
+def test_under_load(start_broker: StartBroker, tmp_path: Path, round_number: int) -> None:
+    broker = loaded_broker(start_broker)
+    load = Load(broker)
+    try:
+        wait_until(lambda: len(load.durable) > 500 and len(load.transactions) > 20)
+        taken = []
+        for number in range(3):
+            before = load.so_far()
+            target = tmp_path / f"copy-{number}"
+            ran = takhin(None, "backup", "--verify", broker.data_dir, target)
+            assert b"DAMAGE" not in ran.out and b": sound; not stopped cleanly" in ran.out, ran.out
+            taken.append((target, before))
+    finally:
+        load.stop()
+    assert not list(tmp_path.glob("*.unfinished"))
+    for target, (durable, transactions, at_least) in taken:
+        copy = on(start_broker, target)
+        stub = copy.stub()
+        logs = {(topic, part): whole_log(stub, topic, part) for topic in LOADED for part in range(PARTITIONS)}
+        begins = {key: offsets(stub, *key).beginning_offset for key in logs}
+        for (topic, partition, offset), value in durable.items():
+            if offset >= begins[topic, partition]:
+                assert logs[topic, partition][offset] == value
+        assert all(begins["kept", partition] == 0 for partition in range(PARTITIONS))
+        assert any(begins["short", partition] > 0 for partition in range(PARTITIONS))
+        first, second = (whole_log(stub, "transacted", number) for number in range(2))
+        assert list(first.values()) == list(second.values()), "half of a transaction"
+        assert transactions <= set(first.values())
+        # Its offsets come with it.
+        assert committed(stub, "transacting", "counted") == len(first)
+        assert offsets(stub, "counted").end_offset >= len(first)
+        assert at_least <= (committed(stub, "committing", "kept") or 0) <= offsets(stub, "kept").end_offset
+        # It goes on in an epoch of its own, and nobody is taken for somebody else.
+        again = stub.InitProducer(pb.InitProducerRequest(name="producer-0"), timeout=DEADLINE_S)
+        state = pb.ProducerState(id=again.id, epoch=again.epoch, sequence=0)
+        produce(stub, "kept", b"after", acks=-1, producer=state)
+        copy.terminate()
+        assert "damaged" not in copy.stderr
+
+
+def test_the_copy_of_what_is_stopped(start_broker: StartBroker, tmp_path: Path) -> None:
+    broker = start_broker()
+    create_topic(broker.stub(), "orders", 3)
+    produce(broker.stub(), "orders", b"one", acks=-1)
+    broker.terminate()
+    ran = takhin(None, "backup", broker.data_dir, tmp_path / "copy")
+    assert b": 1 partitions, " in ran.out
+    copy = on(start_broker, tmp_path / "copy")
+    assert values(read(copy.stub(), "orders")) == [b"one"]
+    copy.wait_for_log("epoch 2; ")
+    # A copy can be copied.
+    takhin(None, "backup", tmp_path / "copy", tmp_path / "second")
+    names = {str(path.relative_to(tmp_path / "copy")) for path in (tmp_path / "copy").rglob("*")}
+    assert names == {str(path.relative_to(tmp_path / "second")) for path in (tmp_path / "second").rglob("*")}
+
+
+def test_the_copy_of_what_was_killed(start_broker: StartBroker, tmp_path: Path) -> None:
+    broker = loaded_broker(start_broker)
+    load = Load(broker)
+    wait_until(lambda: len(load.durable) > 200 and len(load.transactions) > 5)
+    broker.kill()
+    load._stop.set()
+    for thread in load.threads:
+        thread.join(DEADLINE_S)
+    ran = takhin(None, "backup", "--verify", broker.data_dir, tmp_path / "copy")
+    assert b": sound; not stopped cleanly" in ran.out
+    stub = on(start_broker, tmp_path / "copy").stub()
+    for (topic, partition, offset), value in load.durable.items():
+        log = whole_log(stub, topic, partition) if topic == "kept" else None
+        assert log is None or log[offset] == value
+    first, second = (whole_log(stub, "transacted", number) for number in range(2))
+    assert list(first.values()) == list(second.values()) and load.transactions <= set(first.values())
+
+
+def test_damage_is_copied_as_it_is(start_broker: StartBroker, tmp_path: Path) -> None:
+    broker = start_broker()
+    create_topic(broker.stub(), "orders")
+    for number in range(50):
+        produce(broker.stub(), "orders", b"%d" % number, acks=-1)
+    broker.terminate()
+    (segment,) = broker.segments()
+    os.truncate(segment, segment.stat().st_size // 2)
+    ran = takhin(None, "backup", "--verify", broker.data_dir, tmp_path / "copy", status=1)
+    assert b"DAMAGE" in ran.out
+    broker.start()
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "PARTITION_DAMAGED"):
+        produce(broker.stub(), "orders", b"more")
+    # And of a broker that runs, with its damage.
+    ran = takhin(None, "backup", "--verify", broker.data_dir, tmp_path / "second", status=1)
+    assert b"DAMAGE" in ran.out
+
+
+@pytest.mark.parametrize(("source", "target", "told", "status"), [
+    ("{data}", "{tmp}", "is there already", 2), ("{data}", "{data}/copy", "lies in ", 2),
+    ("{tmp}/empty", "{tmp}/copy", "is no data directory", 1), ("{tmp}/no", "{tmp}/copy", "can't be read", 1),
+])
+def test_what_is_refused(
+    broker: BrokerProcess, tmp_path: Path, source: str, target: str, told: str, status: int
+) -> None:
+    (tmp_path / "empty").mkdir()
+    paths = [each.format(data=broker.data_dir, tmp=tmp_path) for each in (source, target)]
+    assert told in takhin(None, "backup", *paths, status=status).complaint
+    assert not (tmp_path / "copy").exists() and not list(tmp_path.rglob("*.unfinished"))
+
+
+def test_the_database_under_writes(tmp_path: Path) -> None:
+    """A connection of its own, as the broker's, writes and checkpoints; each copy has all that was committed before."""
+    from takhin.broker.metadata import SCHEMA
+
+    source, done, seen = tmp_path / "source", threading.Event(), [0]
+    source.mkdir()
+
+    def write() -> None:
+        db = sqlite3.connect(source / "meta.db", isolation_level=None)
+        for pragma in "locking_mode=EXCLUSIVE", "journal_mode=WAL", "wal_autocheckpoint=0", "cache_size=20":
+            db.execute(f"PRAGMA {pragma}")
+        db.execute("BEGIN")
+        for statement in SCHEMA.statements:
+            db.execute(statement)
+        db.execute(f"PRAGMA application_id={SCHEMA.application_id}")
+        db.execute(f"PRAGMA user_version={SCHEMA.version}")
+        db.execute("COMMIT")
+        number = 0
+        while not done.is_set():
+            number += 1
+            # Two rows that always agree, far from each other.
+            db.execute("BEGIN")
+            db.execute("INSERT INTO topics (name, num_partitions, created_ms) VALUES (?, 1, 0)", (f"{number}-a",))
+            db.execute("INSERT INTO topics (name, num_partitions, created_ms) VALUES (?, 1, 0)", (f"b-{number}",))
+            db.execute("DELETE FROM topics WHERE id <= ?", (2 * number - 400,))
+            db.execute("COMMIT")
+            seen[0] = number
+            if number % 25 == 0:
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        db.close()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        wait_until(lambda: seen[0] > 10)
+        for number in range(25):
+            before = seen[0]
+            target = tmp_path / f"copy-{number}"
+            target.mkdir()
+            assert copy_metadata(str(source), str(target))
+            view = settle_metadata(str(target), str(source))
+            assert view is not None
+            names = {topic.name for topic in view.topics}
+            firsts = {int(name[:-2]) for name in names if name.endswith("-a")}
+            assert firsts == {int(name[2:]) for name in names if name.startswith("b-")} and max(firsts) >= before
+    finally:
+        done.set()
+        writer.join()
+
+
+def test_a_torn_end_of_the_wal_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "meta.db"
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("PRAGMA journal_mode=WAL")
+    ends = []
+    for number in range(4):
+        db.execute("CREATE TABLE IF NOT EXISTS t (x)")
+        db.execute("INSERT INTO t VALUES (?)", (str(number) * 9000,))
+        ends.append(os.path.getsize(f"{path}-wal"))
+    whole = Path(f"{path}-wal").read_bytes()
+    assert committed_bytes(str(path)) == ends[-1] == len(whole)
+    for size in range(0, len(whole), 1000):
+        os.truncate(f"{path}-wal", size)
+        expected = max([0, *(end for end in ends if end <= size)])
+        found = committed_bytes(str(path))
+        # CREATE and INSERT are two commits of the first round.
+        assert found == expected or (found < ends[0] and expected == 0)
+        Path(f"{path}-wal").write_bytes(whole)
+    db.close()
