@@ -88,6 +88,7 @@ class _Copied:
 
 def backup(data_dir: str, destination: str, *, verify: bool) -> int:
     """Gives the exit status. Raises CommandError, OSError."""
+    shown = destination
     data_dir, destination = os.path.abspath(data_dir), os.path.abspath(destination)
     if os.path.lexists(destination):
         raise CommandError(f"{destination} is there already; name another directory", EXIT_USAGE)
@@ -109,11 +110,12 @@ def backup(data_dir: str, destination: str, *, verify: bool) -> int:
         raise
     with Output() as out:
         out.line(
-            f"{destination}: {copying.num_partitions} partitions, {copying.num_bytes:,} bytes of segments, "
+            f"{shown}: {copying.num_partitions:,} partition{'' if copying.num_partitions == 1 else 's'}, "
+            f"{copying.num_bytes:,} bytes of segments, "
             f"{time.time() - begun_s:.1f} s; has all that was durable at "
             f"{iso_time(int(begun_s * 1000))}")
         if verify:
-            audit = Auditor(destination, lambda finding: print_finding(out, finding, as_json=False)).run()
+            audit = Auditor(shown, lambda finding: print_finding(out, finding, as_json=False)).run()
             print_summary(out, audit, as_json=False)
             return EXIT_FAILED if audit.status == "damaged" else EXIT_OK
     return EXIT_OK

@@ -201,7 +201,7 @@ def test_the_copy_of_what_is_stopped(start_broker: StartBroker, tmp_path: Path) 
     produce(broker.stub(), "orders", b"one", acks=-1)
     broker.terminate()
     ran = takhin(None, "backup", broker.data_dir, tmp_path / "copy")
-    assert b": 1 partitions, " in ran.out
+    assert b": 1 partition, " in ran.out
     copy = on(start_broker, tmp_path / "copy")
     assert values(read(copy.stub(), "orders")) == [b"one"]
     copy.wait_for_log("epoch 2; ")
