@@ -14,7 +14,7 @@ from typing import Any
 
 from takhin.config_sources import FILE_VARIABLE, VARIABLE_PREFIX, check, parse, read_file, refuse, unknown_variables
 from takhin.errors import ConfigError
-from takhin.listen_address import is_loopback
+from takhin.listen_address import is_loopback as is_loopback
 from takhin.listen_address import split_listen as split_listen
 from takhin.listen_address import unix_path as unix_path
 

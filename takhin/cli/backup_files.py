@@ -90,7 +90,8 @@ class JournalCopy:
 def scan_journal(directory: str) -> JournalCopy:
     """What the journal has, by the tables of its entries; of the last one the rest may be missing. Raises CommandError,
     OSError."""
-    return _steady(directory, lambda: JournalCopy(is_kept=True) if _is_kept(directory) else _read(directory, read_table))
+    return _steady(
+        directory, lambda: JournalCopy(is_kept=True) if _is_kept(directory) else _read(directory, read_table))
 
 
 def copy_journal(source: str, target: str) -> None:
@@ -262,7 +263,7 @@ def finish_metadata(target_dir: str) -> None:
     leave_sum(os.path.join(target_dir, "meta.db"))
 
 
-def _with_database(target_dir: str, work: Callable[[sqlite3.Connection], list[tuple[str, int, int]] | None]):
+def _with_database(target_dir: str, work: Callable[[sqlite3.Connection], T]) -> T:
     db = sqlite3.connect(os.path.join(target_dir, "meta.db"), isolation_level=None)
     try:
         # The whole backup is synced at its end.

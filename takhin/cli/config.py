@@ -1,4 +1,4 @@
-"""takhin config: what takhin and takhin-server use here, and where from; what is wrong with it; a file to begin with."""
+"""takhin config: what takhin and takhin-server use here, and where from; what is wrong with it; a file with all."""
 
 import os
 from collections.abc import Iterator

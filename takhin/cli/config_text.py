@@ -38,8 +38,8 @@ flag or a `TAKHIN_SECTION__KEY` that is none is refused, with the nearest known 
 **SIGHUP.** Settings marked "yes" take hold in the running broker, those of topics in the topics that are there, too, as
 far as these have no configs of their own; limits hold for what comes from then on. A changed setting that is marked
 "no" stays as it is; the log says `needs a restart: KEY`. When the file is wrong, or what is new in it does not fit what
-stays, nothing changes, and the log says why in one line. Flags and variables are those of the start. Without `--config`,
-too, certificates, keys and key sets are read again at once (otherwise within `tls.check_ms`).
+stays, nothing changes, and the log says why in one line. Flags and variables are those of the start. Without
+`--config`, too, certificates, keys and key sets are read again at once (otherwise within `tls.check_ms`).
 """
 
 

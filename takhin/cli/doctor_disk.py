@@ -38,10 +38,11 @@ def filesystem(directory: str, finding: MakeFinding, mounts: str = "/proc/self/m
     kind, point = mount_of(directory, mounts)
     found = f"{kind} on {point}"
     if kind.partition(".")[0] in _NETWORK:
-        return finding("filesystem", "warn", found, "a disk of this machine's own: whether a sync reaches one, and a lock "
-                       "holds, is up to others here")
+        return finding("filesystem", "warn", found, "a disk of this machine's own: whether a sync reaches one, and "
+                       "a lock holds, is up to others here")
     if kind in ("tmpfs", "ramfs"):
-        return finding("filesystem", "warn", found, "a filesystem on a disk: this one is memory, and gone with the power")
+        return finding("filesystem", "warn", found,
+                       "a filesystem on a disk: this one is memory, and gone with the power")
     if kind in ("overlay", "aufs"):
         return finding("filesystem", "warn", found,
                        "a volume for the data: this is the container's own layer, and goes with the container")
@@ -62,7 +63,7 @@ def mount_of(directory: str, mounts: str) -> tuple[str, str]:
                 before, _, after = line.partition(" - ")
                 words = before.split()
                 point = words[4].replace("\\040", " ")
-                # By name, as a filesystem's subvolumes have numbers of their own; of several at a place the last counts.
+                # By name, as subvolumes of a filesystem have numbers of their own; of several at a place the last.
                 inside = path == point or path.startswith(point.rstrip("/") + "/")
                 if inside and len(point) >= len(best[1]) or (words[2] == number and not best[0]):
                     best = (after.split()[0], point)
@@ -108,7 +109,7 @@ def _features(fd: int, finding: MakeFinding) -> Iterator[Any]:
         code = ctypes.get_errno()
         why = "not supported" if code == errno.EOPNOTSUPP else os.strerror(code)
         yield finding("reserved room", "warn", f"fallocate does not work here: {why}",
-                      "another filesystem (ext4, xfs, btrfs): a transaction that is decided may find the disk full here")
+                      "another filesystem (ext4, xfs, btrfs): a transaction that is decided may find the disk full")
 
 
 def sync_times_ms(fd: int, count: int = SYNCS) -> list[float]:
@@ -129,9 +130,9 @@ def sync_time(took_ms: list[float], finding: MakeFinding) -> Any:
         f"fdatasync of 4 KiB, {len(took_ms)} times: p50 {p50:.3g} ms, p99 {p99:.3g} ms: a producer that waits for each "
         f"durable ack gets {1000 / max(p50, 0.001):,.0f} a second at most, many together share a sync")
     if p50 < UNBELIEVABLE_P50_MS:
-        return finding("sync", "warn", found, "no disk is so fast: does it keep, or only say, what it is told to sync? a "
-                       "memory filesystem, or a disk's or hypervisor's volatile cache, loses it with the power")
+        return finding("sync", "warn", found, "no disk is so fast: does it keep, or only say, what it is told to sync? "
+                       "a memory filesystem, or a disk's or hypervisor's volatile cache, loses it with the power")
     if p99 > SLOW_P99_MS:
-        return finding("sync", "warn", found, "a disk for the log alone, or a faster one; or acks 1 where a record may be "
-                       "lost with the power")
+        return finding("sync", "warn", found, "a disk for the log alone, or a faster one; or acks 1 where a record may "
+                       "be lost with the power")
     return finding("sync", "ok", found)

@@ -1,7 +1,7 @@
 """What the service manager (systemd) is told of: that the broker is ready, reloads, stops, and that its loop turns.
 
-The protocol is that of sd_notify(3): datagrams of NAME=VALUE lines to the Unix socket that NOTIFY_SOCKET names. Where it
-names none, nobody is told anything.
+The protocol is that of sd_notify(3): datagrams of NAME=VALUE lines to the Unix socket that NOTIFY_SOCKET names. Where
+it names none, nobody is told anything.
 """
 
 import asyncio
@@ -29,7 +29,8 @@ class ServiceManager:
         self._watchdog_s = _watchdog_s(environ) if self._address else 0.0
         if self._address:
             if self._address[0] not in "/@":
-                _log.warning("NOTIFY_SOCKET: %r is neither a path nor an abstract socket: nobody is told", self._address)
+                _log.warning(
+                    "NOTIFY_SOCKET: %r is neither a path nor an abstract socket: nobody is told", self._address)
                 return
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             self._socket.setblocking(False)

@@ -178,7 +178,8 @@ def test_systemd_has_nothing_against_the_unit(tmp_path: Path) -> None:
     server = Path(sys.executable).parent / "takhin-server"
     path = tmp_path / "takhin.service"
     # The program is where this installation has it.
-    path.write_text((ROOT / "deploy" / "takhin.service").read_text().replace("/opt/takhin/bin/takhin-server", str(server)))
+    text = (ROOT / "deploy" / "takhin.service").read_text()
+    path.write_text(text.replace("/opt/takhin/bin/takhin-server", str(server)))
     done = subprocess.run([str(analyze), "verify", "--man=no", str(path)], capture_output=True, timeout=DEADLINE_S)
     told = [line for line in done.stderr.decode().splitlines() if "takhin" in line]
     assert done.returncode == 0 and told == [], done.stderr.decode()
