@@ -13,6 +13,7 @@ import grpc
 import pytest
 
 from takhin.broker.sqlite_files import committed_bytes
+from takhin.cli import backup_copy
 from takhin.cli.backup_files import copy_metadata, settle_metadata
 from takhin.v1 import takhin_pb2 as pb
 from tests.broker_process import (
@@ -329,3 +330,94 @@ def test_a_torn_end_of_the_wal_is_cut_off(tmp_path: Path) -> None:
         assert found == expected or (found < ends[0] and expected == 0)
         Path(f"{path}-wal").write_bytes(whole)
     db.close()
+
+
+def test_what_happens_between_any_two_steps(
+    start_broker: StartBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All kinds of changes between each two things that a look reads, and between each two files that are copied."""
+    broker = loaded_broker(start_broker)
+    stub = broker.stub()
+    acknowledged: dict[str, list[bytes]] = {"kept": [], "counted": []}
+    left = [60]
+
+    def change() -> None:
+        if not left[0]:
+            return
+        left[0] -= 1
+        number = len(acknowledged["counted"])
+        value = b"%d" % number
+        produce(stub, "counted", value, acks=-1)
+        commit(stub, "committing", ("counted", 0, number + 1))
+        appends = [pb.ProduceMessageRequest(
+            topic="transacted", partition=each, required_acks=-1, record=pb.Record(value=value)) for each in range(2)]
+        position = [pb.TopicPartitionOffset(topic="counted", partition=0, offset=number + 1)]
+        stub.ProduceTransaction(
+            pb.ProduceTransactionRequest(appends=appends, group_id="transacting", offsets=position), timeout=DEADLINE_S)
+        produce(stub, "kept", value + b"x" * 3000, acks=1)
+        acknowledged["counted"].append(value)
+        if number % 10 == 9:
+            # A name's epoch, a topic, a log's start.
+            stub.InitProducer(pb.InitProducerRequest(name="named"), timeout=DEADLINE_S)
+            create_topic(stub, f"made-{number}")
+            produce(stub, f"made-{number}", b"value", acks=-1)
+            stub.TruncatePartition(
+                pb.TruncatePartitionRequest(topic="short", partition=0, before_offset=1), timeout=DEADLINE_S)
+
+    def around(step: Callable[..., object]) -> Callable[..., object]:
+        def run(*arguments: object, **rest: object) -> object:
+            change()
+            result = step(*arguments, **rest)
+            change()
+            return result
+        return run
+
+    produce(stub, "short", b"one")
+    produce(stub, "short", b"two", acks=-1)
+    for _ in range(3):
+        change()
+    before = list(acknowledged["counted"])
+    left[0] = 60
+    for name in "scan_journal", "copy_metadata", "copy_journal":
+        monkeypatch.setattr(backup_copy, name, around(getattr(backup_copy, name)))
+    for name in "_log", "_copy_segment":
+        monkeypatch.setattr(backup_copy._Backup, name, around(getattr(backup_copy._Backup, name)))
+    assert backup_copy.backup(str(broker.data_dir), str(tmp_path / "copy"), verify=True) == 0
+    assert left[0] == 0 and len(acknowledged["counted"]) == len(before) + 60
+    copy = on(start_broker, tmp_path / "copy").stub()
+    counted = list(whole_log(copy, "counted", 0).values())
+    assert counted[:len(before)] == before and counted == acknowledged["counted"][:len(counted)]
+    first, second = (list(whole_log(copy, "transacted", each).values()) for each in range(2))
+    assert first == second and len(first) >= len(before)
+    assert committed(copy, "transacting", "counted") == len(first) <= len(counted)
+    assert len(before) <= (committed(copy, "committing", "counted") or 0) <= len(counted)
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_a_transaction_while_it_looks(
+    start_broker: StartBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    """Behind J1, and before E of one of its partitions only: it is in none of the copy's."""
+    broker = start_broker()
+    stub = broker.stub()
+    create_topic(stub, "transacted", 2)
+
+    def transact(value: bytes) -> None:
+        appends = [pb.ProduceMessageRequest(
+            topic="transacted", partition=each, required_acks=-1, record=pb.Record(value=value)) for each in range(2)]
+        stub.ProduceTransaction(pb.ProduceTransactionRequest(appends=appends), timeout=DEADLINE_S)
+
+    transact(b"before")
+    plain, done = backup_copy._Backup._log, []
+
+    def log(self: object, key: tuple[int, int]) -> object:
+        if key[1] == part and not done:
+            done.append(key)
+            transact(b"meanwhile")
+        return plain(self, key)
+
+    monkeypatch.setattr(backup_copy._Backup, "_log", log)
+    assert backup_copy.backup(str(broker.data_dir), str(tmp_path / "copy"), verify=True) == 0
+    assert done
+    copy = on(start_broker, tmp_path / "copy").stub()
+    assert [list(whole_log(copy, "transacted", each).values()) for each in range(2)] == [[b"before"], [b"before"]]
