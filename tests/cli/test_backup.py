@@ -358,7 +358,9 @@ def test_what_happens_between_any_two_steps(
         acknowledged["counted"].append(value)
         if number % 10 == 9:
             # A name's epoch, a topic, a log's start.
-            stub.InitProducer(pb.InitProducerRequest(name="named"), timeout=DEADLINE_S)
+            named = stub.InitProducer(pb.InitProducerRequest(name="named"), timeout=DEADLINE_S)
+            state = pb.ProducerState(id=named.id, epoch=named.epoch, sequence=0)
+            produce(stub, "kept", b"named", acks=-1, partition=1, producer=state)
             create_topic(stub, f"made-{number}")
             produce(stub, f"made-{number}", b"value", acks=-1)
             stub.TruncatePartition(
@@ -391,33 +393,111 @@ def test_what_happens_between_any_two_steps(
     assert first == second and len(first) >= len(before)
     assert committed(copy, "transacting", "counted") == len(first) <= len(counted)
     assert len(before) <= (committed(copy, "committing", "counted") or 0) <= len(counted)
+    named = copy.InitProducer(pb.InitProducerRequest(name="named"), timeout=DEADLINE_S)
+    state = pb.ProducerState(id=named.id, epoch=named.epoch, sequence=0)
+    assert not produce(copy, "kept", b"named", partition=1, producer=state).duplicate, "an epoch was given out twice"
 
 
-@pytest.mark.parametrize("part", range(2))
-def test_a_transaction_while_it_looks(
-    start_broker: StartBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
-) -> None:
-    """Behind J1, and before E of one of its partitions only: it is in none of the copy's."""
-    broker = start_broker()
-    stub = broker.stub()
-    create_topic(stub, "transacted", 2)
+def transact(stub: Stub, topic: str, value: bytes) -> None:
+    appends = [pb.ProduceMessageRequest(
+        topic=topic, partition=each, required_acks=-1, record=pb.Record(value=value)) for each in range(2)]
+    stub.ProduceTransaction(pb.ProduceTransactionRequest(appends=appends), timeout=DEADLINE_S)
 
-    def transact(value: bytes) -> None:
-        appends = [pb.ProduceMessageRequest(
-            topic="transacted", partition=each, required_acks=-1, record=pb.Record(value=value)) for each in range(2)]
-        stub.ProduceTransaction(pb.ProduceTransactionRequest(appends=appends), timeout=DEADLINE_S)
 
-    transact(b"before")
+def once_before_e(monkeypatch: pytest.MonkeyPatch, partition: int, step: Callable[[], None]) -> list[int]:
+    """Have this done before E is read of such a partition, the first time. What is returned tells that it was."""
     plain, done = backup_copy._Backup._log, []
 
     def log(self: object, key: tuple[int, int]) -> object:
-        if key[1] == part and not done:
-            done.append(key)
-            transact(b"meanwhile")
+        if key == (1, partition) and not done:
+            done.append(1)
+            step()
         return plain(self, key)
 
     monkeypatch.setattr(backup_copy._Backup, "_log", log)
+    return done
+
+
+@pytest.mark.parametrize("turns", [False, True])
+@pytest.mark.parametrize("part", range(2))
+def test_a_transaction_while_it_looks(
+    start_broker: StartBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int, turns: bool
+) -> None:
+    """Behind J1, and before E of one of its partitions only: it is in none of the copy's; when the journal is begun
+    anew meanwhile, so that nothing tells of it, the look is of no use."""
+    broker = start_broker("--limits-journal-bytes", "8388608")
+    stub = broker.stub()
+    create_topic(stub, "transacted", 2)
+    create_topic(stub, "others", 2)
+    transact(stub, "transacted", b"before")
+
+    def step() -> None:
+        transact(stub, "transacted", b"meanwhile")
+        for _ in range(16 if turns else 0):
+            transact(stub, "others", b"x" * 900_000)
+
+    done = once_before_e(monkeypatch, part, step)
     assert backup_copy.backup(str(broker.data_dir), str(tmp_path / "copy"), verify=True) == 0
     assert done
     copy = on(start_broker, tmp_path / "copy").stub()
-    assert [list(whole_log(copy, "transacted", each).values()) for each in range(2)] == [[b"before"], [b"before"]]
+    expected = [b"before", b"meanwhile"] if turns else [b"before"]
+    assert [list(whole_log(copy, "transacted", each).values()) for each in range(2)] == [expected] * 2
+
+
+def test_a_log_that_is_truncated_while_it_looks(
+    start_broker: StartBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = start_broker()
+    stub = broker.stub()
+    create_topic(stub, "orders", segment_bytes=1024)
+    for number in range(5):
+        produce(stub, "orders", b"%d" % number + b"x" * 2000, acks=-1)
+
+    def step() -> None:
+        request = pb.TruncatePartitionRequest(topic="orders", partition=0, before_offset=3)
+        stub.TruncatePartition(request, timeout=DEADLINE_S)
+        wait_until(lambda: len(broker.segments()) == 2)
+
+    done = once_before_e(monkeypatch, 0, step)
+    assert backup_copy.backup(str(broker.data_dir), str(tmp_path / "copy"), verify=True) == 0
+    assert done and list(whole_log(on(start_broker, tmp_path / "copy").stub(), "orders", 0)) == [3, 4]
+
+
+def test_a_segment_that_goes_while_it_copies(
+    start_broker: StartBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = start_broker()
+    stub = broker.stub()
+    create_topic(stub, "orders", segment_bytes=1024)
+    for number in range(5):
+        produce(stub, "orders", b"%d" % number + b"x" * 2000, acks=-1)
+    plain, done = backup_copy._Backup._copy_segment, []
+
+    def copy_segment(self: object, source: str, *rest: object) -> bool:
+        if not done and source.endswith(f"{2:020}.log"):
+            done.append(1)
+            request = pb.TruncatePartitionRequest(topic="orders", partition=0, before_offset=3)
+            stub.TruncatePartition(request, timeout=DEADLINE_S)
+            wait_until(lambda: len(broker.segments()) == 2)
+        return plain(self, source, *rest)
+
+    monkeypatch.setattr(backup_copy._Backup, "_copy_segment", copy_segment)
+    assert backup_copy.backup(str(broker.data_dir), str(tmp_path / "copy"), verify=True) == 0
+    assert done and list(whole_log(on(start_broker, tmp_path / "copy").stub(), "orders", 0)) == [3, 4]
+    assert not (tmp_path / "copy/topics/1/0" / f"{0:020}.log").exists()
+
+
+@pytest.mark.parametrize("what", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_what_is_cut_short_leaves_nothing(
+    broker: BrokerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: BaseException
+) -> None:
+    create_topic(broker.stub(), "orders")
+    produce(broker.stub(), "orders", b"value", acks=-1)
+
+    def fail(*_: object) -> bool:
+        raise what
+
+    monkeypatch.setattr(backup_copy._Backup, "_copy_segment", fail)
+    with pytest.raises(what if isinstance(what, type) else type(what)):
+        backup_copy.backup(str(broker.data_dir), str(tmp_path / "copy"), verify=False)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("copy")] == []
