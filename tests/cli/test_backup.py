@@ -501,3 +501,28 @@ def test_what_is_cut_short_leaves_nothing(
     with pytest.raises(what if isinstance(what, type) else type(what)):
         backup_copy.backup(str(broker.data_dir), str(tmp_path / "copy"), verify=False)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("copy")] == []
+
+
+def test_a_topic_that_is_made_and_used_while_it_looks(
+    start_broker: StartBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between M, which does not know it, and J1, which has a transaction of it and of another one."""
+    broker = start_broker()
+    stub = broker.stub()
+    create_topic(stub, "transacted")
+    appends = [pb.ProduceMessageRequest(
+        topic=topic, partition=0, required_acks=-1, record=pb.Record(value=b"value"))
+        for topic in ("transacted", "late")]
+    plain, done = backup_copy.copy_journal, []
+
+    def copy_journal(*arguments: str) -> None:
+        if not done:
+            done.append(1)
+            create_topic(stub, "late")
+            stub.ProduceTransaction(pb.ProduceTransactionRequest(appends=appends), timeout=DEADLINE_S)
+        plain(*arguments)
+
+    monkeypatch.setattr(backup_copy, "copy_journal", copy_journal)
+    assert backup_copy.backup(str(broker.data_dir), str(tmp_path / "copy"), verify=True) == 0
+    copy = on(start_broker, tmp_path / "copy").stub()
+    assert done and [len(whole_log(copy, topic, 0)) for topic in ("transacted", "late")] == [1, 1]
