@@ -9,8 +9,8 @@ copies what lies before the cut.
   journal has them, but for those of transactions, which stand in J1 until they are written. No cut takes any of it: an
   entry begins where its partition was durable when it was made.
 - Commits in M lie below what was durable then. The part of a transaction that J1 has is written by the start; the
-  offsets that it commits, too, if M has not got them. A transaction after J1 is cut off in every partition: its entry is in J2
-  if any of its records was in a segment by E. And M was read before it.
+  offsets that it commits, too, if M has not got them. A transaction after J1 is cut off in every partition: its entry
+  is in J2 if any of its records was in a segment by E. And M was read before it.
 - An entry that J1 and J2 do not show since the one before them, as the journal's file was begun anew: the round is done
   again. So it is when retention or a deletion has taken away what is to be copied, when an epoch began, or a
   producer's name got a newer one. What is copied and has not changed since stays.

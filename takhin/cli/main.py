@@ -48,7 +48,7 @@ COMMANDS = {
         "cert": "Certificates to try TLS with.",
         "bench": "Measure a broker: produce, consume, end to end.",
         "health": "Ask the broker how it is.",
-        "doctor": "Is this machine, and this data directory, fit for a broker?",
+        "doctor": "Say whether a machine and a data directory are fit for a broker.",
         "config": "Settings, and where they come from.",
         "backup": "Copy a data directory, also of a running broker.",
         "segment": "Look into a data directory's files, audit and repair them.",
