@@ -20,7 +20,7 @@ help:
 	@echo "make crash, groups, powercut, torn, rot, faults, diskfull, fuzz, mutants: break it on purpose (N=rounds SEED=n SECONDS=n)"
 	@echo "make asan      the tests of the compiled parts on a build with sanitizers"
 	@echo "make build     compile the extensions (after 'make -f Makefile.proto proto' when proto/ changed)"
-	@echo "make docs      write docs/cli.md again, from the commands' help"
+	@echo "make docs      write docs/cli.md, docs/configuration.md and deploy/takhin.toml again, from the code"
 	@echo "make debug     compile them without optimization, with symbols"
 	@echo "make annotate  write Cython's annotated HTML to build/cython"
 	@echo "make clean     remove everything that was built (not ./data)"
@@ -54,9 +54,11 @@ annotate: $(VENV)/.installed
 proto:
 	$(MAKE) -f Makefile.proto proto
 
-# What is made of the code's own help.
+# What is made of the code's own help, and of its settings.
 docs: build
 	$(BIN)/python -m takhin.cli.reference > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
+	$(BIN)/python -m takhin.cli.config_text > docs/configuration.md.new && mv docs/configuration.md.new docs/configuration.md
+	$(BIN)/takhin config example > deploy/takhin.toml.new && mv deploy/takhin.toml.new deploy/takhin.toml
 
 run: build
 	$(BIN)/takhin-server --listen 127.0.0.1:9092 --data-dir ./data

@@ -3,6 +3,8 @@
 Exit status: 0 after SIGTERM or SIGINT, 1 when it cannot start or must give up, 2 for a usage or configuration error,
 128 + the signal's number when a second signal cuts the shutdown short.
 
+SIGHUP has settings, certificates and keys read again (reload.py); systemd is told how it goes (service_manager.py).
+
 Standard output gets one line when it serves, and one for metrics; everything else goes to standard error. grpc, uvloop
 and the broker are imported only once the settings are known: --help and a mistyped flag answer at once, and grpc reads
 its environment when it is imported.
@@ -15,7 +17,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -27,8 +29,17 @@ from takhin.cli.command import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from takhin.cli.malloc import tune_malloc
 from takhin.cli.program import Command, usage_line
 from takhin.cli.program import Option as Flag
+from takhin.cli.reload import Reloading
+from takhin.cli.service_manager import ServiceManager
 from takhin.cli.terminal import complain, open_standard_streams, printable, write
-from takhin.config import Option, Settings, has_authentication, is_loopback, load_settings, options
+from takhin.config import (
+    Option,
+    Settings,
+    has_authentication,
+    is_loopback,
+    load_settings_with_sources,
+    options,
+)
 from takhin.errors import ConfigError, StartError
 
 if TYPE_CHECKING:
@@ -75,18 +86,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(usage_line(problem, PROG))
         return EXIT_USAGE
     config_file = values.pop("config")
+
+    def load() -> tuple[Settings, dict[str, str]]:
+        return load_settings_with_sources(values, os.environ, config_file)
+
     try:
-        settings = load_settings(values, os.environ, config_file)
+        loaded, _ = load()
     except ConfigError as exc:
         _complain(str(exc))
         return EXIT_USAGE
     signals = _Signals()
     signals.install()
-    _set_up_logging(settings.log_level)
-    settings = _prepare_process(settings)
+    _set_up_logging(loaded.log_level)
+    settings = _prepare_process(loaded)
     try:
         _load()
-        return _run(settings, signals)
+        return _run(settings, signals, Reloading(load, loaded, settings, _set_log_level))
     except StartError as exc:
         _complain(str(exc))
         return EXIT_FAILED
@@ -143,6 +158,7 @@ beats the file:
 Once it serves it writes to standard output: "takhin: serving on HOST:PORT", and with metrics_listen a second line,
 "takhin: metrics on HOST:PORT". Logs go to standard error.
 SIGTERM and SIGINT end it in order: streams are told to end, what is buffered is synced. A second one ends it at once.
+SIGHUP has the settings that may change while it runs, certificates and keys read again.
 
 Exit status: 0 after a signal, 1 when it cannot start or must give up, 2 for a mistake in the options, the environment
 or the file, 128 + the signal's number after a second signal.
@@ -165,7 +181,7 @@ def _help(option: Option) -> str:
 
 
 class _Signals:
-    """SIGTERM and SIGINT, from before the event loop runs until the process ends.
+    """SIGTERM, SIGINT and SIGHUP, from before the event loop runs until the process ends.
 
     Plain signal handlers, not the loop's: they also run while the loop is not running yet or is busy.
     """
@@ -173,8 +189,13 @@ class _Signals:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._wake: Callable[[], object] | None = None
+        self._is_to_reload = False
+        self._wake_to_reload: Callable[[], object] | None = None
+        self._has_terminal = False
 
     def install(self) -> None:
+        self._has_terminal = os.isatty(2)
+        signal.signal(signal.SIGHUP, self._handle_reload)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
 
@@ -191,6 +212,27 @@ class _Signals:
         assert self.received is not None
         _log.info("%s: shutting down; a second signal ends it at once", self.received.name)
 
+    async def wait_reload(self) -> None:
+        """Until SIGHUP has come since the last time; at once when it has. Several at once are one."""
+        event = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self._wake_to_reload = lambda: loop.call_soon_threadsafe(event.set)
+        try:
+            if not self._is_to_reload:
+                await event.wait()
+        finally:
+            self._wake_to_reload = None
+        self._is_to_reload = False
+
+    def _handle_reload(self, number: int, frame: FrameType | None) -> None:
+        if self._has_terminal and not os.isatty(2) and self.received is None:
+            # The terminal that it was started on is closed: nobody wants to have it reloaded.
+            self._handle(number, frame)
+            return
+        self._is_to_reload = True
+        if self._wake_to_reload is not None:
+            self._wake_to_reload()
+
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.received is not None:
             # Neither logging nor sys.stderr: this may have interrupted them.
@@ -201,14 +243,18 @@ class _Signals:
             self._wake()
 
 
-def _run(settings: Settings, signals: _Signals) -> int:
+def _run(settings: Settings, signals: _Signals, reloading: Reloading) -> int:
     import uvloop
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(settings, signals))
+    manager = ServiceManager(os.environ)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(settings, signals, reloading, manager))
+    finally:
+        manager.close()
 
 
-async def _serve(settings: Settings, signals: _Signals) -> int:
+async def _serve(settings: Settings, signals: _Signals, reloading: Reloading, manager: ServiceManager) -> int:
     """The broker's life. Gives the exit status. Raises StartError."""
     from takhin.broker.broker import Broker
     from takhin.rpc.security import Security
@@ -216,14 +262,20 @@ async def _serve(settings: Settings, signals: _Signals) -> int:
     # First, so that a mistake there does not wait for the log's recovery to be told.
     security = Security(settings)
     stop = asyncio.create_task(signals.wait())
+    manager.starting("recovering the log")
+    beating = asyncio.create_task(manager.beat())
+    # The first beat goes out before what blocks the loop.
+    await asyncio.sleep(0)
     broker = Broker(settings)
     # A signal during the start waits for its end: recovery is not to be stopped half-way, though it may be killed.
     await broker.start()
     failure = None
     try:
         if signals.received is None:
-            failure = await _serve_until_stopped(broker, settings, security, stop)
+            failure = await _serve_until_stopped(
+                _Served(broker, settings, security, signals, reloading, manager), stop)
     finally:
+        manager.stopping()
         stop.cancel()
         try:
             await broker.stop()
@@ -231,6 +283,7 @@ async def _serve(settings: Settings, signals: _Signals) -> int:
             if failure is None:
                 raise
             _log.error("the broker did not stop in order", exc_info=True)
+        beating.cancel()
     if failure is not None:
         _complain(failure)
         return EXIT_FAILED
@@ -238,15 +291,38 @@ async def _serve(settings: Settings, signals: _Signals) -> int:
     return EXIT_OK
 
 
-async def _serve_until_stopped(
-    broker: "Broker", settings: Settings, security: "Security", stop: asyncio.Task[None]
-) -> str | None:
+@dataclass(slots=True)
+class _Served:
+    """A broker that has started, and what goes with it. status: what the service manager shows."""
+
+    broker: "Broker"
+    settings: Settings
+    security: "Security"
+    signals: _Signals
+    reloading: Reloading
+    manager: ServiceManager
+    status: str = ""
+
+
+async def _reload_when_told(served: _Served) -> None:
+    while True:
+        await served.signals.wait_reload()
+        served.manager.reloading()
+        try:
+            await served.reloading.reload(served.broker, served.security)
+        except Exception:
+            _log.exception("reloading failed")
+        served.manager.ready(served.status)
+
+
+async def _serve_until_stopped(served_broker: _Served, stop: asyncio.Task[None]) -> str | None:
     """Serve until `stop` is done or the broker must give up: then gives the reason. Raises StartError."""
     from takhin.rpc.grpc_front import GrpcFront
     from takhin.rpc.health import ServingStatus
     from takhin.rpc.served import served
     from takhin.rpc.watched_files import watch
 
+    broker, settings, security = served_broker.broker, served_broker.settings, served_broker.security
     table, health, ready, _ = served(broker, security.authentication, settings.auth.reflection)
     front = GrpcFront(table, settings.grpc, security.tls)
     metrics = None
@@ -260,13 +336,18 @@ async def _serve_until_stopped(
     bound = await front.start(settings.listen)
     failed = asyncio.create_task(broker.wait_failed())
     health.set_all(ServingStatus.SERVING)
-    telling = asyncio.create_task(_tell_readiness(broker, health, ready))
-    watching = asyncio.create_task(watch(security.files, settings.tls.check_ms))
+    telling = asyncio.create_task(_tell_readiness(served_broker, health, ready))
+    watching = asyncio.create_task(watch(security.files, lambda: settings.tls.check_ms))
+    served_broker.status = f"serving on {bound}"
+    served_broker.manager.ready(served_broker.status)
+    reloading = asyncio.create_task(_reload_when_told(served_broker))
     try:
         _announce(bound, metrics_bound, settings)
         await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
         return failed.result() if failed.done() else None
     finally:
+        served_broker.manager.stopping()
+        reloading.cancel()
         failed.cancel()
         watching.cancel()
         telling.cancel()
@@ -278,18 +359,19 @@ async def _serve_until_stopped(
             await metrics.stop()
 
 
-async def _tell_readiness(broker: "Broker", health: "Health", services: Sequence[str]) -> None:
+async def _tell_readiness(served_broker: _Served, health: "Health", services: Sequence[str]) -> None:
     """Our own services are ready as long as appends are taken; the server as a whole, "", is alive meanwhile."""
     from takhin.rpc.health import ServingStatus
 
     told = ""
     while True:
-        unfit = broker.unfit
+        unfit = served_broker.broker.unfit
         if unfit != told:
             if unfit:
                 _log.warning("not ready: %s", unfit)
             else:
                 _log.info("ready again")
+            served_broker.manager.status(f"not ready: {unfit}" if unfit else served_broker.status)
             for service in services:
                 health.set(service, ServingStatus.NOT_SERVING if unfit else ServingStatus.SERVING)
             told = unfit
@@ -376,6 +458,10 @@ def _set_up_logging(level: str) -> None:
     # grpc.aio quotes metadata that it can't decode: a key or a token, perhaps. What handlers raise never reaches it.
     logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+
+
+def _set_log_level(level: str) -> None:
+    logging.getLogger().setLevel(level.upper())
 
 
 def _complain(message: str) -> None:
