@@ -169,8 +169,6 @@ class _Backup:
         except FileNotFoundError:
             # It was whole when it was copied: only the last segment of a log has a limit.
             return done is not None and limit is None and done.size_bytes == done.stamp[2]
-        if limit is not None and found.st_size < limit:
-            return False  # a start or a repair has cut it
         stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
         size_bytes = min(found.st_size, limit) if limit is not None else found.st_size
         if done is not None and (done.stamp, done.size_bytes) == (stamp, size_bytes):

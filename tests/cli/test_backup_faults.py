@@ -89,10 +89,12 @@ def places(journal: Path) -> list[tuple[int, int]]:
 # Beside starts and stops
 
 
+@pytest.mark.parametrize("fill_bytes", [10, 500])
 def test_a_look_while_a_broker_recovers(
-    start_broker: StartBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start_broker: StartBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fill_bytes: int
 ) -> None:
-    """The torn tail that the look has seen is cut, and transactions stand in its place: half of them, below its end."""
+    """The torn tail that the look has seen is cut, and transactions stand in its place, up to its end or beyond: of
+    those below its end, that would be one half."""
     broker = start_broker()
     create_topic(broker.stub(), "transacted", 2)
     transact(broker.stub(), "transacted", b"before")
@@ -108,7 +110,7 @@ def test_a_look_while_a_broker_recovers(
         (tmp_path / "go").touch()
         starting.join()
         for number in range(10):
-            transact(broker.stub(), "transacted", b"after-%d" % number)
+            transact(broker.stub(), "transacted", b"%d" % number * fill_bytes)
 
     looks = before_it_copies(monkeypatch, step)
     copy_of(broker, tmp_path / "copy")
@@ -160,22 +162,24 @@ def test_the_lock_is_held_though_no_broker_runs(
 def test_a_directory_without_a_lock(start_broker: StartBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy made otherwise: a broker that starts on it while it is looked at makes one."""
     broker = start_broker()
-    create_topic(broker.stub(), "orders")
-    produce(broker.stub(), "orders", b"one", acks=-1)
+    create_topic(broker.stub(), "transacted", 2)
+    transact(broker.stub(), "transacted", b"one")
     broker.terminate()
     (broker.data_dir / "LOCK").unlink()
     plain = backup_look.log_at
 
     def log_at(directory: str) -> object:
-        if not broker.running:
+        if directory.endswith("/1") and not broker.running:
             broker.start()
-            produce(broker.stub(), "orders", b"two", acks=-1)
+            transact(broker.stub(), "transacted", b"two")
         return plain(directory)
 
     monkeypatch.setattr(backup_look, "log_at", log_at)
     copy_of(broker, tmp_path / "copy")
     assert (tmp_path / "copy" / "LOCK").exists()
-    assert list(whole_log(on(start_broker, tmp_path / "copy").stub(), "orders", 0).values()) == [b"one", b"two"]
+    copy = on(start_broker, tmp_path / "copy").stub()
+    for partition in range(2):
+        assert list(whole_log(copy, "transacted", partition).values()) == [b"one", b"two"]
 
 
 # Damage
