@@ -28,6 +28,7 @@ SAFE_INT_MAX = (1 << 53) - 1
 RESPONSE_OVERHEAD_BYTES = 64 * KIB
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("human", "json")
 
 _VARIABLE_PREFIX = "TAKHIN_"
 _FILE_VARIABLE = "TAKHIN_CONFIG"
@@ -236,6 +237,9 @@ class Settings:
         is_address=True, may_be_empty=True)
     data_dir: str = _text("./data", "directory of all data; made when it is missing", "DIR")
     log_level: str = _text("info", "least severe log lines to write", "LEVEL", LOG_LEVELS)
+    log_format: str = _text("human", "log lines for people, or a JSON object each", "FORMAT", LOG_FORMATS)
+    slow_request_ms: int = _number(
+        1_000, "log calls with one answer that take longer", _DURATION, 1, INT32_MAX, minus_one="none")
     grpc: GrpcSettings = field(default_factory=GrpcSettings)
     topics: TopicDefaults = field(default_factory=TopicDefaults)
     groups: GroupSettings = field(default_factory=GroupSettings)

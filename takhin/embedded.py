@@ -13,6 +13,7 @@ from takhin.errors import ConfigError
 from takhin.local_transport import DEFAULT_TIMEOUT_S, LocalTransport
 from takhin.rpc.call import MethodTable
 from takhin.rpc.health import Health, ServingStatus
+from takhin.rpc.observed import Observer
 from takhin.rpc.security import Security
 from takhin.rpc.served import served
 from takhin.rpc.watched_files import watch
@@ -90,7 +91,8 @@ class Broker:
         try:
             await engine.start()
             self._engine = engine
-            table, self._health, _, self._table = served(engine, security.authentication, settings.auth.reflection)
+            table, self._health, _, self._table = served(
+                engine, security.authentication, settings.auth.reflection, Observer(settings.slow_request_ms))
             if self._listens:
                 from takhin.rpc.grpc_front import GrpcFront
 

@@ -21,6 +21,7 @@ from takhin.client.errors import (
 from takhin.client.transport import RequestStream, ResponseStream
 from takhin.errors import Reason, TakhinError
 from takhin.rpc.call import Kind, MethodTable
+from takhin.rpc.request_id import new_id
 from takhin.rpc.status import status_of
 
 T = TypeVar("T")
@@ -75,12 +76,20 @@ class _Channel:
 class _LocalCall:
     """Call and StreamCall, as a handler sees them."""
 
-    __slots__ = ("_deadline_s", "_stream", "is_over")
+    __slots__ = ("_deadline_s", "_request_id", "_stream", "is_over", "principal")
 
     def __init__(self, deadline_s: float | None, stream: "_LocalStream | None" = None) -> None:
         self._deadline_s = deadline_s
         self._stream = stream
+        self._request_id = ""
         self.is_over = False
+        self.principal: str | None = None
+
+    @property
+    def request_id(self) -> str:
+        if not self._request_id:
+            self._request_id = new_id()
+        return self._request_id
 
     @property
     def peer(self) -> str:
@@ -136,7 +145,7 @@ class _LocalStream:
                 self._problem = Unavailable("the broker ended the call")
         except Exception as problem:
             if self._problem is None:
-                self._problem = _error_of(problem)
+                self._problem = _error_of(problem, self._call)
         finally:
             self._call.is_over = True
             self.requests.close(drops=True)
@@ -197,10 +206,10 @@ class LocalTransport:
                 return answer
         except TimeoutError as problem:
             if not limit.expired():
-                raise _error_of(problem) from None
-            raise DeadlineExceeded("the broker did not answer in time") from None
+                raise _error_of(problem, call) from None
+            raise DeadlineExceeded("the broker did not answer in time", request_id=call.request_id) from None
         except Exception as problem:
-            raise _error_of(problem) from None
+            raise _error_of(problem, call) from None
         finally:
             call.is_over = True
 
@@ -301,11 +310,11 @@ async def _hop(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) ->
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
 
 
-def _error_of(problem: Exception) -> ClientError:
+def _error_of(problem: Exception, call: _LocalCall) -> ClientError:
     """The error that a client over gRPC would see."""
     if isinstance(problem, ClientError):
         return problem
     if isinstance(problem, TakhinError):
-        return client_error(problem.code, problem.message, problem.reason, problem.metadata)
-    status = status_of(problem)
-    return client_error(status.code, status.message, Reason.INTERNAL_ERROR)
+        return client_error(problem.code, problem.message, problem.reason, problem.metadata, call.request_id)
+    status = status_of(problem, call.request_id)
+    return client_error(status.code, status.message, Reason.INTERNAL_ERROR, request_id=call.request_id)

@@ -16,7 +16,6 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -24,10 +23,11 @@ import click
 
 from takhin import __version__
 from takhin.cli.command import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+from takhin.cli.log_lines import JSON, set_up_logging
 from takhin.cli.malloc import tune_malloc
 from takhin.cli.program import Command, usage_line
 from takhin.cli.program import Option as Flag
-from takhin.cli.terminal import complain, open_standard_streams, printable, write
+from takhin.cli.terminal import complain, open_standard_streams, write
 from takhin.config import Option, Settings, has_authentication, is_loopback, load_settings, options
 from takhin.errors import ConfigError, StartError
 
@@ -82,13 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     signals = _Signals()
     signals.install()
-    _set_up_logging(settings.log_level)
+    set_up_logging(settings.log_level, settings.log_format)
     settings = _prepare_process(settings)
     try:
         _load()
         return _run(settings, signals)
     except StartError as exc:
-        _complain(str(exc))
+        _give_up(settings, str(exc))
         return EXIT_FAILED
     except Exception:
         _log.critical("cannot go on", exc_info=True)
@@ -232,7 +232,7 @@ async def _serve(settings: Settings, signals: _Signals) -> int:
                 raise
             _log.error("the broker did not stop in order", exc_info=True)
     if failure is not None:
-        _complain(failure)
+        _give_up(settings, failure)
         return EXIT_FAILED
     _log.info("stopped")
     return EXIT_OK
@@ -244,10 +244,12 @@ async def _serve_until_stopped(
     """Serve until `stop` is done or the broker must give up: then gives the reason. Raises StartError."""
     from takhin.rpc.grpc_front import GrpcFront
     from takhin.rpc.health import ServingStatus
+    from takhin.rpc.observed import Observer
     from takhin.rpc.served import served
     from takhin.rpc.watched_files import watch
 
-    table, health, ready, _ = served(broker, security.authentication, settings.auth.reflection)
+    observer = Observer(settings.slow_request_ms)
+    table, health, ready, _ = served(broker, security.authentication, settings.auth.reflection, observer)
     front = GrpcFront(table, settings.grpc, security.tls)
     metrics = None
     metrics_bound = ""
@@ -352,30 +354,12 @@ def _raise_open_files(settings: Settings) -> Settings:
     return replace(settings, limits=replace(settings.limits, open_files=most))
 
 
-class _LineFormatter(logging.Formatter):
-    """One line a message: time (UTC), level, logger, text. Tracebacks follow in lines of their own, indented.
-
-    Control characters are escaped and no line but the first of a message begins at the margin, so that nothing a client
-    sent can pass for a line of the log.
-    """
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = record.getMessage()
-        if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
-        time = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        lines = "\n    ".join(printable(line) for line in text.split("\n"))
-        return f"{time}.{int(record.msecs):03}Z {record.levelname:<8} {record.name}: {lines}"
-
-
-def _set_up_logging(level: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_LineFormatter())
-    # A closed standard error is no reason to write a traceback to it.
-    logging.raiseExceptions = False
-    # grpc.aio quotes metadata that it can't decode: a key or a token, perhaps. What handlers raise never reaches it.
-    logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
-    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+def _give_up(settings: Settings, message: str) -> None:
+    """One line to standard error, in the format of those before it."""
+    if settings.log_format == JSON:
+        _log.critical("%s", message)
+    else:
+        _complain(message)
 
 
 def _complain(message: str) -> None:

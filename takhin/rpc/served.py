@@ -8,6 +8,7 @@ from takhin.rpc.access_service import access_methods
 from takhin.rpc.authentication import Authentication
 from takhin.rpc.call import MethodTable, method_table, service_names
 from takhin.rpc.health import Health
+from takhin.rpc.observed import Observer
 from takhin.rpc.reflection import SERVICES, reflection_methods
 from takhin.rpc.service import takhin_methods
 
@@ -24,9 +25,12 @@ class Served(NamedTuple):
 
 
 def served(
-    broker: Broker, authentication: Authentication | None = None, reflection: str = "authenticated"
+    broker: Broker, authentication: Authentication | None = None, reflection: str = "authenticated",
+    observer: Observer | None = None
 ) -> Served:
-    """The broker's own methods, health and reflection. reflection: who may ask for it, as in auth.reflection."""
+    """The broker's own methods, health and reflection. reflection: who may ask for it, as in auth.reflection. observer:
+    None: nobody is told what is slow."""
+    observer = observer or Observer()
     methods = takhin_methods(broker) + access_methods(broker.access)
     services = service_names(methods)
     is_reflected = reflection != "off"
@@ -34,8 +38,8 @@ def served(
     methods += health.methods()
     if is_reflected:
         methods += reflection_methods(service_names(methods))
-    local = method_table(Guard(broker, None).guarded(methods))
+    local = method_table(observer.observed(Guard(broker, None).guarded(methods)))
     if authentication is None:
         return Served(local, health, services, local)
     guard = Guard(broker, authentication, open_reflection=reflection == "open")
-    return Served(method_table(guard.guarded(methods)), health, services, local)
+    return Served(method_table(observer.observed(guard.guarded(methods))), health, services, local)
