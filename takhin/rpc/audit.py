@@ -57,7 +57,8 @@ class Audit:
                 self._tell(logging.INFO, "failed", call, caller | {"reason": reason, "what": each})
 
     def _tell(self, level: int, event: str, call: Call, fields: dict[str, str | int]) -> None:
-        self._log.log(level, "%s %s", event, fields_text(fields), extra=extra(call.request_id, {"event": event} | fields))
+        more = extra(call.request_id, {"event": event} | fields)
+        self._log.log(level, "%s %s", event, fields_text(fields), extra=more)
 
 
 def _caller(method: str, principal: str | None, call: Call) -> dict[str, str | int]:

@@ -7,8 +7,8 @@ types, so that every front serves the same table and every test of an RPC can ru
     SERVER_STREAM  async def handler(request: bytes, call: StreamCall) -> None
     BIDI           async def handler(call: StreamCall) -> None
 
-Handlers raise takhin.errors.TakhinError; whatever else they raise is our bug and reaches the client as INTERNAL with the
-call's request id. A stream ends with status OK when its handler returns.
+Handlers raise takhin.errors.TakhinError; whatever else they raise is our bug and reaches the client as INTERNAL with
+the call's request id. A stream ends with status OK when its handler returns.
 
 A front tells the client the request id: beside every error, and beside a success when the client chose it.
 """

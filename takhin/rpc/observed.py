@@ -109,7 +109,8 @@ class Observer:
 
     def _tell_untold(self) -> None:
         count, self._untold = self._untold, 0
-        _log.warning("slow count=%d more, not told one by one", count, extra=extra("", {"event": "slow", "count": count}))
+        more = extra("", {"event": "slow", "count": count})
+        _log.warning("slow count=%d more, not told one by one", count, extra=more)
 
 
 async def _within(call: StreamCall, work: Awaitable[None]) -> None:

@@ -1,4 +1,4 @@
-"""Request ids: the client's own or one that is made, told beside errors and successes, and in the log; slow requests."""
+"""Request ids: the client's own or one that is made, told beside answers, and in the log; slow requests."""
 
 import asyncio
 import gc
