@@ -25,6 +25,7 @@ import uvloop
 from bench.micro_table import ROWS, Row
 from takhin.broker.broker import Broker
 from takhin.config import load_settings
+from takhin.rpc.served import served
 from takhin.rpc.service import takhin_methods
 from takhin.v1 import takhin_pb2 as pb
 
@@ -44,6 +45,8 @@ class BenchCall:
     peer = "127.0.0.1:1"
     identity = None
     metadata: Mapping[str, str | bytes] = {}
+    principal = None
+    request_id = "0000000000000000"
 
     def time_remaining_s(self) -> float | None:
         return None
@@ -66,6 +69,8 @@ class Handlers:
         self._broker = Broker(load_settings({"data_dir": str(data_dir)}, {}, None))
         self.loop.run_until_complete(self._broker.start())
         self._table = {method.path: method.handler for method in takhin_methods(self._broker)}
+        # As fronts have them: known to the log, and told when slow.
+        self.served = {path: method.handler for path, method in served(self._broker).table.items()}
         self.create_topic(TOPIC)
 
     def handler(self, name: str) -> Handler:
@@ -211,6 +216,32 @@ def test_produce_message_ack_1(benchmark: Any, handlers: Handlers) -> None:
         handlers.produced += 1024
 
     measure(benchmark, handlers, one_round, "ProduceMessage 1 KiB, ack 1", goal_us=15, call_bytes=1024)
+
+
+@calls_a_round(1000)
+def test_health_check(benchmark: Any, handlers: Handlers) -> None:
+    """HealthCheck, the least that a call can cost."""
+    measure(benchmark, handlers, one_at_a_time(handlers, "HealthCheck", b"", 1000), "HealthCheck")
+
+
+@calls_a_round(1000)
+def test_health_check_as_served(benchmark: Any, handlers: Handlers) -> None:
+    """The same behind what logs slow calls and knows the call under way."""
+    handlers._table = handlers.served
+    measure(benchmark, handlers, one_at_a_time(handlers, "HealthCheck", b"", 1000), "HealthCheck, as served")
+
+
+@calls_a_round(1024)
+def test_produce_message_ack_1_as_served(benchmark: Any, handlers: Handlers) -> None:
+    """ProduceMessage of 1 KiB with ack 1, one at a time, as a front calls it."""
+    handlers._table = handlers.served
+    calls = one_at_a_time(handlers, "ProduceMessage", handlers.produce_request(1, 1024), 1024)
+
+    async def one_round() -> None:
+        await calls()
+        handlers.produced += 1024
+
+    measure(benchmark, handlers, one_round, "ProduceMessage 1 KiB, ack 1, as served", call_bytes=1024)
 
 
 @calls_a_round(2048)
