@@ -13,7 +13,7 @@ from typing import Any
 
 from takhin.errors import Code, TakhinError
 from takhin.rpc.call import Call, Kind, Method, StreamCall
-from takhin.rpc.current import Scope, current
+from takhin.rpc.current import Scope
 from takhin.rpc.log_fields import NOBODY, extra, fields_text
 
 # Of slow calls told one by one: a broker whose disk is slow does not fill it with that.
@@ -53,26 +53,20 @@ class Observer:
 
     def _unary(self, method: Method) -> Callable[[bytes, Call], Awaitable[bytes]]:
         handler = method.handler
-        now_ns = time.monotonic_ns
 
         async def observed(request: bytes, call: Call) -> bytes:
-            begun_ns = now_ns()
             scope = Scope(call)
-            token = current.set(scope)
-            failure: BaseException | None = None
             try:
                 response: bytes = await handler(request, call)
-                return response
-            except BaseException as problem:
-                failure = problem
-                raise
-            finally:
-                current.reset(token)
-                scope.call = None
-                took_ns = now_ns() - begun_ns
+            except BaseException as failure:
+                took_ns = scope.leave()
                 if took_ns > self._slow_ns:
-                    self._slow(method, call, took_ns, failure)
-                failure = None  # it holds this frame, which would hold it
+                    self._slow(method, call, took_ns, code_of(failure, call))
+                raise
+            took_ns = scope.leave()
+            if took_ns > self._slow_ns:
+                self._slow(method, call, took_ns, Code.OK)
+            return response
 
         return observed
 
@@ -92,7 +86,7 @@ class Observer:
 
         return observed
 
-    def _slow(self, method: Method, call: Call, took_ns: int, failure: BaseException | None) -> None:
+    def _slow(self, method: Method, call: Call, took_ns: int, code: Code) -> None:
         second = int(time.monotonic())
         if second != self._second:
             self._second, self._told = second, 0
@@ -103,7 +97,7 @@ class Observer:
             return
         self._told += 1
         fields: dict[str, str | int] = {
-            "method": method.path[1:], "duration_ms": took_ns // 1_000_000, "code": code_of(failure, call).name,
+            "method": method.path[1:], "duration_ms": took_ns // 1_000_000, "code": code.name,
             "peer": call.peer or NOBODY, "principal": call.principal or NOBODY, "request": call.request_id}
         _log.warning("slow %s", fields_text(fields), extra=extra(call.request_id, {"event": "slow"} | fields))
 
@@ -115,18 +109,14 @@ class Observer:
 
 async def _within(call: StreamCall, work: Awaitable[None]) -> None:
     scope = Scope(call)
-    token = current.set(scope)
     try:
         await work
     finally:
-        current.reset(token)
-        scope.call = None
+        scope.leave()
 
 
-def code_of(failure: BaseException | None, call: Call) -> Code:
-    """With which a call ends whose handler has raised this; None: it has not."""
-    if failure is None:
-        return Code.OK
+def code_of(failure: BaseException, call: Call) -> Code:
+    """With which a call ends whose handler has raised this."""
     if isinstance(failure, TakhinError):
         return failure.code
     if isinstance(failure, asyncio.CancelledError):

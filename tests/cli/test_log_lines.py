@@ -1,5 +1,6 @@
 """Lines of the server's log: one a record, whatever is in it, for people and for programs."""
 
+import contextvars
 import json
 import logging
 import re
@@ -12,7 +13,7 @@ import pytest
 
 from takhin.cli.log_lines import MAX_MESSAGE_CHARACTERS, MAX_STACK_CHARACTERS, HumanFormatter, JsonFormatter
 from takhin.rpc.call import Call
-from takhin.rpc.current import Scope, current
+from takhin.rpc.current import Scope
 from tests.cli.test_server_process import Launch, launch  # noqa: F401 (a fixture)
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -86,7 +87,6 @@ def test_a_mistake_in_a_line_is_told_too(formatter: logging.Formatter) -> None:
 
 def test_the_ids_of_the_call_under_way() -> None:
     scope = Scope(cast(Call, SimpleNamespace(request_id="r-1")), "4bf92f3577b34da6a3ce929d0e0e4736")
-    token = current.set(scope)
     try:
         line = HumanFormatter().format(record())
         assert line.endswith("takhin.test: text [request r-1, trace 4bf92f3577b34da6a3ce929d0e0e4736]")
@@ -97,11 +97,15 @@ def test_the_ids_of_the_call_under_way() -> None:
         assert json.loads(JsonFormatter().format(record(request_id="r-2")))["request_id"] == "r-2"
         assert "request_id" not in json.loads(JsonFormatter().format(record(request_id="")))
         # The call is over; a task that it has started goes on.
-        scope.call = None
+        left = contextvars.copy_context()
+        scope.leave()
+        for context in left, contextvars.copy_context():
+            assert context.run(lambda: HumanFormatter().format(record())).endswith("takhin.test: text")
         assert HumanFormatter().format(record()).endswith("takhin.test: text")
         assert "request_id" not in json.loads(JsonFormatter().format(record()))
     finally:
-        current.reset(token)
+        with pytest.raises(ValueError, match="left before"):
+            scope.leave()
 
 
 def test_fields_do_not_replace_what_every_line_has() -> None:

@@ -121,7 +121,8 @@ def test_in_a_handler(broker: BrokerProcess, method: MethodDescriptor) -> None:
     # With authentication it looks up what the group has committed, unless it is told.
     reset = takhin_pb2.ResetOffsetsRequest(topics=["t"]).SerializeToString()
     refusal(
-        broker, f"/{method.containing_service.full_name}/{method.name}", reset if method.name == "ResetOffsets" else b"",
+        broker, f"/{method.containing_service.full_name}/{method.name}",
+        reset if method.name == "ResetOffsets" else b"",
         client_streams=method.client_streaming, server_streams=method.server_streaming)
 
 

@@ -301,7 +301,6 @@ def test_none_is_slow_when_none_is_to_be_told(run: Run, caplog: pytest.LogCaptur
 def test_the_code_of_a_failure() -> None:
     call = cast(Call, SimpleNamespace(time_remaining_s=lambda: None))
     late = cast(Call, SimpleNamespace(time_remaining_s=lambda: 0.0))
-    assert code_of(None, call) is Code.OK
     assert code_of(error(Reason.DISK_FULL, ""), call) is Code.RESOURCE_EXHAUSTED
     assert code_of(ValueError(), call) is Code.INTERNAL
     assert code_of(asyncio.CancelledError(), call) is Code.CANCELLED
