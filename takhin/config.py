@@ -224,6 +224,19 @@ class AuthSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TracingSettings:
+    """[tracing]: spans of calls, with OpenTelemetry. What is not set here is as the standard variables OTEL_* say."""
+
+    enabled: bool = _switch(False, "trace calls; needs the packages of takhin[tracing]")
+    endpoint: str = _text(
+        "", "the collector, over OTLP/gRPC: http://HOST:PORT, or https://; empty: as OTEL_EXPORTER_OTLP_ENDPOINT says, "
+        "else http://localhost:4317", "URL", may_be_empty=True)
+    samples_per_million: int = _number(
+        -1, "of calls whose client traces nothing, trace so many in a million", "", 0, 1_000_000,
+        minus_one="as OTEL_TRACES_SAMPLER says, else all")
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything takhin-server can be told. Made by load_settings(), or directly by tests and embedders."""
 
@@ -246,6 +259,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     tls: TlsSettings = field(default_factory=TlsSettings)
     auth: AuthSettings = field(default_factory=AuthSettings)
+    tracing: TracingSettings = field(default_factory=TracingSettings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,7 @@ def _ids(record: logging.LogRecord) -> Ids:
     given = getattr(record, "request_id", None)
     if given is not None:
         # Who tells a record's id knows that it is not of the call that runs here, "" included.
-        return Ids(given, "")
+        return Ids(given, getattr(record, "trace_id", ""))
     try:
         return current_ids()
     except Exception:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from takhin.broker.broker import Broker
     from takhin.rpc.health import Health
     from takhin.rpc.security import Security
+    from takhin.rpc.trace_export import TraceExport
 
 PROG = "takhin-server"
 
@@ -105,7 +106,7 @@ def _parse(argv: Sequence[str] | None) -> dict[str, str | None]:
     """The flags as typed, by Option.key, with "config". Raises UsageError, Exit (--help, --version)."""
     titles = {"": "Server", "grpc": "Connections and messages, [grpc]", "topics": "Defaults for topics, [topics]",
               "groups": "Consumer groups, [groups]", "limits": "Limits, [limits]", "tls": "Encryption, [tls]",
-              "auth": "Authentication and access, [auth]"}
+              "auth": "Authentication and access, [auth]", "tracing": "Traces, [tracing]"}
     known = options()
     flags = [
         # A switch alone is switched on.
@@ -215,6 +216,7 @@ async def _serve(settings: Settings, signals: _Signals) -> int:
 
     # First, so that a mistake there does not wait for the log's recovery to be told.
     security = Security(settings)
+    traces = _trace_export(settings)
     stop = asyncio.create_task(signals.wait())
     broker = Broker(settings)
     # A signal during the start waits for its end: recovery is not to be stopped half-way, though it may be killed.
@@ -222,7 +224,7 @@ async def _serve(settings: Settings, signals: _Signals) -> int:
     failure = None
     try:
         if signals.received is None:
-            failure = await _serve_until_stopped(broker, settings, security, stop)
+            failure = await _serve_until_stopped(broker, settings, security, traces, stop)
     finally:
         stop.cancel()
         try:
@@ -231,6 +233,9 @@ async def _serve(settings: Settings, signals: _Signals) -> int:
             if failure is None:
                 raise
             _log.error("the broker did not stop in order", exc_info=True)
+        finally:
+            if traces is not None:
+                await traces.stop()
     if failure is not None:
         _give_up(settings, failure)
         return EXIT_FAILED
@@ -238,8 +243,19 @@ async def _serve(settings: Settings, signals: _Signals) -> int:
     return EXIT_OK
 
 
+def _trace_export(settings: Settings) -> "TraceExport | None":
+    """None: nothing is traced, and nothing of OpenTelemetry imported. Raises StartError."""
+    if not settings.tracing.enabled:
+        return None
+    try:
+        from takhin.rpc.trace_export import TraceExport
+    except ImportError as problem:
+        raise StartError(f"tracing.enabled: {problem}") from None
+    return TraceExport(settings.tracing)
+
+
 async def _serve_until_stopped(
-    broker: "Broker", settings: Settings, security: "Security", stop: asyncio.Task[None]
+    broker: "Broker", settings: Settings, security: "Security", traces: "TraceExport | None", stop: asyncio.Task[None]
 ) -> str | None:
     """Serve until `stop` is done or the broker must give up: then gives the reason. Raises StartError."""
     from takhin.rpc.grpc_front import GrpcFront
@@ -249,7 +265,12 @@ async def _serve_until_stopped(
     from takhin.rpc.watched_files import watch
 
     observer = Observer(settings.slow_request_ms)
-    table, health, ready, _ = served(broker, security.authentication, settings.auth.reflection, observer)
+    tracing = None
+    if traces is not None:
+        from takhin.rpc.tracing import Tracing
+
+        tracing = Tracing(traces.provider)
+    table, health, ready, _ = served(broker, security.authentication, settings.auth.reflection, observer, tracing)
     front = GrpcFront(table, settings.grpc, security.tls)
     metrics = None
     metrics_bound = ""

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class GrpcTransport:
 
     def __init__(
         self, address: str, *, tls: TLS | bool | None = None, token: str | None = None, api_key: str | None = None,
-        compression: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+        compression: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S, tracing: bool = False
     ) -> None:
         if compression is not None and compression not in COMPRESSIONS:
             raise ValueError(f"compression {compression!r} is not known: {' or '.join(COMPRESSIONS)}")
@@ -81,6 +81,11 @@ class GrpcTransport:
             self._metadata += (("authorization", f"Bearer {token}"),)
         if api_key is not None:
             self._metadata += (("x-api-key", api_key),)
+        self._current_trace: Callable[[], dict[str, str]] | None = None
+        if tracing:
+            from takhin.client.trace_context import current_trace
+
+            self._current_trace = current_trace
         self._channel: grpc.aio.Channel | None = None
         self._is_closed = False
         self._unary: dict[str, Any] = {}
@@ -126,7 +131,8 @@ class GrpcTransport:
         return _GrpcStream(self, call(metadata=self._metadata_of(request_id)), request_id)
 
     def _metadata_of(self, request_id: str) -> tuple[tuple[str, str], ...]:
-        return (*self._metadata, (_REQUEST_ID_KEY, request_id))
+        found = (*self._metadata, (_REQUEST_ID_KEY, request_id))
+        return found if self._current_trace is None else (*found, *self._current_trace().items())
 
     async def close(self) -> None:
         self._is_closed = True

@@ -5,6 +5,6 @@ from libc.stdint cimport int64_t
 
 cdef class Scope:
     cdef readonly object call
-    cdef readonly str trace_id
+    cdef public str trace_id
     cdef object token
     cdef int64_t begun_ns

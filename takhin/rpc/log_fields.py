@@ -16,9 +16,10 @@ def fields_text(fields: dict[str, str | int]) -> str:
     return " ".join(f"{name}={_shown(str(value))}" for name, value in fields.items())
 
 
-def extra(request_id: str, fields: dict[str, str | int]) -> dict[str, object]:
-    """What takhin.cli.log_lines makes of it, as a logger takes it: each field by itself, the call's request id."""
-    return {"fields": {name: value for name, value in fields.items() if name != "request"}, "request_id": request_id}
+def extra(request_id: str, fields: dict[str, str | int], trace_id: str = "") -> dict[str, object]:
+    """What takhin.cli.log_lines makes of it, as a logger takes it: each field by itself, the call's ids."""
+    apart = {name: value for name, value in fields.items() if name != "request"}
+    return {"fields": apart, "request_id": request_id, "trace_id": trace_id}
 
 
 def _shown(value: str) -> str:

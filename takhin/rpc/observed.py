@@ -61,11 +61,11 @@ class Observer:
             except BaseException as failure:
                 took_ns = scope.leave()
                 if took_ns > self._slow_ns:
-                    self._slow(method, call, took_ns, code_of(failure, call))
+                    self._slow(method, call, scope, took_ns, code_of(failure, call))
                 raise
             took_ns = scope.leave()
             if took_ns > self._slow_ns:
-                self._slow(method, call, took_ns, Code.OK)
+                self._slow(method, call, scope, took_ns, Code.OK)
             return response
 
         return observed
@@ -86,7 +86,7 @@ class Observer:
 
         return observed
 
-    def _slow(self, method: Method, call: Call, took_ns: int, code: Code) -> None:
+    def _slow(self, method: Method, call: Call, scope: Scope, took_ns: int, code: Code) -> None:
         second = int(time.monotonic())
         if second != self._second:
             self._second, self._told = second, 0
@@ -99,7 +99,8 @@ class Observer:
         fields: dict[str, str | int] = {
             "method": method.path[1:], "duration_ms": took_ns // 1_000_000, "code": code.name,
             "peer": call.peer or NOBODY, "principal": call.principal or NOBODY, "request": call.request_id}
-        _log.warning("slow %s", fields_text(fields), extra=extra(call.request_id, {"event": "slow"} | fields))
+        more = extra(call.request_id, {"event": "slow"} | fields, scope.trace_id)
+        _log.warning("slow %s", fields_text(fields), extra=more)
 
     def _tell_untold(self) -> None:
         count, self._untold = self._untold, 0
