@@ -28,6 +28,7 @@ SAFE_INT_MAX = (1 << 53) - 1
 RESPONSE_OVERHEAD_BYTES = 64 * KIB
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+COMPRESSIONS = ("none", "gzip", "deflate")
 LOG_FORMATS = ("human", "json")
 
 _VARIABLE_PREFIX = "TAKHIN_"
@@ -100,6 +101,9 @@ class GrpcSettings:
     min_ping_interval_ms: int = _number(
         10_000, "refuse clients that ping more often than this", _DURATION, 0, INT32_MAX)
     ping_without_calls: bool = _switch(True, "clients may ping on connections without an open call")
+    compression: str = _text(
+        "none", "compress what is sent to clients that take it; if they don't take this one, the other", "HOW",
+        COMPRESSIONS)
     shutdown_grace_ms: int = _number(
         5_000, "on shutdown, wait so long for open calls to end", _DURATION, 0, INT32_MAX)
 

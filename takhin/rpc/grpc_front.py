@@ -28,6 +28,7 @@ from takhin.rpc.watched_files import WatchedFiles
 
 _STATUS_DETAILS_KEY = "grpc-status-details-bin"
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_COMPRESSION_LEVELS = {"gzip": 1, "deflate": 3}
 # How long stop() waits for handlers that were cancelled to run their `finally`.
 _UNWIND_S = 1.0
 
@@ -332,6 +333,10 @@ def server_options(settings: GrpcSettings) -> list[tuple[str, int]]:
         # The name of core's GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS.
         "grpc.http2.min_ping_interval_without_data_ms": min_ping_interval_ms,
     }
+    if settings.compression != "none":
+        # A level, not an algorithm: core would compress with that whether the client takes it or not. Of what a client
+        # takes the lowest level prefers gzip, the highest deflate.
+        options["grpc.default_compression_level"] = _COMPRESSION_LEVELS[settings.compression]
     return list(options.items())
 
 
