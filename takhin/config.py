@@ -101,11 +101,11 @@ class GrpcSettings:
     min_ping_interval_ms: int = _number(
         10_000, "refuse clients that ping more often than this", _DURATION, 0, INT32_MAX)
     ping_without_calls: bool = _switch(True, "clients may ping on connections without an open call")
+    shutdown_grace_ms: int = _number(
+        5_000, "on shutdown, wait so long for open calls to end", _DURATION, 0, INT32_MAX)
     compression: str = _text(
         "none", "compress what is sent to clients that take it; if they don't take this one, the other", "HOW",
         COMPRESSIONS)
-    shutdown_grace_ms: int = _number(
-        5_000, "on shutdown, wait so long for open calls to end", _DURATION, 0, INT32_MAX)
 
 
 @dataclass(frozen=True, slots=True)
