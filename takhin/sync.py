@@ -39,6 +39,8 @@ _FETCH_LESS_S = 0.2
 # What was taken over and not used up within this goes back: the program has become slow, and while the loop's thread
 # does not see it ask for more, no credit is given and no partition released.
 _KEEP_S = 1.0
+# What a record that waits costs beside its own bytes: concurrent.futures' future with its lock takes most of it.
+_OBJECTS_BYTES = 1_900
 
 
 class _BackgroundLoop:
@@ -166,7 +168,7 @@ class Producer:
             # They are encoded later, and perhaps twice: an iterator gives them once.
             with suppress(TypeError):
                 headers = tuple(headers)
-        size_bytes = len(value or b"") + len(key or b"") + _size_of(headers) + 64
+        size_bytes = len(value or b"") + len(key or b"") + _size_of(headers) + _OBJECTS_BYTES
         future: concurrent.futures.Future[RecordMetadata] = concurrent.futures.Future()
         given = {"value": value, "key": key, "headers": headers, "partition": partition, "timestamp_ms": timestamp_ms}
         with self._lock:

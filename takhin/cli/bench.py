@@ -174,13 +174,15 @@ async def _fill(
     """Produce `count` records; gives each batch's latency, and how many records that were."""
     import asyncio
 
+    from takhin.client.batches import RECORD_OVERHEAD_BYTES
     from takhin.client.messages import encode_record
 
     record = encode_record(None, os.urandom(size))
     in_batch = max(min(batch_bytes // len(record), _MAX_BATCH_RECORDS, count), 1)
     payload = record * in_batch
     latencies_s: list[float] = []
-    async with tk.producer(topic, acks=acks, buffer_bytes=_BATCHES_WAITING * len(payload)) as producer:
+    buffer_bytes = _BATCHES_WAITING * (len(payload) + RECORD_OVERHEAD_BYTES)
+    async with tk.producer(topic, acks=acks, buffer_bytes=buffer_bytes) as producer:
         left = count
         while left > 0:
             now = min(left, in_batch)

@@ -7,7 +7,6 @@ import select
 import stat
 import threading
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -50,7 +49,8 @@ class Input:
     def __init__(self, paths: Sequence[str]):
         self._paths = paths
         self._loop = asyncio.get_running_loop()
-        self._blocks: asyncio.Queue[Block | OSError | None] = asyncio.Queue(_AHEAD)
+        self._blocks: asyncio.Queue[Block | OSError | None] = asyncio.Queue()
+        self._room = threading.Semaphore(_AHEAD)
         # A daemon: one that waits for a terminal must not keep the process from ending.
         threading.Thread(target=self._read, name="input", daemon=True).start()
 
@@ -60,6 +60,7 @@ class Input:
 
     async def _next(self) -> Block | None:
         got = await self._blocks.get()
+        self._room.release()
         if isinstance(got, OSError):
             raise got
         return got
@@ -76,7 +77,7 @@ class Input:
     # In the thread
 
     def _read(self) -> None:
-        with suppress(RuntimeError, CancelledError):  # the loop is closed: nobody wants more
+        with suppress(RuntimeError):  # the loop is closed: nobody wants more
             try:
                 for path in self._paths:
                     self._read_file(path)
@@ -85,7 +86,9 @@ class Input:
                 self._put(problem)
 
     def _put(self, block: Block | OSError | None) -> None:
-        asyncio.run_coroutine_threadsafe(self._blocks.put(block), self._loop).result()
+        # Not a coroutine put(): one that the loop does not come to any more would be complained of.
+        self._room.acquire()
+        self._loop.call_soon_threadsafe(self._blocks.put_nowait, block)
 
     def _read_file(self, path: str) -> None:
         descriptor = 0 if path == STANDARD_INPUT else os.open(path, os.O_RDONLY | os.O_CLOEXEC)

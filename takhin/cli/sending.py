@@ -204,7 +204,7 @@ class Sending:
             return f"1 record to {self._topic}, partition {self._last.partition}, offset {self._last.offset}"
         rate = f", {self._bytes / took_s / 1e6:,.0f} MB/s" if took_s > 1 and self._bytes > 1_000_000 else ""
         size = f"{self._bytes / 1e6:,.1f} MB" if self._bytes >= 100_000 else f"{self._bytes:,} bytes"
-        return f"{self._records:,} records to {self._topic}: {size} in {took_s:.1f} s{rate}"
+        return f"{self._records:,} records to {self._topic}: {size} in {took_s:.{1 if took_s >= 1 else 2}f} s{rate}"
 
 
 def _name(path: str) -> str:

@@ -76,7 +76,8 @@ class Client(Admin):
         goes out at once. batch_bytes: at most so much a batch. acks: "assigned" (an offset is), "written" (survives the
         broker's death), "durable" (survives the loss of power). idempotent: what has to be sent again is stored once,
         and in its order. max_in_flight: batches under way, for each partition; the order needs idempotent=True or
-        max_in_flight=1. buffer_bytes: records not acknowledged yet, all told.
+        max_in_flight=1. buffer_bytes: records not acknowledged yet, all told; each counts for 200 bytes
+        beside its own, for the objects that it needs here.
         request_timeout_s: a broker that does not answer for so long is tried anew. delivery_timeout_s: from when a
         record was given to when it fails. flush_timeout_s: for flush() and the end of `async with`.
         """

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Literal
 
 from takhin.client.admin import Admin
-from takhin.client.batches import Batch, Delivery, PartitionQueue
+from takhin.client.batches import RECORD_OVERHEAD_BYTES, Batch, Delivery, PartitionQueue
 from takhin.client.errors import (
     BufferFull,
     ClientError,
@@ -84,6 +84,8 @@ class Producer:
         self._buffered_bytes = 0
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._flushing = 0
+        # What the last flush that ran out of time raised: whoever leaves for it has waited long enough.
+        self._flush_timeout: NotDelivered | None = None
         self._batches_closed = 0
         # Deliveries that failed; a flush tells of those that nobody looked at.
         self._failed: deque[tuple[Batch, ClientError]] = deque()
@@ -108,7 +110,7 @@ class Producer:
         try:
             if kind is None:
                 await self.flush()
-            elif issubclass(kind, Exception):
+            elif issubclass(kind, Exception) and problem is not self._flush_timeout:
                 # What was sent before something else failed is to arrive; but that is what is told of.
                 try:
                     await self.flush()
@@ -169,7 +171,7 @@ class Producer:
         delivery_timeout_s, and whatever the broker refuses it with.
         """
         record = self._encode(key, value, headers, timestamp_ms)
-        size_bytes = len(record)
+        size_bytes = len(record) + RECORD_OVERHEAD_BYTES
         if self._waiters or not self._has_room(size_bytes):
             await self._wait_for_room(size_bytes)
         return await self._append(record, key, partition, timestamp_ms != 0)
@@ -183,9 +185,10 @@ class Producer:
         Failures of futures that nobody looks at are told by flush.
         """
         record = self._encode(key, value, headers, timestamp_ms)
-        if self._waiters or not self._has_room(len(record)):
+        size_bytes = len(record) + RECORD_OVERHEAD_BYTES
+        if self._waiters or not self._has_room(size_bytes):
             raise BufferFull(
-                f"{self._buffered_bytes} bytes wait to be stored: no room for {len(record)} more (buffer_bytes "
+                f"{self._buffered_bytes} bytes wait to be stored: no room for {size_bytes} more (buffer_bytes "
                 f"{self.buffer_bytes})")
         return self._append(record, key, partition, timestamp_ms != 0)
 
@@ -197,8 +200,9 @@ class Producer:
         acknowledgement. Lets what is full go out.
         """
         record = self._encode(key, value, headers, timestamp_ms)
-        if self._waiters or not self._has_room(len(record)):
-            await self._wait_for_room(len(record))
+        size_bytes = len(record) + RECORD_OVERHEAD_BYTES
+        if self._waiters or not self._has_room(size_bytes):
+            await self._wait_for_room(size_bytes)
         number = self._batches_closed
         delivery = self._append(record, key, partition, timestamp_ms != 0)
         if self._batches_closed != number:
@@ -216,8 +220,9 @@ class Producer:
         """
         if not 1 <= count <= MAX_BATCH_RECORDS or not 1 <= len(payload) <= MAX_RECORD_BYTES:
             raise ValueError(f"{count} records of {len(payload)} bytes are no batch")
-        if self._waiters or not self._has_room(len(payload)):
-            await self._wait_for_room(len(payload))
+        size_bytes = len(payload) + RECORD_OVERHEAD_BYTES
+        if self._waiters or not self._has_room(size_bytes):
+            await self._wait_for_room(size_bytes)
         stream = self._stream
         if stream is None or self._is_closed:
             self._check_open()
@@ -229,7 +234,7 @@ class Producer:
         delivery: Delivery = self._loop.create_future()
         batch.records.set_encoded(payload, count, delivery)
         self._unfinished[batch] = None
-        self._buffered_bytes += len(payload)
+        self._buffered_bytes += batch.buffered_bytes
         queue.ready.append(batch)
         self._partitioner.batch_closed(number)
         stream.offer(queue)
@@ -301,7 +306,7 @@ class Producer:
             batch = self._open_batch(queue)
         delivery: Delivery = self._loop.create_future()
         batch.records.add(record, delivery, has_timestamp)
-        self._buffered_bytes += size_bytes
+        self._buffered_bytes += size_bytes + RECORD_OVERHEAD_BYTES
         return delivery
 
     def _new_queue(self, number: int) -> PartitionQueue:
@@ -359,7 +364,7 @@ class Producer:
                 self._loop.call_soon(self._forget_failed)
         else:
             batch.records.stored(self.topic, batch.partition.number, outcome.offset, outcome.timestamp)
-        self._buffered_bytes -= batch.records.size_bytes
+        self._buffered_bytes -= batch.buffered_bytes
         batch.finish()
         self._wake_waiters()
 
@@ -405,7 +410,8 @@ class Producer:
                 self._flushing -= 1
             late = [batch for batch in pending if not batch.is_done]
             if late:
-                raise self._not_delivered([(batch, batch.problem) for batch in late], limit_s)
+                self._flush_timeout = self._not_delivered([(batch, batch.problem) for batch in late], limit_s)
+                raise self._flush_timeout
         # A task that awaits a delivery sees it in the loop's next turn: before that its failure is not unseen.
         await asyncio.sleep(0)
         problem = self._take_failed()

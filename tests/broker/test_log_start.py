@@ -12,6 +12,7 @@ from takhin.codec.batch import SEGMENT_HEADER_SIZE
 from takhin.errors import Reason, error
 from takhin.log.partition import Partition
 from takhin.log.segment import Segment
+from takhin.v1 import takhin_pb2 as pb
 from tests.broker.test_produce_paths import produce, refused, run, running, topic_of
 from tests.broker.test_retention import append, bases, files_of
 from tests.log.test_partition import values_of
@@ -277,6 +278,35 @@ def test_a_damaged_partition_is_left_as_it_is(tmp_path: Path) -> None:
                 await refused(Reason.PARTITION_DAMAGED, broker.log_starts.truncate(partition, offset))
             assert partition.log_start_offset == 0
             assert files_of(broker, partition) == [0, 2, 4, 6, 8]
+
+    run(scenario())
+
+
+def test_producers_that_could_not_be_saved(tmp_path: Path) -> None:
+    """Segments go all the same. As long as this broker runs it knows the producer, the next one asks for sequence 0."""
+
+    async def scenario() -> None:
+        async with running(tmp_path / "a", SMALL) as broker:
+            partition = await filled(broker, 0)
+            producer, epoch = await broker.producers.init("", [partition])
+
+            def state(sequence: int) -> pb.ProducerState:
+                return pb.ProducerState(id=producer, epoch=epoch, sequence=sequence)
+
+            # Nothing can be put in this place.
+            snapshot = Path(partition.snapshot_path)
+            (snapshot / "in the way").mkdir(parents=True)
+            for sequence in range(3):
+                await produce(broker, b"v" * 700, acks=-1, producer=state(sequence))
+            await broker.log_starts.truncate(partition, END)
+            assert bases(partition) == [3]
+            assert (await produce(broker, b"v" * 700, acks=-1, producer=state(2))).duplicate
+            shutil.copytree(tmp_path / "a", tmp_path / "killed")
+        snapshot = tmp_path / "killed" / snapshot.relative_to(tmp_path / "a")
+        shutil.rmtree(snapshot)
+        async with running(tmp_path / "killed", SMALL) as broker:
+            await refused(Reason.PRODUCER_UNKNOWN, produce(broker, b"v", acks=-1, producer=state(3)))
+            assert (await produce(broker, b"v", acks=-1, producer=state(0))).offset == 3
 
     run(scenario())
 

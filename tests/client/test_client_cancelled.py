@@ -112,7 +112,7 @@ def test_a_closed_client_ends_its_producers(shared_broker: BrokerProcess, topic:
 def test_who_waits_for_room_keeps_its_turn(shared_broker: BrokerProcess, stub: Stub, topic: str) -> None:
     async def main() -> None:
         async with takhin.connect(shared_broker.address) as tk:
-            async with tk.producer(topic, buffer_bytes=1_000, batch_bytes=500, linger_ms=0) as producer:
+            async with tk.producer(topic, buffer_bytes=1_400, batch_bytes=500, linger_ms=0) as producer:
                 await producer.send(b"first")
                 sizes = [600, 300, 900, 20, 20, 900, 20, 700, 20]
                 tasks = [asyncio.ensure_future(producer.send(b"%d" % number + bytes(size)))

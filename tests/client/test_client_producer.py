@@ -267,7 +267,7 @@ def test_a_full_buffer_says_so_and_send_waits(shared_broker: BrokerProcess, topi
                 with pytest.raises(takhin.BufferFull, match="buffer_bytes 10000") as raised:
                     while True:
                         futures.append(producer.send_nowait(bytes(1_000)))
-                assert raised.value.retryable and 7 <= len(futures) <= 9
+                assert raised.value.retryable and 6 <= len(futures) <= 8
                 waiting = [asyncio.ensure_future(producer.send(b"%d" % number)) for number in range(20)]
                 room = asyncio.ensure_future(producer.room())
                 waiting[3].cancel()
@@ -309,7 +309,8 @@ def test_a_record_has_a_deadline(shared_broker: BrokerProcess, stub: Stub, topic
 
     asyncio.run(main())
     found = values(read(stub, topic))
-    assert found[0] == b"first" and [each for each in found if each.startswith(b"after")] == [
+    # One that was given up may have been stored all the same, and then it is there twice.
+    assert found[0] == b"first" and [each for each in dict.fromkeys(found) if each.startswith(b"after")] == [
         b"after 0", b"after 1", b"after 2"]
 
 
@@ -345,3 +346,38 @@ def test_a_topic_that_grows_is_noticed(
             return found
 
     assert asyncio.run(main()) == {0, 1, 2, 3}
+
+
+def test_a_flush_that_ran_out_of_time_is_not_tried_again(shared_broker: BrokerProcess, topic: str) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with proxy_to(shared_broker.address) as proxy, takhin.connect(proxy.address) as tk:
+            with pytest.raises(takhin.FlushTimeout) as raised:
+                async with tk.producer(topic, flush_timeout_s=30) as producer:
+                    await producer.send(b"first")
+                    proxy.is_blocked = True
+                    producer.send_nowait(b"late")
+                    begun_s = loop.time()
+                    await producer.flush(0.2)
+            assert loop.time() - begun_s < 20, "leaving waits no second time"
+            assert raised.value.count == 1 and not getattr(raised.value, "__notes__", None)
+
+    asyncio.run(main())
+
+
+def test_small_records_count_for_what_they_cost(shared_broker: BrokerProcess, topic: str) -> None:
+    async def main() -> None:
+        async with proxy_to(shared_broker.address) as proxy, takhin.connect(proxy.address) as tk:
+            async with tk.producer(topic, buffer_bytes=100_000) as producer:
+                await producer.send(b"first")
+                proxy.is_blocked = True
+                futures = []
+                with pytest.raises(takhin.BufferFull):
+                    while True:
+                        futures.append(producer.send_nowait(b""))
+                assert 400 < len(futures) < 600, "and not some fifty thousand"
+                proxy.is_blocked = False
+                await asyncio.gather(*futures)
+            assert producer._buffered_bytes == 0
+
+    asyncio.run(main())

@@ -125,6 +125,22 @@ def test_a_commit_that_is_good_by_what_the_member_has_not_read(how: str, breache
     assert bool(told(a, b)) == bool(breaches)
 
 
+def test_a_group_that_begins_anew() -> None:
+    """A leaves before anything is committed, so there is no group any more; B is the first of the next one."""
+    a, b = Member("a"), Member("b")
+    a.open()
+    a.assigned(1, 0)
+    b.open()
+    a.note("ended", code="OK", reason="")
+    b.assigned(1, 0)
+    b.saw(0, END)
+    assert told(a, b) == []
+    # But not when A is heard of once more.
+    a.saw(0, 1)
+    (breach,) = told(a, b)
+    assert "was given to a and to b, both in generation 1" in breach
+
+
 def test_a_start_that_nobody_committed(two: tuple[Member, Member]) -> None:
     a, b = two
     b.open()

@@ -4,6 +4,7 @@ Times are of one clock, and those of what was told: what a member was told at a 
 """
 
 import bisect
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -88,20 +89,35 @@ class _GroupJudge:
                 self.found.late_refused += commit.how == "late" and commit.result == FAILED
                 for place in commit.offsets:
                     commits.setdefault(place, []).append(commit)
+        committed_since = min(
+            (commit.sent for log in logs for commit in log.commits if commit.result != FAILED), default=math.inf)
+        until: dict[str, int] = {}
+        for log in logs:
+            for member_id, at in log.until.items():
+                until[member_id] = max(at, until.get(member_id, 0))
         self.found.given += sum(len(several) for several in given.values())
         for place, several in sorted(given.items()):
             where = f"{group}, {place[0]}/{place[1]}"
             several.sort(key=lambda each: each.at)
-            self._judge_owners(where, several)
+            self._judge_owners(where, several, until, committed_since)
             self._judge_starts(where, several, commits.get(place, ()))
             self._judge_late(where, several, commits.get(place, ()))
         self._judge_seen(group, logs)
 
-    def _judge_owners(self, where: str, given: Iterable[Given]) -> None:
+    def _judge_owners(
+        self, where: str, given: Iterable[Given], until: dict[str, int], committed_since: float
+    ) -> None:
+        """until: when a member was last heard of. committed_since: when the group's first commit was sent."""
         owners: dict[int, str] = {}
         for each in given:
             owner = owners.setdefault(each.generation, each.member_id)
-            if owner != each.member_id:
+            if owner == each.member_id:
+                continue
+            # A group that nobody is in any more, and that has committed nothing, is none: the next one counts anew.
+            # Its members' ids are not known then, so nothing of theirs is taken.
+            if until[owner] < each.at < committed_since:
+                owners[each.generation] = each.member_id
+            else:
                 self._break(
                     "owners", f"{where} was given to {owner} and to {each.member_id}, both in generation "
                               f"{each.generation}")

@@ -99,6 +99,8 @@ class MemberLog:
     surprises: list[str] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)
     member_id: str = ""
+    # By member id: when the last was noted under it.
+    until: dict[str, int] = field(default_factory=dict)
 
     def take(self, entries: list[dict[str, Any]]) -> "MemberLog":
         """Everything that a process has noted, in its order."""
@@ -132,6 +134,7 @@ class MemberLog:
                     self.ends.append(entry["reason"] or entry["code"])
                 case "surprise":
                     self.surprises.append(entry["text"])
+            self.until[self.member_id] = entry["t"]
         return self
 
     @property
