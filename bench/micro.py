@@ -25,6 +25,7 @@ import uvloop
 from bench.micro_table import ROWS, Row
 from takhin.broker.broker import Broker
 from takhin.config import load_settings
+from takhin.rpc.observed import Observer
 from takhin.rpc.served import served
 from takhin.rpc.service import takhin_methods
 from takhin.v1 import takhin_pb2 as pb
@@ -69,9 +70,12 @@ class Handlers:
         self._broker = Broker(load_settings({"data_dir": str(data_dir)}, {}, None))
         self.loop.run_until_complete(self._broker.start())
         self._table = {method.path: method.handler for method in takhin_methods(self._broker)}
-        # As fronts have them: known to the log, and told when slow.
-        self.served = {path: method.handler for path, method in served(self._broker).table.items()}
         self.create_topic(TOPIC)
+
+    def serve(self, tracing: Any = None) -> None:
+        """From here on the handlers are those that fronts have: known to the log, and told when slow."""
+        table = served(self._broker, observer=Observer(1000), tracing=tracing).table
+        self._table = {path: method.handler for path, method in table.items()}
 
     def handler(self, name: str) -> Handler:
         return self._table[SERVICE + name]
@@ -227,14 +231,36 @@ def test_health_check(benchmark: Any, handlers: Handlers) -> None:
 @calls_a_round(1000)
 def test_health_check_as_served(benchmark: Any, handlers: Handlers) -> None:
     """The same behind what logs slow calls and knows the call under way."""
-    handlers._table = handlers.served
+    handlers.serve()
     measure(benchmark, handlers, one_at_a_time(handlers, "HealthCheck", b"", 1000), "HealthCheck, as served")
+
+
+@calls_a_round(500)
+@pytest.mark.parametrize("is_sampled", [False, True])
+def test_health_check_traced(benchmark: Any, handlers: Handlers, is_sampled: bool) -> None:
+    """The same with tracing; the spans are made, and exported to nowhere."""
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+    from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
+
+    from takhin.rpc.tracing import Tracing
+
+    class Nowhere(SpanExporter):
+        def export(self, spans: Any) -> SpanExportResult:
+            return SpanExportResult.SUCCESS
+
+    provider = TracerProvider(sampler=ALWAYS_ON if is_sampled else ALWAYS_OFF)
+    provider.add_span_processor(BatchSpanProcessor(Nowhere()))
+    handlers.serve(Tracing(provider))
+    name = f"HealthCheck, traced, {'' if is_sampled else 'not '}sampled"
+    measure(benchmark, handlers, one_at_a_time(handlers, "HealthCheck", b"", 500), name)
+    provider.shutdown()
 
 
 @calls_a_round(1024)
 def test_produce_message_ack_1_as_served(benchmark: Any, handlers: Handlers) -> None:
     """ProduceMessage of 1 KiB with ack 1, one at a time, as a front calls it."""
-    handlers._table = handlers.served
+    handlers.serve()
     calls = one_at_a_time(handlers, "ProduceMessage", handlers.produce_request(1, 1024), 1024)
 
     async def one_round() -> None:
