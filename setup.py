@@ -36,6 +36,7 @@ MODULES = [
     "takhin.log.reader",
     "takhin.log.timesearch",
     "takhin.log.sync",
+    "takhin.rpc.current",
     "takhin.cli.format",
     "takhin.cli.lines",
 ]

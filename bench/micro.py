@@ -25,6 +25,8 @@ import uvloop
 from bench.micro_table import ROWS, Row
 from takhin.broker.broker import Broker
 from takhin.config import load_settings
+from takhin.rpc.observed import Observer
+from takhin.rpc.served import served
 from takhin.rpc.service import takhin_methods
 from takhin.v1 import takhin_pb2 as pb
 
@@ -44,6 +46,8 @@ class BenchCall:
     peer = "127.0.0.1:1"
     identity = None
     metadata: Mapping[str, str | bytes] = {}
+    principal = None
+    request_id = "0000000000000000"
 
     def time_remaining_s(self) -> float | None:
         return None
@@ -67,6 +71,11 @@ class Handlers:
         self.loop.run_until_complete(self._broker.start())
         self._table = {method.path: method.handler for method in takhin_methods(self._broker)}
         self.create_topic(TOPIC)
+
+    def serve(self, tracing: Any = None) -> None:
+        """From here on the handlers are those that fronts have: known to the log, and told when slow."""
+        table = served(self._broker, observer=Observer(1000), tracing=tracing).table
+        self._table = {path: method.handler for path, method in table.items()}
 
     def handler(self, name: str) -> Handler:
         return self._table[SERVICE + name]
@@ -211,6 +220,54 @@ def test_produce_message_ack_1(benchmark: Any, handlers: Handlers) -> None:
         handlers.produced += 1024
 
     measure(benchmark, handlers, one_round, "ProduceMessage 1 KiB, ack 1", goal_us=15, call_bytes=1024)
+
+
+@calls_a_round(1000)
+def test_health_check(benchmark: Any, handlers: Handlers) -> None:
+    """HealthCheck, the least that a call can cost."""
+    measure(benchmark, handlers, one_at_a_time(handlers, "HealthCheck", b"", 1000), "HealthCheck")
+
+
+@calls_a_round(1000)
+def test_health_check_as_served(benchmark: Any, handlers: Handlers) -> None:
+    """The same behind what logs slow calls and knows the call under way."""
+    handlers.serve()
+    measure(benchmark, handlers, one_at_a_time(handlers, "HealthCheck", b"", 1000), "HealthCheck, as served")
+
+
+@calls_a_round(500)
+@pytest.mark.parametrize("is_sampled", [False, True])
+def test_health_check_traced(benchmark: Any, handlers: Handlers, is_sampled: bool) -> None:
+    """The same with tracing; the spans are made, and exported to nowhere."""
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+    from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
+
+    from takhin.rpc.tracing import Tracing
+
+    class Nowhere(SpanExporter):
+        def export(self, spans: Any) -> SpanExportResult:
+            return SpanExportResult.SUCCESS
+
+    provider = TracerProvider(sampler=ALWAYS_ON if is_sampled else ALWAYS_OFF)
+    provider.add_span_processor(BatchSpanProcessor(Nowhere()))
+    handlers.serve(Tracing(provider))
+    name = f"HealthCheck, traced, {'' if is_sampled else 'not '}sampled"
+    measure(benchmark, handlers, one_at_a_time(handlers, "HealthCheck", b"", 500), name)
+    provider.shutdown()
+
+
+@calls_a_round(1024)
+def test_produce_message_ack_1_as_served(benchmark: Any, handlers: Handlers) -> None:
+    """ProduceMessage of 1 KiB with ack 1, one at a time, as a front calls it."""
+    handlers.serve()
+    calls = one_at_a_time(handlers, "ProduceMessage", handlers.produce_request(1, 1024), 1024)
+
+    async def one_round() -> None:
+        await calls()
+        handlers.produced += 1024
+
+    measure(benchmark, handlers, one_round, "ProduceMessage 1 KiB, ack 1, as served", call_bytes=1024)
 
 
 @calls_a_round(2048)

@@ -30,6 +30,8 @@ SAFE_INT_MAX = (1 << 53) - 1
 RESPONSE_OVERHEAD_BYTES = 64 * KIB
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+COMPRESSIONS = ("none", "gzip", "deflate")
+LOG_FORMATS = ("human", "json")
 
 # The source of what nobody gave.
 DEFAULT = "default"
@@ -95,6 +97,9 @@ class GrpcSettings:
     ping_without_calls: bool = _switch(True, "clients may ping on connections without an open call")
     shutdown_grace_ms: int = _number(
         5_000, "on shutdown, wait so long for open calls to end", _DURATION, 0, INT32_MAX, reloads=True)
+    compression: str = _text(
+        "none", "compress what is sent to clients that take it; if they don't take this one, the other", "HOW",
+        COMPRESSIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +229,19 @@ class AuthSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TracingSettings:
+    """[tracing]: spans of calls, with OpenTelemetry. What is not set here is as the standard variables OTEL_* say."""
+
+    enabled: bool = _switch(False, "trace calls; needs the packages of takhin[tracing]")
+    endpoint: str = _text(
+        "", "the collector, over OTLP/gRPC: http://HOST:PORT, or https://; empty: as OTEL_EXPORTER_OTLP_ENDPOINT says, "
+        "else http://localhost:4317", "URL", may_be_empty=True)
+    samples_per_million: int = _number(
+        -1, "of calls whose client traces nothing, trace so many in a million", "", 0, 1_000_000,
+        minus_one="as OTEL_TRACES_SAMPLER says, else all")
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything takhin-server can be told. Made by load_settings(), or directly by tests and embedders.
 
@@ -240,12 +258,16 @@ class Settings:
         is_address=True, may_be_empty=True)
     data_dir: str = _text("./data", "directory of all data; made when it is missing", "DIR")
     log_level: str = _text("info", "least severe log lines to write", "LEVEL", LOG_LEVELS, reloads=True)
+    log_format: str = _text("human", "log lines for people, or a JSON object each", "FORMAT", LOG_FORMATS)
+    slow_request_ms: int = _number(
+        1_000, "log calls with one answer that take longer", _DURATION, 1, INT32_MAX, minus_one="none")
     grpc: GrpcSettings = field(default_factory=GrpcSettings)
     topics: TopicDefaults = field(default_factory=TopicDefaults)
     groups: GroupSettings = field(default_factory=GroupSettings)
     limits: Limits = field(default_factory=Limits)
     tls: TlsSettings = field(default_factory=TlsSettings)
     auth: AuthSettings = field(default_factory=AuthSettings)
+    tracing: TracingSettings = field(default_factory=TracingSettings)
 
 
 @dataclass(frozen=True, slots=True)

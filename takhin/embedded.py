@@ -8,19 +8,32 @@ from typing import TYPE_CHECKING
 
 from takhin.broker.broker import Broker as Engine
 from takhin.client.client import DEFAULT_RETRY_S, Client
-from takhin.config import load_settings, options
-from takhin.errors import ConfigError
+from takhin.config import Settings, load_settings, options
+from takhin.errors import ConfigError, StartError
 from takhin.local_transport import DEFAULT_TIMEOUT_S, LocalTransport
 from takhin.rpc.call import MethodTable
 from takhin.rpc.health import Health, ServingStatus
+from takhin.rpc.observed import Observer
 from takhin.rpc.security import Security
 from takhin.rpc.served import served
 from takhin.rpc.watched_files import watch
 
 if TYPE_CHECKING:
     from takhin.rpc.grpc_front import GrpcFront
+    from takhin.rpc.tracing import Tracing
 
 _NO_PORT = "127.0.0.1:0"
+
+
+def _tracing(settings: Settings) -> "Tracing | None":
+    """None: nothing is traced, and nothing of OpenTelemetry imported. Raises StartError."""
+    if not settings.tracing.enabled:
+        return None
+    try:
+        from takhin.rpc.tracing import Tracing
+    except ImportError as problem:
+        raise StartError(f"tracing.enabled needs opentelemetry: pip install 'takhin[tracing]' ({problem})") from None
+    return Tracing()
 
 
 class Broker:
@@ -32,7 +45,8 @@ class Broker:
     data_dir: of its log, made when it is missing; None: a temporary one, removed at its end. One broker at a time has a
     directory, in whatever process. listen: "HOST:PORT" to serve other programs too, port 0 for a free one; None: no
     port. settings: takhin-server's, as topics__partitions=3 for topics.partitions; authentication is for those other
-    programs: who has the Broker may do everything.
+    programs: who has the Broker may do everything. With tracing__enabled=True the spans go to the program's own tracer
+    provider.
 
     Entering it raises ConfigError for a setting that is none, StartError when the directory or the port is taken.
     """
@@ -90,7 +104,9 @@ class Broker:
         try:
             await engine.start()
             self._engine = engine
-            table, self._health, _, self._table = served(engine, security.authentication, settings.auth.reflection)
+            table, self._health, _, self._table = served(
+                engine, security.authentication, settings.auth.reflection, Observer(settings.slow_request_ms),
+                _tracing(settings))
             if self._listens:
                 from takhin.rpc.grpc_front import GrpcFront
 
@@ -126,18 +142,21 @@ class Broker:
             self._temporary.cleanup()
             self._temporary = None
 
-    def client(self, *, timeout_s: float = DEFAULT_TIMEOUT_S, retry_s: float = DEFAULT_RETRY_S) -> Client:
+    def client(
+        self, *, timeout_s: float = DEFAULT_TIMEOUT_S, retry_s: float = DEFAULT_RETRY_S, tracing: bool = False
+    ) -> Client:
         """A client of this broker, without a socket. It is closed with the broker, and lives in its event loop.
 
-        timeout_s, retry_s: as in takhin.connect.
+        timeout_s, retry_s, tracing: as in takhin.connect.
         """
-        return Client(self.transport(timeout_s=timeout_s), retry_s=retry_s)
+        return Client(self.transport(timeout_s=timeout_s, tracing=tracing), retry_s=retry_s, tracing=tracing)
 
-    def transport(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> LocalTransport:
+    def transport(self, *, timeout_s: float = DEFAULT_TIMEOUT_S, tracing: bool = False) -> LocalTransport:
         """What a client speaks over: for who makes the Client."""
         if self._engine is None:
             raise RuntimeError("the broker does not run: use it with `async with`")
-        transport = LocalTransport(self._table, timeout_s=timeout_s, on_close=self._clients.discard)
+        transport = LocalTransport(
+            self._table, timeout_s=timeout_s, tracing=tracing, on_close=self._clients.discard)
         self._clients.add(transport)
         return transport
 

@@ -21,6 +21,7 @@ from takhin.client.errors import (
 from takhin.client.transport import RequestStream, ResponseStream
 from takhin.errors import Reason, TakhinError
 from takhin.rpc.call import Kind, MethodTable
+from takhin.rpc.request_id import new_id
 from takhin.rpc.status import status_of
 
 T = TypeVar("T")
@@ -75,12 +76,23 @@ class _Channel:
 class _LocalCall:
     """Call and StreamCall, as a handler sees them."""
 
-    __slots__ = ("_deadline_s", "_stream", "is_over")
+    __slots__ = ("_deadline_s", "_metadata", "_request_id", "_stream", "is_over", "principal")
 
-    def __init__(self, deadline_s: float | None, stream: "_LocalStream | None" = None) -> None:
+    def __init__(
+        self, deadline_s: float | None, metadata: Mapping[str, str], stream: "_LocalStream | None" = None
+    ) -> None:
+        self._metadata = metadata
         self._deadline_s = deadline_s
         self._stream = stream
+        self._request_id = ""
         self.is_over = False
+        self.principal: str | None = None
+
+    @property
+    def request_id(self) -> str:
+        if not self._request_id:
+            self._request_id = new_id()
+        return self._request_id
 
     @property
     def peer(self) -> str:
@@ -92,7 +104,7 @@ class _LocalCall:
 
     @property
     def metadata(self) -> Mapping[str, str | bytes]:
-        return MappingProxyType({})
+        return MappingProxyType(self._metadata)
 
     def time_remaining_s(self) -> float | None:
         return None if self._deadline_s is None else max(self._deadline_s - time.monotonic(), 0.0)
@@ -120,10 +132,13 @@ class _LocalCall:
 class _LocalStream:
     """RequestStream and ResponseStream, as the client sees them; the handler runs in a task of its own."""
 
-    def __init__(self, run: Callable[["_LocalCall"], Awaitable[None]], done: Callable[["_LocalStream"], None]) -> None:
+    def __init__(
+        self, run: Callable[["_LocalCall"], Awaitable[None]], done: Callable[["_LocalStream"], None],
+        metadata: Mapping[str, str]
+    ) -> None:
         self.requests = _Channel()
         self.responses = _Channel()
-        self._call = _LocalCall(None, self)
+        self._call = _LocalCall(None, metadata, self)
         self._problem: ClientError | None = None
         self._task = asyncio.ensure_future(self._serve(run))
         self._task.add_done_callback(lambda _: done(self))
@@ -136,7 +151,7 @@ class _LocalStream:
                 self._problem = Unavailable("the broker ended the call")
         except Exception as problem:
             if self._problem is None:
-                self._problem = _error_of(problem)
+                self._problem = _error_of(problem, self._call)
         finally:
             self._call.is_over = True
             self.requests.close(drops=True)
@@ -175,32 +190,37 @@ class _LocalStream:
 
 
 class LocalTransport:
-    """Calls of one client to `table`, in the event loop that the broker runs in."""
+    """Calls of one client to `table`, in the event loop that the broker runs in. tracing: as in takhin.connect."""
 
     def __init__(
-        self, table: MethodTable, *, timeout_s: float = DEFAULT_TIMEOUT_S,
+        self, table: MethodTable, *, timeout_s: float = DEFAULT_TIMEOUT_S, tracing: bool = False,
         on_close: Callable[["LocalTransport"], None] = lambda _: None
     ) -> None:
         self._table = table
         self._timeout_s = timeout_s
         self._on_close = on_close
+        self._current_trace: Callable[[], dict[str, str]] = dict
+        if tracing:
+            from takhin.client.trace_context import current_trace
+
+            self._current_trace = current_trace
         self._streams: set[_LocalStream] = set()
         self._is_closed = False
 
     async def unary(self, path: str, request: bytes, timeout_s: float | None = None) -> bytes:
         handler = self._handler(path, Kind.UNARY)
         limit_s = self._timeout_s if timeout_s is None else timeout_s
-        call = _LocalCall(time.monotonic() + limit_s)
+        call = _LocalCall(time.monotonic() + limit_s, self._current_trace())
         try:
             async with asyncio.timeout(limit_s) as limit:
                 answer: bytes = await handler(request, call)
                 return answer
         except TimeoutError as problem:
             if not limit.expired():
-                raise _error_of(problem) from None
-            raise DeadlineExceeded("the broker did not answer in time") from None
+                raise _error_of(problem, call) from None
+            raise DeadlineExceeded("the broker did not answer in time", request_id=call.request_id) from None
         except Exception as problem:
-            raise _error_of(problem) from None
+            raise _error_of(problem, call) from None
         finally:
             call.is_over = True
 
@@ -212,7 +232,7 @@ class LocalTransport:
         return self._stream(self._handler(path, Kind.BIDI))
 
     def _stream(self, run: Callable[[_LocalCall], Awaitable[None]]) -> _LocalStream:
-        stream = _LocalStream(run, self._streams.discard)
+        stream = _LocalStream(run, self._streams.discard, self._current_trace())
         self._streams.add(stream)
         return stream
 
@@ -301,11 +321,11 @@ async def _hop(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) ->
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
 
 
-def _error_of(problem: Exception) -> ClientError:
+def _error_of(problem: Exception, call: _LocalCall) -> ClientError:
     """The error that a client over gRPC would see."""
     if isinstance(problem, ClientError):
         return problem
     if isinstance(problem, TakhinError):
-        return client_error(problem.code, problem.message, problem.reason, problem.metadata)
-    status = status_of(problem)
-    return client_error(status.code, status.message, Reason.INTERNAL_ERROR)
+        return client_error(problem.code, problem.message, problem.reason, problem.metadata, call.request_id)
+    status = status_of(problem, call.request_id)
+    return client_error(status.code, status.message, Reason.INTERNAL_ERROR, request_id=call.request_id)

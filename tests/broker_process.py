@@ -417,11 +417,13 @@ def refused(code: grpc.StatusCode, reason: Reason) -> Iterator[Refusal]:
 
 
 def error_info(exc: grpc.RpcError) -> error_details_pb2.ErrorInfo:
-    """The one detail of an error; from_call also checks that code and message are the same there as in the status."""
+    """Of an error, whose other detail is its request id; from_call also checks that code and message are the same there
+    as in the status."""
     status = rpc_status.from_call(exc)
-    assert status is not None and len(status.details) == 1, f"no details: {exc.code()} {exc.details()}"
-    info = error_details_pb2.ErrorInfo()
-    assert status.details[0].Unpack(info)
+    assert status is not None and len(status.details) == 2, f"no details: {exc.code()} {exc.details()}"
+    info, request = error_details_pb2.ErrorInfo(), error_details_pb2.RequestInfo()
+    assert status.details[0].Unpack(info) and status.details[1].Unpack(request)
+    assert request.request_id and dict(exc.trailing_metadata())["x-request-id"] == request.request_id
     assert info.domain == DOMAIN
     return info
 

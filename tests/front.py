@@ -59,12 +59,18 @@ def channel_to(address: str) -> grpc.aio.Channel:
 
 
 def error_info(exc: grpc.RpcError) -> error_details_pb2.ErrorInfo:
-    """The one detail of an error; from_call also checks that code and message are the same there as in the status."""
+    """Of an error; from_call also checks that code and message are the same in the details as in the status."""
+    return details(exc)[0]
+
+
+def details(exc: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo, error_details_pb2.RequestInfo]:
+    """All that an error tells, in its order. The request id stands beside them as well, for who does not read them."""
     status = rpc_status.from_call(exc)
-    assert status is not None and len(status.details) == 1
-    info = error_details_pb2.ErrorInfo()
-    assert status.details[0].Unpack(info)
-    return info
+    assert status is not None and len(status.details) == 2
+    info, request = error_details_pb2.ErrorInfo(), error_details_pb2.RequestInfo()
+    assert status.details[0].Unpack(info) and status.details[1].Unpack(request)
+    assert dict(exc.trailing_metadata())["x-request-id"] == request.request_id
+    return info, request
 
 
 async def echo(request: bytes, call: Call) -> bytes:

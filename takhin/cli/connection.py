@@ -35,6 +35,8 @@ def connection_options() -> list[click.Parameter]:
         option("--tls-key", metavar="FILE", help="Its key, PEM (TAKHIN_TLS_KEY)."),
         option("--token", metavar="TOKEN", help="Bearer token; better as TAKHIN_TOKEN, where ps does not show it."),
         option("--api-key", metavar="KEY", help="API key; better as TAKHIN_API_KEY."),
+        option("--compression", type=click.Choice(["gzip", "deflate"]),
+               help="Compress what is sent to the broker (TAKHIN_COMPRESSION)."),
     ]
 
 
@@ -55,6 +57,7 @@ class Connection(NamedTuple):
     tls_key: str | None
     token: str | None
     api_key: str | None
+    compression: str | None
 
     def client(self) -> "Client":
         """A client, not connected yet. Raises OSError for a file that can't be read, ValueError."""
@@ -64,7 +67,8 @@ class Connection(NamedTuple):
         if self.tls_ca or self.tls_cert or self.tls_key:
             tls = takhin.client.TLS(ca=self.tls_ca, cert=self.tls_cert, key=self.tls_key)
         return takhin.client.connect(
-            self.broker, tls=tls, token=self.token, api_key=self.api_key, timeout_s=self.timeout)
+            self.broker, tls=tls, token=self.token, api_key=self.api_key, compression=self.compression,
+            timeout_s=self.timeout)
 
 
 def with_client(command: Callable[..., Awaitable[int | None]]) -> Callable[..., int | None]:

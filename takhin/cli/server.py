@@ -18,7 +18,6 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -26,12 +25,13 @@ import click
 
 from takhin import __version__
 from takhin.cli.command import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+from takhin.cli.log_lines import JSON, set_up_logging
 from takhin.cli.malloc import tune_malloc
 from takhin.cli.program import Command, usage_line
 from takhin.cli.program import Option as Flag
 from takhin.cli.reload import Reloading
 from takhin.cli.service_manager import ServiceManager
-from takhin.cli.terminal import complain, open_standard_streams, printable, write
+from takhin.cli.terminal import complain, open_standard_streams, write
 from takhin.config import (
     Option,
     Settings,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from takhin.broker.broker import Broker
     from takhin.rpc.health import Health
     from takhin.rpc.security import Security
+    from takhin.rpc.trace_export import TraceExport
 
 PROG = "takhin-server"
 
@@ -97,13 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     signals = _Signals()
     signals.install()
-    _set_up_logging(loaded.log_level)
+    set_up_logging(loaded.log_level, loaded.log_format)
     settings = _prepare_process(loaded)
     try:
         _load()
         return _run(settings, signals, Reloading(load, loaded, settings, _set_log_level))
     except StartError as exc:
-        _complain(str(exc))
+        _give_up(settings, str(exc))
         return EXIT_FAILED
     except Exception:
         _log.critical("cannot go on", exc_info=True)
@@ -120,7 +121,7 @@ def _parse(argv: Sequence[str] | None) -> dict[str, str | None]:
     """The flags as typed, by Option.key, with "config". Raises UsageError, Exit (--help, --version)."""
     titles = {"": "Server", "grpc": "Connections and messages, [grpc]", "topics": "Defaults for topics, [topics]",
               "groups": "Consumer groups, [groups]", "limits": "Limits, [limits]", "tls": "Encryption, [tls]",
-              "auth": "Authentication and access, [auth]"}
+              "auth": "Authentication and access, [auth]", "tracing": "Traces, [tracing]"}
     known = options()
     flags = [
         # A switch alone is switched on.
@@ -261,6 +262,7 @@ async def _serve(settings: Settings, signals: _Signals, reloading: Reloading, ma
 
     # First, so that a mistake there does not wait for the log's recovery to be told.
     security = Security(settings)
+    traces = _trace_export(settings)
     stop = asyncio.create_task(signals.wait())
     manager.starting("recovering the log")
     beating = asyncio.create_task(manager.beat())
@@ -273,7 +275,7 @@ async def _serve(settings: Settings, signals: _Signals, reloading: Reloading, ma
     try:
         if signals.received is None:
             failure = await _serve_until_stopped(
-                _Served(broker, settings, security, signals, reloading, manager), stop)
+                _Served(broker, settings, security, traces, signals, reloading, manager), stop)
     finally:
         manager.stopping()
         stop.cancel()
@@ -283,12 +285,26 @@ async def _serve(settings: Settings, signals: _Signals, reloading: Reloading, ma
             if failure is None:
                 raise
             _log.error("the broker did not stop in order", exc_info=True)
-        beating.cancel()
+        finally:
+            beating.cancel()
+            if traces is not None:
+                await traces.stop()
     if failure is not None:
-        _complain(failure)
+        _give_up(settings, failure)
         return EXIT_FAILED
     _log.info("stopped")
     return EXIT_OK
+
+
+def _trace_export(settings: Settings) -> "TraceExport | None":
+    """None: nothing is traced, and nothing of OpenTelemetry imported. Raises StartError."""
+    if not settings.tracing.enabled:
+        return None
+    try:
+        from takhin.rpc.trace_export import TraceExport
+    except ImportError as problem:
+        raise StartError(f"tracing.enabled: {problem}") from None
+    return TraceExport(settings.tracing)
 
 
 @dataclass(slots=True)
@@ -298,6 +314,7 @@ class _Served:
     broker: "Broker"
     settings: Settings
     security: "Security"
+    traces: "TraceExport | None"
     signals: _Signals
     reloading: Reloading
     manager: ServiceManager
@@ -319,11 +336,18 @@ async def _serve_until_stopped(served_broker: _Served, stop: asyncio.Task[None])
     """Serve until `stop` is done or the broker must give up: then gives the reason. Raises StartError."""
     from takhin.rpc.grpc_front import GrpcFront
     from takhin.rpc.health import ServingStatus
+    from takhin.rpc.observed import Observer
     from takhin.rpc.served import served
     from takhin.rpc.watched_files import watch
 
     broker, settings, security = served_broker.broker, served_broker.settings, served_broker.security
-    table, health, ready, _ = served(broker, security.authentication, settings.auth.reflection)
+    observer = Observer(settings.slow_request_ms)
+    tracing = None
+    if served_broker.traces is not None:
+        from takhin.rpc.tracing import Tracing
+
+        tracing = Tracing(served_broker.traces.provider)
+    table, health, ready, _ = served(broker, security.authentication, settings.auth.reflection, observer, tracing)
     front = GrpcFront(table, settings.grpc, security.tls)
     metrics = None
     metrics_bound = ""
@@ -434,30 +458,12 @@ def _raise_open_files(settings: Settings) -> Settings:
     return replace(settings, limits=replace(settings.limits, open_files=most))
 
 
-class _LineFormatter(logging.Formatter):
-    """One line a message: time (UTC), level, logger, text. Tracebacks follow in lines of their own, indented.
-
-    Control characters are escaped and no line but the first of a message begins at the margin, so that nothing a client
-    sent can pass for a line of the log.
-    """
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = record.getMessage()
-        if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
-        time = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        lines = "\n    ".join(printable(line) for line in text.split("\n"))
-        return f"{time}.{int(record.msecs):03}Z {record.levelname:<8} {record.name}: {lines}"
-
-
-def _set_up_logging(level: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_LineFormatter())
-    # A closed standard error is no reason to write a traceback to it.
-    logging.raiseExceptions = False
-    # grpc.aio quotes metadata that it can't decode: a key or a token, perhaps. What handlers raise never reaches it.
-    logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
-    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+def _give_up(settings: Settings, message: str) -> None:
+    """One line to standard error, in the format of those before it."""
+    if settings.log_format == JSON:
+        _log.critical("%s", message)
+    else:
+        _complain(message)
 
 
 def _set_log_level(level: str) -> None:

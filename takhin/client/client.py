@@ -6,11 +6,13 @@ from takhin.client.access import Access
 from takhin.client.admin import Admin
 from takhin.client.consumer import Consumer
 from takhin.client.grpc_transport import DEFAULT_TIMEOUT_S, TLS, GrpcTransport
+from takhin.client.messages import encode_record
 from takhin.client.producer import Acks, Producer
 from takhin.client.reader import Reader
 from takhin.client.start import Start
 from takhin.client.transaction import Transaction, TransactionProducer
 from takhin.client.transport import Transport
+from takhin.client.types import Encode
 
 DEFAULT_ADDRESS = "localhost:9092"
 # For as long a reader or consumer tries to have its broker back.
@@ -20,26 +22,35 @@ DEFAULT_RETRY_S = 120.0
 def connect(
     address: str = DEFAULT_ADDRESS, *, tls: TLS | bool | None = None, token: str | None = None,
     api_key: str | None = None, compression: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S,
-    retry_s: float = DEFAULT_RETRY_S
+    retry_s: float = DEFAULT_RETRY_S, tracing: bool = False
 ) -> "Client":
     """A client of the broker at HOST:PORT. It connects with the first call; `async with` closes it at its end.
 
     tls: True for the system's certificates, or a TLS. token: sent as `authorization: Bearer`; api_key: as `x-api-key`.
     compression: of messages on the connection, "gzip" or "deflate". timeout_s: for calls with one answer. retry_s: for
-    so long readers and consumers that were cut off try to come back, before they raise Unavailable.
+    so long readers and consumers that were cut off try to come back, before they raise Unavailable. tracing: calls and
+    records carry the OpenTelemetry span that is current where they are made (traceparent), see takhin.tracing; raises
+    ImportError without opentelemetry-api.
     """
     transport = GrpcTransport(
-        address, tls=tls, token=token, api_key=api_key, compression=compression, timeout_s=timeout_s)
-    return Client(transport, retry_s=retry_s)
+        address, tls=tls, token=token, api_key=api_key, compression=compression, timeout_s=timeout_s, tracing=tracing)
+    return Client(transport, retry_s=retry_s, tracing=tracing)
 
 
 class Client(Admin):
     """Made by connect(), or over any other Transport. One event loop uses it. access: API keys and ACLs."""
 
-    def __init__(self, transport: Transport, *, retry_s: float = DEFAULT_RETRY_S) -> None:
+    def __init__(
+        self, transport: Transport, *, retry_s: float = DEFAULT_RETRY_S, tracing: bool = False
+    ) -> None:
         super().__init__(transport)
         self.access = Access(transport)
         self._retry_s = retry_s
+        self._encode: Encode = encode_record
+        if tracing:
+            from takhin.client.trace_context import encode_traced
+
+            self._encode = encode_traced
         self._transactions = TransactionProducer(transport)
 
     async def __aenter__(self) -> "Client":
@@ -74,7 +85,7 @@ class Client(Admin):
             self, self._transport, topic, linger_ms=linger_ms, batch_bytes=batch_bytes, acks=acks,
             idempotent=idempotent, max_in_flight=max_in_flight, buffer_bytes=buffer_bytes,
             request_timeout_s=request_timeout_s, delivery_timeout_s=delivery_timeout_s,
-            flush_timeout_s=flush_timeout_s)
+            flush_timeout_s=flush_timeout_s, encode=self._encode)
 
     def consumer(
         self, *topics: str, group: str, start: Start = "earliest", auto_commit: bool = False, instance_id: str = "",
@@ -106,7 +117,8 @@ class Client(Admin):
 
         timeout_s: for as long it is sent again, a broker that restarts included.
         """
-        return Transaction(self, self._transactions, consumer=consumer, group=group, timeout_s=timeout_s)
+        return Transaction(
+            self, self._transactions, consumer=consumer, group=group, timeout_s=timeout_s, encode=self._encode)
 
     def read(
         self, topic: str, *, partition: int | None = None, start: Start = "earliest", until_end: bool = False,

@@ -13,19 +13,23 @@ class ClientError(Exception):
     """The root.
 
     Attributes: message (str); reason (Reason, or "" where the broker gave none, or a text this version does not know);
-    code (Code); metadata (strings by name: what the message says, for programs); retryable: whether the same call may
-    succeed later, unchanged. Of a call that timed out or lost its connection nobody knows whether it was done.
+    code (Code); metadata (strings by name: what the message says, for programs); request_id: by which the broker's log
+    knows the call, "" where there was none; retryable: whether the same call may succeed later, unchanged. Of a call
+    that timed out or lost its connection nobody knows whether it was done.
     """
 
     code = Code.UNKNOWN
     # By class; a reason may know better.
     default_retryable = False
 
-    def __init__(self, message: str, *, reason: str = "", metadata: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, message: str, *, reason: str = "", metadata: Mapping[str, str] | None = None, request_id: str = ""
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.reason = reason
         self.metadata = dict(metadata or {})
+        self.request_id = request_id
 
     @property
     def retryable(self) -> bool:
@@ -240,7 +244,9 @@ def class_of(code: int, reason: str = "") -> type[ClientError]:
     return _BY_REASON.get(reason) or _BY_CODE.get(code, ClientError)
 
 
-def client_error(code: int, message: str, reason: str = "", metadata: Mapping[str, str] | None = None) -> ClientError:
+def client_error(
+    code: int, message: str, reason: str = "", metadata: Mapping[str, str] | None = None, request_id: str = ""
+) -> ClientError:
     """The error for what the broker answered: a status, or code and reason inside a stream's response."""
     known = Reason(reason) if reason in _REASONS else reason
-    return class_of(code, reason)(message, reason=known, metadata=metadata)
+    return class_of(code, reason)(message, reason=known, metadata=metadata, request_id=request_id)

@@ -1,7 +1,8 @@
 """The transport over grpc.aio: one connection, messages as bytes."""
 
 import asyncio
-from collections.abc import Iterable
+import random
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ DEFAULT_TIMEOUT_S = 30.0
 COMPRESSIONS = {"gzip": grpc.Compression.Gzip, "deflate": grpc.Compression.Deflate}
 
 _STATUS_DETAILS_KEY = "grpc-status-details-bin"
+_REQUEST_ID_KEY = "x-request-id"
+# Of its own: random.seed() in a program does not make ids repeat.
+_random = random.Random()
 # The status that grpc.aio gives a call when a write finds that it has ended a moment ago, whatever ended it.
 _WRITE_FAILED = "Internal error from Core"
 _OPTIONS: tuple[tuple[str, int | str], ...] = (
@@ -64,7 +68,7 @@ class GrpcTransport:
 
     def __init__(
         self, address: str, *, tls: TLS | bool | None = None, token: str | None = None, api_key: str | None = None,
-        compression: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+        compression: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S, tracing: bool = False
     ) -> None:
         if compression is not None and compression not in COMPRESSIONS:
             raise ValueError(f"compression {compression!r} is not known: {' or '.join(COMPRESSIONS)}")
@@ -77,6 +81,11 @@ class GrpcTransport:
             self._metadata += (("authorization", f"Bearer {token}"),)
         if api_key is not None:
             self._metadata += (("x-api-key", api_key),)
+        self._current_trace: Callable[[], dict[str, str]] | None = None
+        if tracing:
+            from takhin.client.trace_context import current_trace
+
+            self._current_trace = current_trace
         self._channel: grpc.aio.Channel | None = None
         self._is_closed = False
         self._unary: dict[str, Any] = {}
@@ -100,22 +109,30 @@ class GrpcTransport:
         call = self._unary.get(path)
         if call is None or self._is_closed:
             call = self._unary[path] = self._open().unary_unary(path)
+        request_id = _new_id()
         try:
             answer: bytes = await call(
-                request, timeout=self._timeout_s if timeout_s is None else timeout_s, metadata=self._metadata)
+                request, timeout=self._timeout_s if timeout_s is None else timeout_s,
+                metadata=self._metadata_of(request_id))
             return answer
         except grpc.RpcError as problem:
-            raise self._error(problem) from None
+            raise self._error(problem, request_id) from None
         except asyncio.CancelledError:
             raise self._cancellation() from None
 
     def server_stream(self, path: str, request: bytes) -> ResponseStream:
         call: Any = self._open().unary_stream(path)
-        return _GrpcStream(self, call(request, metadata=self._metadata))
+        request_id = _new_id()
+        return _GrpcStream(self, call(request, metadata=self._metadata_of(request_id)), request_id)
 
     def bidi(self, path: str) -> RequestStream:
         call: Any = self._open().stream_stream(path)
-        return _GrpcStream(self, call(metadata=self._metadata))
+        request_id = _new_id()
+        return _GrpcStream(self, call(metadata=self._metadata_of(request_id)), request_id)
+
+    def _metadata_of(self, request_id: str) -> tuple[tuple[str, str], ...]:
+        found = (*self._metadata, (_REQUEST_ID_KEY, request_id))
+        return found if self._current_trace is None else (*found, *self._current_trace().items())
 
     async def close(self) -> None:
         self._is_closed = True
@@ -129,18 +146,20 @@ class GrpcTransport:
             return Closed("the client was closed")
         return asyncio.CancelledError()
 
-    def _error(self, problem: grpc.RpcError) -> ClientError:
-        return error_of(problem.code(), problem.details() or "", problem.trailing_metadata(), self._address)
+    def _error(self, problem: grpc.RpcError, request_id: str) -> ClientError:
+        return error_of(
+            problem.code(), problem.details() or "", problem.trailing_metadata(), self._address, request_id)
 
 
 class _GrpcStream:
     """RequestStream and ResponseStream over a call of grpc.aio."""
 
-    __slots__ = ("_call", "_is_cancelled", "_transport")
+    __slots__ = ("_call", "_is_cancelled", "_request_id", "_transport")
 
-    def __init__(self, transport: GrpcTransport, call: Any) -> None:
+    def __init__(self, transport: GrpcTransport, call: Any, request_id: str) -> None:
         self._transport = transport
         self._call = call
+        self._request_id = request_id
         self._is_cancelled = False
 
     async def read(self) -> bytes | None:
@@ -152,7 +171,7 @@ class _GrpcStream:
                 return None
             return bytes(message)
         except grpc.RpcError as problem:
-            raise self._transport._error(problem) from None
+            raise self._transport._error(problem, self._request_id) from None
         except asyncio.CancelledError:
             raise self._cancellation() from None
 
@@ -160,7 +179,7 @@ class _GrpcStream:
         try:
             await self._call.write(message)
         except grpc.RpcError as problem:
-            raise self._transport._error(problem) from None
+            raise self._transport._error(problem, self._request_id) from None
         except asyncio.InvalidStateError:
             # The call has ended: by a status, which says more.
             await self._raise_status()
@@ -186,7 +205,8 @@ class _GrpcStream:
             raise Closed("the client was closed")
         if code is not grpc.StatusCode.OK:
             raise error_of(
-                code, await self._call.details() or "", await self._call.trailing_metadata(), self._transport._address)
+                code, await self._call.details() or "", await self._call.trailing_metadata(),
+                self._transport._address, self._request_id)
 
     def _cancellation(self) -> BaseException:
         task = asyncio.current_task()
@@ -196,9 +216,9 @@ class _GrpcStream:
 
 
 def error_of(
-    code: grpc.StatusCode, details: str, metadata: Iterable[Any] | None, address: str
+    code: grpc.StatusCode, details: str, metadata: Iterable[Any] | None, address: str, request_id: str
 ) -> ClientError:
-    """The error for a status of gRPC."""
+    """The error for a status of gRPC. request_id: which the call was sent with."""
     number: int = code.value[0]
     for name, value in metadata or ():
         if name == _STATUS_DETAILS_KEY and isinstance(value, bytes):
@@ -206,12 +226,16 @@ def error_of(
             for detail in status.details:
                 info = error_details_pb2.ErrorInfo()
                 if detail.Unpack(info) and info.domain == DOMAIN:
-                    return client_error(status.code, status.message, info.reason, dict(info.metadata))
+                    return client_error(status.code, status.message, info.reason, dict(info.metadata), request_id)
     # Of the transport's own making. Where no broker listens that is all there is to tell.
     if number == Code.INTERNAL and details == _WRITE_FAILED:
-        return Unavailable(f"the connection to {address} was lost")
+        return Unavailable(f"the connection to {address} was lost", request_id=request_id)
     if number == Code.UNAVAILABLE:
         details = f"no broker can be reached at {address}: {details}"
     elif number == Code.DEADLINE_EXCEEDED:
-        details = f"{address} did not answer in time"
-    return client_error(number, details or code.name)
+        details = f"{address} did not answer in time (request {request_id})"
+    return client_error(number, details or code.name, request_id=request_id)
+
+
+def _new_id() -> str:
+    return f"{_random.getrandbits(64):016x}"

@@ -19,12 +19,11 @@ from takhin.client.errors import (
     RecordTooLarge,
     Undelivered,
 )
-from takhin.client.messages import encode_record
 from takhin.client.partitioner import Partitioner
 from takhin.client.produce_stream import ProduceStream
 from takhin.client.record_batch import RecordMetadata
 from takhin.client.transport import SERVICE, Transport
-from takhin.client.types import Headers
+from takhin.client.types import Encode, Headers
 from takhin.errors import Reason
 from takhin.v1 import takhin_pb2 as pb
 
@@ -54,7 +53,7 @@ class Producer:
     def __init__(
         self, admin: Admin, transport: Transport, topic: str, *, linger_ms: float, batch_bytes: int, acks: Acks,
         idempotent: bool, max_in_flight: int, buffer_bytes: int, request_timeout_s: float, delivery_timeout_s: float,
-        flush_timeout_s: float
+        flush_timeout_s: float, encode: Encode
     ) -> None:
         if acks not in ACKS:
             raise ValueError(f"acks {acks!r} is not known: {', '.join(map(repr, ACKS))}")
@@ -76,6 +75,7 @@ class Producer:
         self._request_timeout_s = request_timeout_s
         self._delivery_timeout_s = delivery_timeout_s
         self._flush_timeout_s = flush_timeout_s
+        self._encode = encode
         self._partitioner = Partitioner()
         self._refreshed_s = 0.0
         self._refreshing: asyncio.Task[None] | None = None
@@ -170,7 +170,7 @@ class Producer:
         batch each. timestamp_ms 0: the broker's clock. Raises RecordTooLarge, DeadlineExceeded after
         delivery_timeout_s, and whatever the broker refuses it with.
         """
-        record = encode_record(key, value, headers, timestamp_ms)
+        record = self._encode(key, value, headers, timestamp_ms)
         size_bytes = len(record) + RECORD_OVERHEAD_BYTES
         if self._waiters or not self._has_room(size_bytes):
             await self._wait_for_room(size_bytes)
@@ -184,7 +184,7 @@ class Producer:
 
         Failures of futures that nobody looks at are told by flush.
         """
-        record = encode_record(key, value, headers, timestamp_ms)
+        record = self._encode(key, value, headers, timestamp_ms)
         size_bytes = len(record) + RECORD_OVERHEAD_BYTES
         if self._waiters or not self._has_room(size_bytes):
             raise BufferFull(
@@ -199,7 +199,7 @@ class Producer:
         """As send_nowait, but waits while the buffer is full: for who has much to send, and need not wait for each
         acknowledgement. Lets what is full go out.
         """
-        record = encode_record(key, value, headers, timestamp_ms)
+        record = self._encode(key, value, headers, timestamp_ms)
         size_bytes = len(record) + RECORD_OVERHEAD_BYTES
         if self._waiters or not self._has_room(size_bytes):
             await self._wait_for_room(size_bytes)

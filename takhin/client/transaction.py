@@ -6,12 +6,12 @@ from types import TracebackType
 from takhin.client.admin import Admin
 from takhin.client.consumer import Consumer
 from takhin.client.errors import ClientError, Closed
-from takhin.client.messages import Message, encode_record
+from takhin.client.messages import Message
 from takhin.client.partitioner import Partitioner
 from takhin.client.record_batch import RecordMetadata
 from takhin.client.retry import pause_s
 from takhin.client.transport import SERVICE, Transport
-from takhin.client.types import Headers, NextOffsets, TopicPartition
+from takhin.client.types import Encode, Headers, NextOffsets, TopicPartition
 from takhin.errors import Reason
 from takhin.v1 import takhin_pb2 as pb
 
@@ -88,7 +88,8 @@ class Transaction:
     """
 
     def __init__(
-        self, admin: Admin, producer: TransactionProducer, *, consumer: Consumer | None, group: str, timeout_s: float
+        self, admin: Admin, producer: TransactionProducer, *, consumer: Consumer | None, group: str, timeout_s: float,
+        encode: Encode
     ) -> None:
         if consumer is not None and group:
             raise ValueError("give the consumer, whose group is meant, or a group without members; not both")
@@ -98,6 +99,7 @@ class Transaction:
         self._consumer = consumer
         self._group = consumer.group if consumer is not None else group
         self._timeout_s = timeout_s
+        self._encode = encode
         # (topic, partition or None, key, encoded, timestamp)
         self._records: list[tuple[str, int | None, bytes | None, bytes, int]] = []
         self._offsets: dict[TopicPartition, int] = {}
@@ -121,7 +123,7 @@ class Transaction:
         records without.
         """
         self._check_open()
-        self._records.append((topic, partition, key, encode_record(key, value, headers, timestamp_ms), timestamp_ms))
+        self._records.append((topic, partition, key, self._encode(key, value, headers, timestamp_ms), timestamp_ms))
 
     def commit(self, what: Message | NextOffsets) -> None:
         """Offsets to be committed with the records: up to and with a message, or the next offsets to read."""

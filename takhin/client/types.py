@@ -1,12 +1,14 @@
 """What the client's calls give: small frozen objects."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
 # Of a record: a mapping, or pairs, which may repeat a name.
 Headers = Mapping[str, bytes] | Iterable[tuple[str, bytes]]
+# Of key, value, headers and timestamp_ms: as messages.encode_record.
+Encode = Callable[[bytes | None, bytes | None, Headers | None, int], bytes]
 
 
 class TopicPartition(NamedTuple):

@@ -111,6 +111,7 @@ class Guard:
         except TakhinError as refusal:
             self._audit.denied(name, None, call, refusal)
             raise
+        call.principal = identity.principal
         return Caller(name, identity, self._permissions_of(identity))
 
     def _permissions_of(self, identity: Identity) -> Permissions:

@@ -7,8 +7,10 @@ types, so that every front serves the same table and every test of an RPC can ru
     SERVER_STREAM  async def handler(request: bytes, call: StreamCall) -> None
     BIDI           async def handler(call: StreamCall) -> None
 
-Handlers raise takhin.errors.TakhinError; whatever else they raise is our bug and reaches the client as INTERNAL with an
-error id. A stream ends with status OK when its handler returns.
+Handlers raise takhin.errors.TakhinError; whatever else they raise is our bug and reaches the client as INTERNAL with
+the call's request id. A stream ends with status OK when its handler returns.
+
+A front tells the client the request id: beside every error, and beside a success when the client chose it.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -28,7 +30,16 @@ class Kind(Enum):
 
 
 class Call(Protocol):
-    """One RPC, as its handler sees it. What is not asked for costs nothing: every property is made on access."""
+    """One RPC, as its handler sees it. What is not asked for costs nothing: every property is made on access.
+
+    principal: who calls, set by what finds it out; None: nobody had to say who he is, or has not yet.
+    """
+
+    principal: str | None
+
+    @property
+    def request_id(self) -> str:
+        """Of x-request-id where the client chose one, else made; the same each time. See takhin.rpc.request_id."""
 
     @property
     def peer(self) -> str:

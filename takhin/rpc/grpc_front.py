@@ -21,12 +21,14 @@ from takhin.counters import CallCounters
 from takhin.errors import Code, StartError
 from takhin.rpc.call import Kind, Method, MethodTable
 from takhin.rpc.listening import check_free, check_path_free, only_for_group
+from takhin.rpc.request_id import REQUEST_ID_KEY, given_id, new_id
 from takhin.rpc.status import status_of
 from takhin.rpc.tls import Certificates
 from takhin.rpc.watched_files import WatchedFiles
 
 _STATUS_DETAILS_KEY = "grpc-status-details-bin"
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_COMPRESSION_LEVELS = {"gzip": 1, "deflate": 3}
 # How long stop() waits for handlers that were cancelled to run their `finally`.
 _UNWIND_S = 1.0
 
@@ -37,13 +39,17 @@ Context = Any
 class GrpcCall:
     """Call and StreamCall over a servicer context of grpc.aio."""
 
-    __slots__ = ("_context", "_counters", "_over", "_reading", "_task", "code")
+    __slots__ = ("_context", "_counters", "_given_id", "_over", "_reading", "_request_id", "_task", "code", "principal")
 
     def __init__(self, context: Context, counters: CallCounters):
         self._context = context
         self._counters = counters
         # With which the call has ended, of google.rpc.Code; for its counters.
         self.code: int = Code.OK
+        self.principal: str | None = None
+        # None: it was not looked for.
+        self._given_id: str | None = None
+        self._request_id = ""
         self._task = asyncio.current_task()
         self._over = False
         self._reading = False
@@ -60,7 +66,28 @@ class GrpcCall:
 
     @property
     def metadata(self) -> Mapping[str, str | bytes]:
-        return MappingProxyType(dict(self._context.invocation_metadata()))
+        found = dict(self._context.invocation_metadata())
+        if self._given_id is None:
+            self._given_id = given_id(found)
+        return MappingProxyType(found)
+
+    @property
+    def given_id(self) -> str:
+        """The request id that the client chose; "": none."""
+        if self._given_id is None:
+            self._given_id = given_id(dict(self._context.invocation_metadata()))
+        return self._given_id
+
+    @property
+    def request_id(self) -> str:
+        if not self._request_id:
+            self._request_id = self.given_id or new_id()
+        return self._request_id
+
+    def echo(self) -> None:
+        """Of a call that ends well: tell the client the id that it chose. One that chose none pays nothing for it."""
+        if self.given_id:
+            self._context.set_trailing_metadata(((REQUEST_ID_KEY, self.given_id),))
 
     def time_remaining_s(self) -> float | None:
         return self._context.time_remaining()
@@ -188,6 +215,7 @@ class GrpcFront:
                 response = await handler(request, call)
                 if type(response) is not bytes:
                     raise TypeError(f"{method.path} gave {type(response).__name__}, not bytes")
+                call.echo()
                 counters.note_sent()
                 return response
             except (Exception, asyncio.CancelledError) as exc:
@@ -210,6 +238,7 @@ class GrpcFront:
             self._calls += 1
             try:
                 await handler(request, call)
+                call.echo()
             except (Exception, asyncio.CancelledError) as exc:
                 if await self._fail(exc, call, context):
                     raise
@@ -228,6 +257,7 @@ class GrpcFront:
             self._calls += 1
             try:
                 await handler(call)
+                call.echo()
             except (Exception, asyncio.CancelledError) as exc:
                 if await self._fail(exc, call, context):
                     raise
@@ -251,7 +281,7 @@ class GrpcFront:
         if call.cancelled():
             call.code = Code.DEADLINE_EXCEEDED if call.time_remaining_s() == 0 else Code.CANCELLED
             if not cancelled:
-                status_of(exc)  # for its log, should it be a bug
+                status_of(exc, call.request_id)  # for its log, should it be a bug
                 raise asyncio.CancelledError from None
             return True
         if cancelled:
@@ -259,12 +289,13 @@ class GrpcFront:
             # nothing, and the client would wait for ever.
             cause, exc = exc, RuntimeError("the handler was cancelled, though its call was not")
             exc.__cause__ = cause
-        status = status_of(exc)
+        status = status_of(exc, call.request_id)
         call.code = status.code
         if self._stopped:
             raise asyncio.CancelledError from None  # no call is left to send it on
         try:
-            await context.abort(_STATUS_CODES[status.code], status.message, ((_STATUS_DETAILS_KEY, status.details),))
+            await context.abort(_STATUS_CODES[status.code], status.message, (
+                (REQUEST_ID_KEY, call.request_id), (_STATUS_DETAILS_KEY, status.details)))
         except grpc.aio.InternalError:
             pass  # the call ended meanwhile
         return False
@@ -302,6 +333,10 @@ def server_options(settings: GrpcSettings) -> list[tuple[str, int]]:
         # The name of core's GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS.
         "grpc.http2.min_ping_interval_without_data_ms": min_ping_interval_ms,
     }
+    if settings.compression != "none":
+        # A level, not an algorithm: core would compress with that whether the client takes it or not. Of what a client
+        # takes the lowest level prefers gzip, the highest deflate.
+        options["grpc.default_compression_level"] = _COMPRESSION_LEVELS[settings.compression]
     return list(options.items())
 
 

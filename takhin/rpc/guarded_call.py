@@ -23,6 +23,18 @@ class GuardedCall:
         self._ended_by: TakhinError | None = None
 
     @property
+    def principal(self) -> str | None:
+        return self._call.principal
+
+    @principal.setter
+    def principal(self, value: str | None) -> None:
+        self._call.principal = value
+
+    @property
+    def request_id(self) -> str:
+        return self._call.request_id
+
+    @property
     def peer(self) -> str:
         return self._call.peer
 

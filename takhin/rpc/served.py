@@ -1,6 +1,6 @@
 """Everything that a broker serves, on whatever front."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from takhin.broker.broker import Broker
 from takhin.rpc.access import Guard
@@ -8,8 +8,12 @@ from takhin.rpc.access_service import access_methods
 from takhin.rpc.authentication import Authentication
 from takhin.rpc.call import MethodTable, method_table, service_names
 from takhin.rpc.health import Health
+from takhin.rpc.observed import Observer
 from takhin.rpc.reflection import SERVICES, reflection_methods
 from takhin.rpc.service import takhin_methods
+
+if TYPE_CHECKING:
+    from takhin.rpc.tracing import Tracing
 
 
 class Served(NamedTuple):
@@ -24,9 +28,17 @@ class Served(NamedTuple):
 
 
 def served(
-    broker: Broker, authentication: Authentication | None = None, reflection: str = "authenticated"
+    broker: Broker, authentication: Authentication | None = None, reflection: str = "authenticated",
+    observer: Observer | None = None, tracing: "Tracing | None" = None
 ) -> Served:
-    """The broker's own methods, health and reflection. reflection: who may ask for it, as in auth.reflection."""
+    """The broker's own methods, health and reflection. reflection: who may ask for it, as in auth.reflection. observer:
+    None: nobody is told what is slow. tracing: None: there are no spans."""
+    observer = observer or Observer()
+
+    def seen(guard: Guard) -> MethodTable:
+        guarded = guard.guarded(methods)
+        return method_table(observer.observed(guarded if tracing is None else tracing.traced(guarded)))
+
     methods = takhin_methods(broker) + access_methods(broker.access)
     services = service_names(methods)
     is_reflected = reflection != "off"
@@ -34,8 +46,8 @@ def served(
     methods += health.methods()
     if is_reflected:
         methods += reflection_methods(service_names(methods))
-    local = method_table(Guard(broker, None).guarded(methods))
+    local = seen(Guard(broker, None))
     if authentication is None:
         return Served(local, health, services, local)
     guard = Guard(broker, authentication, open_reflection=reflection == "open")
-    return Served(method_table(guard.guarded(methods)), health, services, local)
+    return Served(seen(guard), health, services, local)

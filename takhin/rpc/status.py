@@ -1,18 +1,18 @@
 """An exception of a handler as a status: for every front, and for answers inside a stream.
 
-What a client learns of an error of ours is its code, reason, message and metadata. Of any other exception it learns an
-error id: the same id stands before each line of the traceback in the log.
+What a client learns of an error of ours is its code, reason, message, metadata and the request id. Of any other
+exception it learns the request id alone: the same id stands before each line of the traceback in the log.
 """
 
 import asyncio
 import logging
-import secrets
 import traceback
 from dataclasses import dataclass
 
 from google.rpc import error_details_pb2, status_pb2
 
 from takhin.errors import DOMAIN, Reason, TakhinError, error
+from takhin.rpc.log_fields import extra
 
 _log = logging.getLogger(__name__)
 
@@ -32,34 +32,38 @@ class Status:
     details: bytes
 
 
-def status_of(exc: BaseException) -> Status:
-    """The status for `exc`, which ended a handler, with one ErrorInfo. What is not a TakhinError is logged here.
+def status_of(exc: BaseException, request_id: str) -> Status:
+    """The status for `exc`, which ended a handler, with one ErrorInfo and one RequestInfo. What is not a TakhinError is
+    logged here.
 
     Raises asyncio.CancelledError when `exc` is one: a cancelled call has nobody to answer, and its task must end so.
     """
     if isinstance(exc, asyncio.CancelledError):
         raise exc
-    known = exc if isinstance(exc, TakhinError) else _unexpected(exc)
+    known = exc if isinstance(exc, TakhinError) else _unexpected(exc, request_id)
     message = _bounded(_printable(known.message), MAX_MESSAGE_BYTES)
     info = error_details_pb2.ErrorInfo(reason=known.reason, domain=DOMAIN)
     for key, value in known.metadata.items():
         info.metadata[key] = _bounded(_printable(value), MAX_METADATA_VALUE_BYTES)
     status = status_pb2.Status(code=known.code, message=message)
     status.details.add().Pack(info)
+    status.details.add().Pack(error_details_pb2.RequestInfo(request_id=request_id))
     return Status(int(known.code), message, status.SerializeToString())
 
 
-def _unexpected(exc: BaseException) -> TakhinError:
-    """INTERNAL with an error id, under which the traceback is logged."""
-    error_id = secrets.token_hex(4)
+def _unexpected(exc: BaseException, request_id: str) -> TakhinError:
+    """INTERNAL with the request id, under which the traceback is logged."""
     text = "".join(traceback.format_exception(exc)).rstrip("\n")
     if len(text) > MAX_TRACEBACK_CHARS:  # the frames stand at its head, what was raised at its end
         half = MAX_TRACEBACK_CHARS // 2
         text = f"{text[:half]}\n...\n{text[-half:]}"
     # An exception's text may hold anything a client sent: no line of it may pass for a line of the log.
-    lines = "\n".join(f"  {error_id} | {_printable(line)}" for line in text.split("\n"))
-    _log.error("internal error %s: %s\n%s", error_id, type(exc).__name__, lines)
-    return error(Reason.INTERNAL_ERROR, f"internal error {error_id}")
+    record = _log.makeRecord(
+        _log.name, logging.ERROR, __file__, 0, "internal error %s: %s", (request_id, type(exc).__name__), None,
+        extra=extra(request_id, {}))
+    record.exc_text = "\n".join(f"  {request_id} | {_printable(line)}" for line in text.split("\n"))
+    _log.handle(record)
+    return error(Reason.INTERNAL_ERROR, f"internal error {request_id}")
 
 
 def _printable(text: str) -> str:

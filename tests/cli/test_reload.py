@@ -79,7 +79,8 @@ def another(option: Option) -> str | int | bool:
         assert isinstance(option.default, int)
         return option.default + 1 if option.default < option.metadata["maximum"] else option.default - 1
     return {"log_level": "debug", "auth.certificate_name": "subject", "auth.reflection": "open",
-            "metrics_listen": "127.0.0.1:0"}.get(option.key, "elsewhere")
+            "metrics_listen": "127.0.0.1:0", "log_format": "json", "grpc.compression": "gzip",
+            }.get(option.key, "elsewhere")
 
 
 def test_each_setting_is_taken_over_or_needs_a_restart(configured: Callable[..., Configured]) -> None:

@@ -14,7 +14,7 @@ class Proxy:
     """Forwards TCP to `target` ("HOST:PORT"), which may change: a broker that is started again has another port.
 
     cut(): reset every connection. is_blocked: nothing goes through, and nobody is told. damage: (bytes, bytes of the
-    same length): what the broker sends is replaced, once.
+    same length): what the broker sends is replaced, once. to_broker, from_broker: all that went through.
     """
 
     def __init__(self, target: str) -> None:
@@ -24,6 +24,8 @@ class Proxy:
         self.is_refusing = False
         self.cuts = 0
         self.damage: tuple[bytes, bytes] | None = None
+        self.to_broker = bytearray()
+        self.from_broker = bytearray()
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -90,6 +92,7 @@ class Proxy:
                 if from_broker and self.damage is not None and self.damage[0] in data:
                     data = data.replace(*self.damage, 1)
                     self.damage = None
+                (self.from_broker if from_broker else self.to_broker).extend(data)
                 writer.write(data)
                 await writer.drain()
 

@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The client knows the contract and the wire, and nothing of a broker.
     "client": {"codec", "v1"},
     "sync": {"client"},
+    "tracing": {"client"},
     # The broker in a program, and in tests: the client's way to it without a socket.
     "local_transport": {"client", "rpc"},
     "embedded": {"broker", "rpc", "client", "local_transport"},

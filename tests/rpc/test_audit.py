@@ -11,7 +11,7 @@ from takhin.rpc import audit as module
 from takhin.rpc.audit import MAX_DENIALS_S, Audit
 from takhin.rpc.call import Call
 
-CALL = cast(Call, SimpleNamespace(peer="127.0.0.1:5"))
+CALL = cast(Call, SimpleNamespace(peer="127.0.0.1:5", request_id="r-1"))
 REFUSAL = error(Reason.ACCESS_DENIED, "not allowed: produce on topic 'x'")
 
 
@@ -20,7 +20,7 @@ def test_no_value_passes_for_another_field_or_line(caplog: pytest.LogCaptureFixt
     for what in "plain", "a b", 'quote " in', "new\nline done method=X", "equals=x", "", "\x1b[2J", "ü", "x" * 2000:
         audit.administered("M", "key:a b=c", CALL, what)
     lines = [record.getMessage() for record in caplog.records]
-    start = 'done method=M principal="key:a b=c" peer=127.0.0.1:5 what='
+    start = 'done method=M principal="key:a b=c" peer=127.0.0.1:5 request=r-1 what='
     assert all(line.startswith(start) and line.isprintable() for line in lines)
     assert [line.removeprefix(start) for line in lines] == [
         "plain", '"a b"',
@@ -39,9 +39,10 @@ def test_denials_in_a_loop_are_counted(caplog: pytest.LogCaptureFixture, monkeyp
     now_s[0] += 1
     audit.denied("M", None, CALL, REFUSAL)
     assert [record.getMessage() for record in caplog.records[MAX_DENIALS_S:]] == [
-        "done method=M principal=key:a peer=127.0.0.1:5 what=\"always told\"",
+        "done method=M principal=key:a peer=127.0.0.1:5 request=r-1 what=\"always told\"",
         "denied count=50 more, not told one by one",
-        "denied method=M principal=- peer=127.0.0.1:5 reason=ACCESS_DENIED what=\"not allowed: produce on topic 'x'\""]
+        "denied method=M principal=- peer=127.0.0.1:5 request=r-1 reason=ACCESS_DENIED "
+        "what=\"not allowed: produce on topic 'x'\""]
 
 
 def test_it_is_there_at_every_log_level() -> None:

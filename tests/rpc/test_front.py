@@ -24,6 +24,7 @@ from tests.front import (
     client,
     each_kind,
     echo,
+    details,
     error_info,
     path,
     server_stream,
@@ -284,7 +285,7 @@ BUGS: dict[str, Callable[[], Exception]] = {
 
 @pytest.mark.parametrize("kind", Kind)
 @pytest.mark.parametrize("bug", BUGS)
-def test_bugs_reach_the_client_as_an_error_id(
+def test_bugs_reach_the_client_as_a_request_id(
     run: Run, kind: Kind, bug: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fail(call: StreamCall) -> None:
@@ -345,7 +346,7 @@ def _expect_internal(
     act: Callable[[StreamCall], Coroutine[Any, Any, Any]],
     logged: str,
 ) -> None:
-    """The client learns an error id and nothing more; the log has `logged`, every line under that id."""
+    """The client learns the request id and nothing more; the log has `logged`, every line under that id."""
 
     async def go() -> grpc.aio.AioRpcError:
         async with client(*each_kind(act)) as channel:
@@ -355,23 +356,25 @@ def _expect_internal(
 
     caught = run(go())
     assert caught.code() is grpc.StatusCode.INTERNAL
-    text, _, error_id = caught.details().rpartition(" ")
-    assert text == "internal error" and len(error_id) == 8 and int(error_id, 16) >= 0
-    info = error_info(caught)
+    info, request = details(caught)
+    request_id = request.request_id
+    assert len(request_id) == 16 and int(request_id, 16) >= 0
+    assert caught.details() == f"internal error {request_id}"
     assert info.reason == Reason.INTERNAL_ERROR and not info.metadata
     assert PLANTED not in repr(caught) and PLANTED not in repr(caught.trailing_metadata())
     (record,) = caplog.records
     assert record.name == "takhin.rpc.status" and record.levelno == logging.ERROR
-    first, *lines = record.getMessage().split("\n")
-    assert error_id in first and first.isprintable()
-    assert all(line.startswith(f"  {error_id} | ") and line.isprintable() for line in lines)
-    assert logged in record.getMessage() and "Traceback" in record.getMessage()
-    assert len(record.getMessage()) < 64_000
+    text = record.getMessage()
+    assert request_id in text and text.isprintable()
+    stack = record.exc_text or ""
+    assert all(line.startswith(f"  {request_id} | ") and line.isprintable() for line in stack.split("\n"))
+    assert logged in stack and "Traceback" in stack
+    assert len(stack) < 64_000
 
 
 def test_status_of_does_not_swallow_a_cancellation() -> None:
     with pytest.raises(asyncio.CancelledError):
-        status_of(asyncio.CancelledError())
+        status_of(asyncio.CancelledError(), "id")
 
 
 # -- the call's end comes from the client
