@@ -2,7 +2,7 @@
 
 A round is a look, and the copying of what lies before its cuts; that may take hours, and the broker goes on meanwhile,
 starts or stops. When retention has taken away what was to be copied, or what was looked at does not hold any more, the
-round is done again; what is copied and has not changed since stays.
+round is done again; what is copied and has not changed since stays, and what has is copied as soon as it is seen.
 
 Index files and snapshots vouch for a log up to an offset. They are copied only as far as the copy goes up to it.
 """
@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 
 from takhin.cli.backup_files import copy_file, finish_metadata
-from takhin.cli.backup_look import AGAIN, Look, look_at, partition_directory, still_holds
+from takhin.cli.backup_look import AGAIN, Key, Log, Look, look_at, partition_directory, still_holds
 from takhin.cli.command import EXIT_FAILED, EXIT_OK, EXIT_USAGE, CommandError
 from takhin.cli.data_audit import Auditor, InUseError, locked
 from takhin.cli.terminal import Output
@@ -33,10 +33,12 @@ _PAUSE_S = 0.05
 
 @dataclass(slots=True)
 class _Copied:
-    """A segment's file as it was before it was copied, and how much of it was."""
+    """A segment's file as it was before it was copied, and how much of it was. is_whole: nothing was added later, as
+    another segment followed by then."""
 
     stamp: tuple[int, int, int]
     size_bytes: int
+    is_whole: bool
 
 
 def backup(data_dir: str, destination: str, *, verify: bool) -> int:
@@ -98,7 +100,7 @@ class _Backup:
     def run(self) -> None:
         """Have the whole copy in the directory it works in, not synced. Raises CommandError, OSError."""
         for _ in range(MAX_ROUNDS):
-            look = look_at(self._data_dir, self._work)
+            look = look_at(self._data_dir, self._work, self._copy_ahead)
             if self._copy_logs(look) and still_holds(look, self._data_dir, self._work):
                 self._finish(look)
                 return
@@ -120,11 +122,25 @@ class _Backup:
 
     def _copy_logs(self, look: Look) -> bool:
         """Copy what is not copied yet. Whether all was there. Raises CommandError, OSError."""
-        self._check_room(look)
+        if not self._copied:
+            self._check_room(look)
         os.makedirs(os.path.join(self._work, "topics"), exist_ok=True)
+        whole, wanted = self._copy_files(look.logs)
+        if whole:
+            self._remove_all_but(wanted, {partition_directory(self._work, key) for key in look.logs})
+        return whole
+
+    def _copy_ahead(self, logs: dict[Key, Log]) -> None:
+        """Before it is known whether they are of use, as retention may be fast; the first time that would be the whole
+        of it."""
+        if self._copied:
+            self._copy_files(logs)
+
+    def _copy_files(self, logs: dict[Key, Log]) -> tuple[bool, set[str]]:
+        """Whether all was there; and the names of all that belongs to the copy."""
         wanted: set[str] = set()
         whole = True
-        for key, log in look.logs.items():
+        for key, log in logs.items():
             directory, target = partition_directory(self._data_dir, key), partition_directory(self._work, key)
             os.makedirs(target, exist_ok=True)
             for base in log.bases:
@@ -139,16 +155,13 @@ class _Backup:
                 wanted.add(path := os.path.join(target, SNAPSHOT_NAME))
                 with open(path, "wb") as file:
                     file.write(log.snapshot)
-        if whole:
-            self._remove_all_but(wanted, {partition_directory(self._work, key) for key in look.logs})
-        return whole
+        return whole, wanted
 
     def _check_room(self, look: Look) -> None:
-        """Raises CommandError when there is none for what is not copied yet: on the data's own disk the broker would
+        """Raises CommandError when there is none for all that is to be copied: on the data's own disk the broker would
         be the next to have none."""
-        needed_bytes = -sum(each.size_bytes for each in self._copied.values())
+        needed_bytes = sum(log.end[1] for log in look.logs.values())
         for key, log in look.logs.items():
-            needed_bytes += log.end[1]
             for base in log.bases:
                 if base < log.end[0]:
                     try:
@@ -167,14 +180,15 @@ class _Backup:
         try:
             found = os.stat(source)
         except FileNotFoundError:
-            # It was whole when it was copied: only the last segment of a log has a limit.
-            return done is not None and limit is None and done.size_bytes == done.stamp[2]
+            return done is not None and (done.is_whole if limit is None else done.size_bytes == limit)
         stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
         size_bytes = min(found.st_size, limit) if limit is not None else found.st_size
         if done is not None and (done.stamp, done.size_bytes) == (stamp, size_bytes):
+            # Only the last segment of a log has a limit.
+            done.is_whole = limit is None
             return True
         try:
-            self._copied[target] = _Copied(stamp, copy_file(source, target, limit))
+            self._copied[target] = _Copied(stamp, copy_file(source, target, limit), limit is None)
         except FileNotFoundError:
             return False
         return True

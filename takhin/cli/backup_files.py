@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TypeVar
 
 from takhin.broker.copy_mark import mark_copy
@@ -90,24 +91,42 @@ def _naming(path: str) -> Iterator[None]:
 
 
 @dataclass(slots=True)
-class JournalCopy:
-    """first: of the oldest entry that could be in it, 1 without any. entries: in order, all that are whole. salts: of
-    its files, each time one is begun another; the last one is that of the file in use."""
+class JournalRun:
+    """What a file of the journal has since it was begun: its entries, in order, and where the last one ends. salt: each
+    time a file is begun it gets another one."""
 
-    first: int = 1
+    path: str
+    salt: int
+    first_sequence: int
     entries: list[JournalEntry] = field(default_factory=list)
-    salts: list[int] = field(default_factory=list)
+    end: int = BLOCK_BYTES
+
+
+@dataclass(slots=True)
+class JournalCopy:
+    """The runs of its files, the one in use last."""
+
+    runs: list[JournalRun] = field(default_factory=list)
     # It is kept for damaged partitions: nothing is added to it.
     is_kept: bool = False
 
     @property
+    def entries(self) -> list[JournalEntry]:
+        return [entry for run in self.runs for entry in run.entries]
+
+    @property
+    def first(self) -> int:
+        """Of the oldest entry that could be in it, 1 without any."""
+        return self.runs[0].first_sequence if self.runs else 1
+
+    @property
     def last(self) -> int:
-        return self.entries[-1].sequence if self.entries else self.first - 1
+        return max((run.first_sequence + len(run.entries) - 1 for run in self.runs), default=0)
 
     def goes_on_from(self, older: "JournalCopy") -> bool:
         """Whether no entry that was written since the older copy is missing here. The older one's last entry is, when
         it never was whole."""
-        if self.is_kept or (older.salts and older.salts[-1] in self.salts):
+        if self.is_kept or (older.runs and any(run.salt == older.runs[-1].salt for run in self.runs)):
             return True
         return self.first <= older.last + 1 <= self.last + 1
 
@@ -118,16 +137,25 @@ class JournalCopy:
             (entry.sequence, entry.time_ms, entry.parts) in ours
             for entry in older.entries if entry.sequence >= self.first)
 
+    def shows_its_end(self, older: "JournalCopy", newer: "JournalCopy") -> bool:
+        """Whether it ends where the journal did when it was copied: it has all entries of which the older copy has the
+        tables, and the newer one has more. Else it may end where it is damaged."""
+        is_joined = all(
+            one.first_sequence + len(one.entries) >= other.first_sequence for one, other in pairwise(self.runs))
+        return self.is_kept or (is_joined and older.last <= self.last < newer.last)
 
-def scan_journal(directory: str, whole_from: int | None = None) -> JournalCopy:
-    """What the journal has, by the tables of its entries; of the last one the rest may be missing. From the entry of
-    the sequence whole_from on, only those that are whole. Raises CommandError, OSError."""
 
-    def read(files: Files, fd: int, place: int, salt: int) -> JournalEntry:
-        entry = read_table(files, fd, place, salt)
-        return entry if whole_from is None or entry.sequence < whole_from else _whole_entry(files, fd, place, salt)
+def scan_journal(directory: str, since: JournalCopy | None = None) -> JournalCopy:
+    """What the journal has, by the tables of its entries; of the last one the rest may be missing. Or what it has now,
+    when it had that before: of what was added, or had come last, only entries that are whole. Raises CommandError,
+    OSError."""
 
-    return _steady(directory, lambda: JournalCopy(is_kept=True) if _is_kept(directory) else _read(directory, read))
+    def scan() -> JournalCopy:
+        if _is_kept(directory):
+            return JournalCopy(is_kept=True)
+        return _read(directory, read_table if since is None else _whole_entry, since)
+
+    return _steady(directory, scan)
 
 
 def journal_damage(directory: str) -> str | None:
@@ -155,12 +183,16 @@ def copy_journal(source: str, target: str) -> None:
     _steady(source, copy)
 
 
-def settle_journal(directory: str) -> JournalCopy:
-    """What a copy of the journal has; what follows its last whole entry is cut off: it was being written, or is of an
-    earlier use of the file. Raises OSError."""
-    if _is_kept(directory):
-        return JournalCopy(is_kept=True)
-    return _read(directory, _whole_entry, cut=True)
+def read_copy_of_journal(directory: str) -> JournalCopy:
+    """What a copy of the journal has, up to where an entry is not whole. Raises OSError."""
+    return JournalCopy(is_kept=True) if _is_kept(directory) else _read(directory, _whole_entry)
+
+
+def cut_journal(journal: JournalCopy) -> None:
+    """Cut a copy of the journal off behind its last whole entries: what follows was being written, or is of an earlier
+    use of the file. Raises OSError."""
+    for run in journal.runs:
+        os.truncate(run.path, run.end)
 
 
 T = TypeVar("T")
@@ -189,36 +221,32 @@ def _head(path: str) -> bytes | None:
 
 
 def _read(
-    directory: str, read: Callable[[Files, int, int, int], JournalEntry], *, cut: bool = False
+    directory: str, read: Callable[[Files, int, int, int], JournalEntry], since: JournalCopy | None = None
 ) -> JournalCopy:
     files = Files()
-    found = JournalCopy()
-    runs: list[tuple[int, int, list[JournalEntry]]] = []
+    known = {run.salt: run for run in since.runs} if since is not None else {}
+    runs: list[JournalRun] = []
     for name in FILE_NAMES:
         path = os.path.join(directory, name)
         header = _header(path)
         if header is None:
             continue  # none, or as it is: a start says what that means
-        fd = files.open(path, os.O_RDWR if cut else os.O_RDONLY)
+        run = JournalRun(path, header.salt, header.first_sequence)
+        before = known.get(header.salt)
+        if before is not None and before.entries:
+            # Only what comes last may have been cut short, or be taken back.
+            run.entries, run.end = before.entries[:-1], before.end - before.entries[-1].size_bytes
+        fd = files.open(path, os.O_RDONLY)
         try:
-            entries: list[JournalEntry] = []
-            place = BLOCK_BYTES
-            while (entry := _entry(read, files, fd, place, header.salt)) is not None:
-                if entry.sequence != header.first_sequence + len(entries):
+            while (entry := _entry(read, files, fd, run.end, header.salt)) is not None:
+                if entry.sequence != header.first_sequence + len(run.entries):
                     break
-                entries.append(entry)
-                place += entry.size_bytes
-            if cut:
-                files.truncate(fd, place)
+                run.entries.append(entry)
+                run.end += entry.size_bytes
         finally:
             files.close(fd)
-        runs.append((header.first_sequence, header.salt, entries))
-    runs.sort(key=lambda run: run[0])
-    if runs:
-        found.first = runs[0][0]
-        found.salts = [salt for _, salt, _ in runs]
-        found.entries = [entry for _, _, entries in runs for entry in entries]
-    return found
+        runs.append(run)
+    return JournalCopy(sorted(runs, key=lambda run: run.first_sequence))
 
 
 def _entry(

@@ -28,10 +28,11 @@ from takhin.cli.backup_files import (
     JournalCopy,
     copy_journal,
     copy_metadata,
+    cut_journal,
     journal_damage,
     producer_names,
+    read_copy_of_journal,
     scan_journal,
-    settle_journal,
     settle_metadata,
 )
 from takhin.cli.command import CommandError
@@ -77,13 +78,14 @@ class _NotNowError(Exception):
     """A look is of no use, and why: in words that go on "no moment was found at which ... fits together: "."""
 
 
-def look_at(data_dir: str, work: str) -> Look:
-    """Look until it is of use; M and J1 are in the directory `work` then. Raises CommandError, OSError."""
+def look_at(data_dir: str, work: str, seen: Callable[[dict[Key, Log]], None]) -> Look:
+    """Look until it is of use; M and J1 are in the directory `work` then. seen: told of the logs of a running broker as
+    soon as they are, while it is not known yet whether they are of use. Raises CommandError, OSError."""
     until_s = time.monotonic() + PATIENCE_S
     while True:
         try:
             with _locked_if_idle(data_dir) as is_idle:
-                return _look_at_idle(data_dir, work) if is_idle else _look_beside(data_dir, work)
+                return _look_at_idle(data_dir, work) if is_idle else _look_beside(data_dir, work, seen)
         except _NotNowError as why:
             if time.monotonic() >= until_s:
                 raise CommandError(
@@ -126,7 +128,7 @@ def _look_at_idle(data_dir: str, work: str) -> Look:
     return Look(metadata, {key: log for key, log in logs.items() if key in _log_starts(metadata)})
 
 
-def _look_beside(data_dir: str, work: str) -> Look:
+def _look_beside(data_dir: str, work: str, seen: Callable[[dict[Key, Log]], None]) -> Look:
     """While a broker runs. Raises _NotNowError, CommandError, OSError."""
     source, kept, again = (os.path.join(*each) for each in (
         (data_dir, "journal"), (work, "journal"), (work, AGAIN)))
@@ -139,12 +141,14 @@ def _look_beside(data_dir: str, work: str) -> Look:
     later: list[JournalCopy] = []
 
     def scan() -> None:
-        later.append(scan_journal(source, whole_from=first.last))
+        later.append(scan_journal(source, since=later[-1] if later else first))
 
     logs = _logs(data_dir, _every(_SCAN_EVERY_S, scan))
     scan()
     is_there = copy_metadata(data_dir, again) and is_there
-    if owner != _owner(data_dir):
+    is_same = owner == _owner(data_dir)
+    seen(logs)
+    if not is_same:
         raise _NotNowError("a broker starts or stops")
     metadata, after = (settle_metadata(each, data_dir) if is_there else None for each in (work, again))
     if metadata is None or after is None:
@@ -152,14 +156,14 @@ def _look_beside(data_dir: str, work: str) -> Look:
     if metadata.was_clean:
         by = f" by process {owner}" if owner else ""
         raise _NotNowError(f"its lock is held{by}, but no broker runs on it yet, or any more")
-    damage = journal_damage(kept)
-    if damage is not None:
+    journal = read_copy_of_journal(kept)
+    if not journal.shows_its_end(first, later[-1]) and (damage := journal_damage(kept)) is not None:
         raise _NotNowError(f"the journal is damaged: {damage}")
-    journal = settle_journal(kept)
+    cut_journal(journal)
     _remove_if_empty(kept)
     if not all(newer.goes_on_from(older) for older, newer in pairwise([first, journal, *later])):
         raise _NotNowError("the journal is begun anew too often")
-    if not all(each.confirms(journal) for each in later):
+    if not later[-1].confirms(journal):
         raise _NotNowError("entries of the journal are taken back, as the disk is full")
     if not _is_same_run(metadata, after):
         raise _NotNowError("epochs begin too often")

@@ -6,6 +6,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ import pytest
 from takhin.broker import sqlite_files
 from takhin.broker.sqlite_files import committed_bytes
 from takhin.cli import backup_copy, backup_files, backup_look
-from takhin.cli.backup_files import JournalCopy, copy_file, copy_metadata, settle_metadata
+from takhin.cli.backup_files import JournalCopy, JournalRun, copy_file, copy_metadata, settle_metadata
 from takhin.cli.command import CommandError
 from takhin.log.files import Files
-from takhin.log.journal import BLOCK_BYTES, read_entry, read_header
-from tests.broker_process import BrokerProcess, commit, create_topic, produce, wait_until
+from takhin.log.journal import BLOCK_BYTES, JournalEntry, read_entry, read_header
+from takhin.v1 import takhin_pb2 as pb
+from tests.broker_process import DEADLINE_S, BrokerProcess, commit, create_topic, produce, wait_until
 from tests.cli.backed_up import on, transact, whole_log
 from tests.cli.run import takhin
 from tests.conftest import StartBroker
@@ -182,6 +184,34 @@ def test_a_directory_without_a_lock(start_broker: StartBroker, tmp_path: Path, m
         assert list(whole_log(copy, "transacted", partition).values()) == [b"one", b"two"]
 
 
+def test_topics_go_all_the_time(start_broker: StartBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Always one that the look has seen, before it is copied: but from the second round on that is done at once."""
+    broker = start_broker()
+    stub = broker.stub()
+
+    def make(name: str) -> None:
+        create_topic(stub, name)
+        produce(stub, name, b"value", acks=-1)
+
+    make("kept")
+    make("passing-0")
+    plain, rounds = backup_copy._Backup._copy_logs, []
+
+    def copy_logs(self: backup_copy._Backup, look: backup_look.Look) -> bool:
+        stub.DeleteTopic(pb.DeleteTopicRequest(name=f"passing-{len(rounds)}"), timeout=DEADLINE_S)
+        rounds.append(1)
+        wait_until(lambda: not (broker.data_dir / "topics" / str(len(rounds) + 1)).exists())
+        is_whole = plain(self, look)
+        make(f"passing-{len(rounds)}")
+        return is_whole
+
+    monkeypatch.setattr(backup_copy._Backup, "_copy_logs", copy_logs)
+    copy_of(broker, tmp_path / "copy")
+    assert len(rounds) == 2
+    copy = on(start_broker, tmp_path / "copy").stub()
+    assert [list(whole_log(copy, name, 0).values()) for name in ("kept", "passing-1")] == [[b"value"]] * 2
+
+
 # Damage
 
 
@@ -279,14 +309,24 @@ def test_an_entry_that_was_taken_back(start_broker: StartBroker) -> None:
     assert len(found.entries) >= 5
     again = backup_files.scan_journal(directory)
     assert again.confirms(found) and again.goes_on_from(found)
+    (run,) = found.runs
     *rest, last = found.entries
-    assert JournalCopy(found.first, rest, found.salts).goes_on_from(found), "its last one may never have been whole"
-    assert not JournalCopy(found.first, rest, found.salts).confirms(found)
-    other = type(last)(last.sequence, last.durable_sequence, last.time_ms + 1, last.size_bytes, last.parts, last.whole)
-    assert not JournalCopy(found.first, [*rest, other], found.salts).confirms(found)
+
+    def with_entries(*entries: JournalEntry, first: int = 1, salt: int = run.salt) -> JournalCopy:
+        return JournalCopy([JournalRun(run.path, salt, first, list(entries))])
+
+    assert with_entries(*rest).goes_on_from(found), "its last one may never have been whole"
+    assert not with_entries(*rest).confirms(found)
+    assert not with_entries(*rest, replace(last, time_ms=last.time_ms + 1)).confirms(found)
     # Begun anew: what is gone with the file says nothing, and what is missing shows.
-    assert JournalCopy(last.sequence, [last], [1]).confirms(found)
-    assert not JournalCopy(last.sequence + 2, [], [1]).goes_on_from(found)
+    assert with_entries(last, first=last.sequence, salt=1).confirms(found)
+    assert not with_entries(first=last.sequence + 2, salt=1).goes_on_from(found)
+    # Where it ends.
+    less, more = with_entries(*rest[:-1]), found
+    assert with_entries(*rest).shows_its_end(less, more) and not found.shows_its_end(less, more)
+    assert not with_entries(*rest).shows_its_end(more, more)
+    assert not JournalCopy([
+        JournalRun(run.path, 1, 1, rest[:2]), JournalRun(run.path, 2, 4, rest[3:])]).shows_its_end(less, more)
 
 
 def test_the_journal_is_begun_anew_while_partitions_are_looked_at(
