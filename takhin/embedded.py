@@ -90,11 +90,11 @@ class Broker:
         try:
             await engine.start()
             self._engine = engine
-            table, self._health, _, self._table = served(engine, security.authentication, settings.auth.reflection)
+            table, self._health, _, self._table, _ = served(engine, security.authentication, settings.auth.reflection)
             if self._listens:
                 from takhin.rpc.grpc_front import GrpcFront
 
-                self._front = GrpcFront(table, settings.grpc, security.tls)
+                self._front = GrpcFront(table, settings.grpc, security.tls, settings.limits)
                 self._watching = asyncio.create_task(watch(security.files, settings.tls.check_ms))
                 self._address = await self._front.start(settings.listen)
             self._health.set_all(ServingStatus.SERVING)

@@ -3,21 +3,20 @@
     denied method=ProduceMessage principal=key:billing peer=10.0.0.7:51234 reason=ACCESS_DENIED what="topic 'orders'"
     done method=DeleteTopic principal=cert:spiffe://example/ops peer=10.0.0.2:40000 what="topic orders"
     failed method=DeleteTopic principal=key:ops peer=10.0.0.2:40000 reason=TOPIC_NOT_FOUND what="topic orders"
+    left-out source=10.0.0.7 count=1480
 
-Values with anything but plain characters are in JSON's quotes, so that none can pass for another field or line. Keys,
+The last tells of denials that came too many a second to be told one by one; see denials.py. Values with anything but plain characters are in JSON's quotes, so that none can pass for another field or line. Keys,
 tokens and payloads are never in it. "done" means that the change is durable.
 """
 
 import json
 import logging
 import re
-import time
 
 from takhin.errors import TakhinError
-from takhin.rpc.call import Call
+from takhin.rpc.call import Call, host_of
+from takhin.rpc.denials import Denials
 
-# Of denials, a second: whoever is denied in a loop does not fill the disk.
-MAX_DENIALS_S = 100
 # The longest entry of an ACL, its principal and name included, fits.
 MAX_VALUE_CHARACTERS = 1000
 
@@ -30,18 +29,12 @@ class Audit:
         self._log = logging.getLogger("takhin.audit")
         # Whatever the level of other lines is: that nothing happened can't be told from silence otherwise.
         self._log.setLevel(logging.INFO)
-        self._second = 0
-        self._denials = 0
+        self._denials = Denials(
+            lambda source, count: self._log.warning("left-out %s", _fields(source=source, count=str(count))))
 
     def denied(self, method: str, principal: str | None, call: Call, refusal: TakhinError) -> None:
         """A call, or a request in a stream, that was refused for want of credentials or of permission."""
-        second = int(time.monotonic())
-        if second != self._second:
-            if self._denials > MAX_DENIALS_S:
-                self._log.warning("denied count=%d more, not told one by one", self._denials - MAX_DENIALS_S)
-            self._second, self._denials = second, 0
-        self._denials += 1
-        if self._denials <= MAX_DENIALS_S:
+        if self._denials.is_told(principal or host_of(call)):
             self._log.warning("denied %s", _fields(
                 method=method, principal=principal or NOBODY, peer=call.peer or NOBODY, reason=refusal.reason,
                 what=refusal.message))

@@ -55,13 +55,14 @@ def test_defaults_are_the_documented_ones() -> None:
     settings = Settings()
     assert (settings.listen, settings.data_dir, settings.log_level) == ("127.0.0.1:9092", "./data", "info")
     assert dataclasses.astuple(settings.grpc) == (
-        10 << 20, 900_000, 1_800_000, 300_000, 300_000, 60_000, 10_000, True, 5_000)
+        10 << 20, 16 << 10, 10_000, 1_000, 10_000, 900_000, 1_800_000, 300_000, 300_000, 60_000, 10_000, True, 5_000)
     assert dataclasses.astuple(settings.topics) == (
         1, 604_800_000, -1, 128 << 20, 604_800_000, 1 << 20, 1_000, 604_800_000, 300_000)
     assert dataclasses.astuple(settings.groups) == (10_000, 10_000, 1_000, 604_800_000, 600_000)
     assert dataclasses.astuple(settings.limits) == (
         10_000, 10_000, 100_000, 10_000, 100_000, 1_000, 10_000, 100_000, 1_000, 64 << 20, 64 << 20, 8 << 20, 64 << 20,
-        10_000, 1_024, 16 << 20, 10_000, 10_000, 4_096, 64 << 20, 64 << 20)
+        10_000, 10_000, 256 << 20, 20_000, 10_000, 1_000, 10_000, 1_024, 16 << 20, 256 << 20, 10_000, 10_000, 4_096,
+        64 << 20, 64 << 20)
 
 
 def test_settings_are_frozen() -> None:
@@ -87,12 +88,12 @@ def test_every_field_tells_what_it_is(option: Option) -> None:
 
 def test_names_are_derived_from_the_fields() -> None:
     by_key = {option.key: option for option in options()}
-    assert len(by_key) == 62
+    assert len(by_key) == 73
     assert (by_key["listen"].flag, by_key["listen"].variable) == ("--listen", "TAKHIN_LISTEN")
     nested = by_key["grpc.max_message_bytes"]
     assert (nested.flag, nested.variable) == ("--grpc-max-message-bytes", "TAKHIN_GRPC__MAX_MESSAGE_BYTES")
     assert nested.file_key == "[grpc] max_message_bytes"
-    assert len({option.flag for option in options()}) == len({option.variable for option in options()}) == 62
+    assert len({option.flag for option in options()}) == len({option.variable for option in options()}) == 73
 
 
 def test_topic_overheads_fit_by_default() -> None:
