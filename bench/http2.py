@@ -68,6 +68,7 @@ class Connection:
         host, _, port = address.rpartition(":")
         self.socket = socket.create_connection((host.strip("[]"), int(port)), timeout_s)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._timeout_s = timeout_s
         self._received = b""
         self._next_stream = 1
         if preface:
@@ -84,6 +85,11 @@ class Connection:
 
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
+
+    @property
+    def last_stream(self) -> int:
+        """The number that next_stream() gave last; 0: none yet."""
+        return max(self._next_stream - 2, 0)
 
     def next_stream(self) -> int:
         """The number of a stream that was not used yet."""
@@ -128,7 +134,7 @@ class Connection:
         except BlockingIOError:
             return dropped
         finally:
-            self.socket.setblocking(True)
+            self.socket.settimeout(self._timeout_s)
 
     def lasts(self, time_s: float) -> bool:
         """Whether the connection is still open after so long; what comes meanwhile is thrown away."""

@@ -5,8 +5,9 @@
     failed method=DeleteTopic principal=key:ops peer=10.0.0.2:40000 reason=TOPIC_NOT_FOUND what="topic orders"
     left-out source=10.0.0.7 count=1480
 
-The last tells of denials that came too many a second to be told one by one; see denials.py. Values with anything but plain characters are in JSON's quotes, so that none can pass for another field or line. Keys,
-tokens and payloads are never in it. "done" means that the change is durable.
+The last tells of denials that came too many a second to be told one by one; see denials.py. Values with anything but
+plain characters are in JSON's quotes, so that none can pass for another field or line. Keys, tokens and payloads are
+never in it. "done" means that the change is durable.
 """
 
 import json

@@ -20,7 +20,7 @@ MAX_NAMED = 20
 
 
 class Denials:
-    """tell: is given a source and how many of its denials were left out. With an event loop that is at the second's end,
+    """tell: is given a source and how many of its denials were left out: with an event loop once the second is over,
     without one at the next denial after it."""
 
     def __init__(self, tell: Callable[[str, int], None]):

@@ -158,7 +158,8 @@ class GrpcFront:
             await check_free(listen)
         else:
             check_path_free(path)
-        server = grpc.aio.server(handlers=(_Handlers(self._methods),), options=server_options(self._settings))
+        options = server_options(self._settings, self._limits)
+        server = grpc.aio.server(handlers=(_Handlers(self._methods),), options=options)
         try:
             with only_for_group() if path is not None else nullcontext():
                 if self._credentials is None:
@@ -349,8 +350,11 @@ class _Handlers(grpc.GenericRpcHandler):
         return method.arrive() if method is not None else None
 
 
-def server_options(settings: GrpcSettings) -> list[tuple[str, int]]:
+def server_options(settings: GrpcSettings, limits: Limits) -> list[tuple[str, int]]:
     """The channel arguments of grpc's core for `settings`."""
+    # What may come while the event loop is busy, all readers after a restart for example. By default core ends calls by
+    # chance from 1,000 on, with CANCELLED, which nobody tries again; beyond these the gates refuse them, and say why.
+    waiting_calls = limits.calls + limits.streams + limits.watch_streams
     # Core counts a ping that arrives any sooner as a strike, the third of which ends the connection, and the network
     # may deliver two pings closer together than they were sent: a client that keeps to the interval needs a margin.
     min_ping_interval_ms = settings.min_ping_interval_ms * 9 // 10
@@ -365,6 +369,8 @@ def server_options(settings: GrpcSettings) -> list[tuple[str, int]]:
         "grpc.max_allowed_incoming_connections": settings.max_connections,
         # Streams that were reset count until they are gone: who resets what he opens does not get ahead of us.
         "grpc.max_concurrent_streams": settings.max_streams_per_connection,
+        "grpc.server.max_pending_requests": waiting_calls,
+        "grpc.server.max_pending_requests_hard_limit": waiting_calls,
         "grpc.server_handshake_timeout_ms": settings.handshake_timeout_ms,
         "grpc.max_connection_idle_ms": settings.connection_idle_ms,
         "grpc.max_connection_age_ms": settings.connection_age_ms,

@@ -31,6 +31,7 @@ from tests.broker_process import (
 )
 from tests.conftest import StartBroker
 from tests.rpc.test_metrics import of, scrape
+from tests.rpc.test_transactions_rpc import append, transact
 from tests.secured import IS_DEFAULT, Secured
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -361,6 +362,34 @@ def test_health_watches(start_broker: StartBroker) -> None:
     watches[0].cancel()
     wait_until(lambda: used(broker, "watch_streams") == 1)
     assert next(stub.Watch(health_pb2.HealthCheckRequest(), timeout=DEADLINE_S)).status == 1
+
+
+# Transactions
+
+
+def test_parts_of_a_transaction(start_broker: StartBroker) -> None:
+    stub = start_broker("--limits-transaction-partitions", "2").stub()
+    topic = new_topic(stub, 3)
+    with refused(EXHAUSTED, Reason.TRANSACTION_TOO_LARGE):
+        transact(stub, *(append((topic, number), b"x") for number in range(3)))
+    assert len(transact(stub, *(append((topic, number), b"x") for number in range(2)))) == 2
+
+
+def test_transactions_that_wait(start_broker: StartBroker, strace: list[str]) -> None:
+    """Each counts as 64 KiB at least; while one is written, slowly, there is room for no other."""
+    broker = start_broker(
+        "--limits-transaction-bytes-in-flight", "65536", *METRICS,
+        prefix=[*strace, "-o", "/dev/null", "-e", "inject=fdatasync:delay_enter=700000"])
+    stub = broker.stub()
+    topic = new_topic(stub)
+    one = threading.Thread(target=lambda: transact(stub, append((topic, 0), b"one")))
+    one.start()
+    wait_until(lambda: used(broker, "transaction_bytes_in_flight") == 65536)
+    with refused(EXHAUSTED, Reason.TRANSACTION_LIMIT):
+        transact(stub, append((topic, 0), b"other"))
+    one.join()
+    wait_until(lambda: used(broker, "transaction_bytes_in_flight") == 0)
+    assert values(read(stub, topic)) == [b"one"]
 
 
 # After a flood
