@@ -60,6 +60,8 @@ GRPC_ENVIRONMENT = {
 }
 # A Python thread (SQLite's) that waits for the interpreter gets it after so long; Python's own default is 5 ms.
 SWITCH_INTERVAL_S = 0.0005
+# Beside segments and connections: the metadata store, the journal, what is being read in threads, metrics.
+OTHER_OPEN_FILES = 128
 # How often it is asked whether the broker takes appends.
 READINESS_CHECK_S = 0.25
 # Imported in this order before anything starts, so that a broken installation is told in one line.
@@ -347,15 +349,17 @@ async def _serve_until_stopped(served_broker: _Served, stop: asyncio.Task[None])
         from takhin.rpc.tracing import Tracing
 
         tracing = Tracing(served_broker.traces.provider)
-    table, health, ready, _ = served(broker, security.authentication, settings.auth.reflection, observer, tracing)
-    front = GrpcFront(table, settings.grpc, security.tls)
+    table, health, ready, _, gates = served(
+        broker, security.authentication, settings.auth.reflection, observer, tracing)
+    front = GrpcFront(table, settings.grpc, security.tls, settings.limits)
     metrics = None
     metrics_bound = ""
     if settings.metrics_listen:
         # Here: what it needs takes time to import.
         from takhin.rpc.metrics import MetricsServer
 
-        metrics = MetricsServer(table.values(), broker.statistics, asyncio.get_running_loop())
+        metrics = MetricsServer(
+            table.values(), broker.statistics, asyncio.get_running_loop(), gates, lambda: [front.usage()])
         metrics_bound = metrics.start(settings.metrics_listen)
     bound = await front.start(settings.listen)
     failed = asyncio.create_task(broker.wait_failed())
@@ -431,7 +435,8 @@ def _load() -> None:
 
 
 def _prepare_process(settings: Settings) -> Settings:
-    """Process-wide switches. Gives the settings, with fewer open_files where the operating system allows fewer."""
+    """Process-wide switches. Gives the settings, with fewer open files and connections where the operating system
+    allows fewer."""
     for name, value in GRPC_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -449,13 +454,21 @@ def _raise_open_files(settings: Settings) -> Settings:
         soft = hard
     except (ValueError, OSError) as exc:
         _log.warning("cannot raise the limit of open files from %s to %s: %s", soft, hard, exc)
-    # Half of them for segment files: connections and the metadata store need some too.
-    most = settings.limits.open_files if soft == resource.RLIM_INFINITY else max(16, soft // 2)
-    if settings.limits.open_files <= most:
+    if soft == resource.RLIM_INFINITY:
         return settings
-    _log.warning("limits.open_files is %d instead of %d: the operating system allows %d open files (ulimit -n)",
-                 most, settings.limits.open_files, soft)
-    return replace(settings, limits=replace(settings.limits, open_files=most))
+    # Half of them for segment files; the rest is for connections, but for what the process needs besides.
+    files = min(settings.limits.open_files, max(16, soft // 2))
+    connections = min(settings.grpc.max_connections, max(16, soft - files - OTHER_OPEN_FILES))
+    for key, wanted, most in (
+        ("limits.open_files", settings.limits.open_files, files),
+        ("grpc.max_connections", settings.grpc.max_connections, connections),
+    ):
+        if most < wanted:
+            _log.warning("%s is %d instead of %d: the operating system allows %d open files (ulimit -n)", key, most,
+                         wanted, soft)
+    return replace(
+        settings, limits=replace(settings.limits, open_files=files),
+        grpc=replace(settings.grpc, max_connections=connections))
 
 
 def _give_up(settings: Settings, message: str) -> None:
