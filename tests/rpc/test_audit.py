@@ -50,7 +50,7 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_denials_in_a_loop_are_counted(caplog: pytest.LogCaptureFixture, now_s: list[float]) -> None:
     audit = Audit()
     for port in range(MAX_DENIALS_OF_SOURCE + 50):
-        audit.denied("M", None, cast(Call, SimpleNamespace(peer=f"127.0.0.1:{port}")), REFUSAL)
+        audit.denied("M", None, cast(Call, SimpleNamespace(peer=f"127.0.0.1:{port}", request_id="r-1")), REFUSAL)
     assert len(messages(caplog)) == MAX_DENIALS_OF_SOURCE
     audit.administered("M", "key:a", CALL, "always told")
     now_s[0] += 1
