@@ -7,6 +7,9 @@ PYTHON3 ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+# Tests mostly wait: for disks, for processes, for timeouts. Two of them at once take half the time on two cores.
+TEST_JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile
 SOURCES := $(shell find takhin -name '*.pyx' -o -name '*.pxd') setup.py
 
 .PHONY: help venv build dev debug annotate proto docs run test secured asan bench clean
@@ -14,13 +17,13 @@ SOURCES := $(shell find takhin -name '*.pyx' -o -name '*.pxd') setup.py
 
 help:
 	@echo "make run       start the broker on 127.0.0.1:9092 with its data in ./data"
-	@echo "make test      run the test suite (PYTEST_ARGS='-k name' for a part)"
+	@echo "make test      run the test suite (PYTEST_ARGS='-k name' for a part, TEST_JOBS=n)"
 	@echo "make secured   the tests of the RPCs on brokers with TLS and authentication"
 	@echo "make bench     measure: handlers in process, then load against a running broker"
 	@echo "make crash, groups, powercut, torn, rot, faults, diskfull, fuzz, mutants: break it on purpose (N=rounds SEED=n SECONDS=n)"
 	@echo "make asan      the tests of the compiled parts on a build with sanitizers"
 	@echo "make build     compile the extensions (after 'make -f Makefile.proto proto' when proto/ changed)"
-	@echo "make docs      write docs/cli.md again, from the commands' help"
+	@echo "make docs      write docs/cli.md, docs/configuration.md and deploy/takhin.toml again, from the code"
 	@echo "make debug     compile them without optimization, with symbols"
 	@echo "make annotate  write Cython's annotated HTML to build/cython"
 	@echo "make clean     remove everything that was built (not ./data)"
@@ -54,19 +57,21 @@ annotate: $(VENV)/.installed
 proto:
 	$(MAKE) -f Makefile.proto proto
 
-# What is made of the code's own help.
+# What is made of the code's own help, and of its settings.
 docs: build
 	$(BIN)/python -m takhin.cli.reference > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
+	$(BIN)/python -m takhin.cli.config_text > docs/configuration.md.new && mv docs/configuration.md.new docs/configuration.md
+	$(BIN)/takhin config example > deploy/takhin.toml.new && mv deploy/takhin.toml.new deploy/takhin.toml
 
 run: build
 	$(BIN)/takhin-server --listen 127.0.0.1:9092 --data-dir ./data
 
 test: build
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 # The RPCs as they are in production; a share of it is in "make test" (tests/rpc/test_secured.py).
 secured: build
-	TAKHIN_TEST_SECURED=1 $(BIN)/python -m pytest tests/rpc $(PYTEST_ARGS)
+	TAKHIN_TEST_SECURED=1 $(PYTEST) tests/rpc $(PYTEST_ARGS)
 
 # Faults on purpose. N=rounds, SEED=number, SECONDS=at most so long; python -m tests.torture.NAME --help tells more.
 TORTURE := crash groups powercut torn rot faults diskfull fuzz mutants

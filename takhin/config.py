@@ -8,13 +8,15 @@ carries its help text, unit and bounds; flags, variables and keys of the file ar
     grpc.max_message_bytes  --grpc-max-message-bytes  TAKHIN_GRPC__MAX_MESSAGE_BYTES  [grpc] max_message_bytes = 1048576
 """
 
-import ipaddress
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
-from typing import Any, NoReturn
+from typing import Any
 
+from takhin.config_sources import FILE_VARIABLE, VARIABLE_PREFIX, check, parse, read_file, refuse, unknown_variables
 from takhin.errors import ConfigError
+from takhin.listen_address import is_loopback as is_loopback
+from takhin.listen_address import split_listen as split_listen
+from takhin.listen_address import unix_path as unix_path
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -31,20 +33,8 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 COMPRESSIONS = ("none", "gzip", "deflate")
 LOG_FORMATS = ("human", "json")
 
-_VARIABLE_PREFIX = "TAKHIN_"
-_FILE_VARIABLE = "TAKHIN_CONFIG"
-# What the options of takhin's commands begin with: TAKHIN_TOPIC_CREATE_PARTITIONS.
-_COMMANDS = (
-    "ACL_", "BENCH_", "CERT_", "COMPLETION_", "CONFIG_", "CONSUME_", "DEV_", "GROUP_", "HEALTH_", "KEY_", "PRODUCE_",
-    "SEGMENT_", "TAIL_", "TOPIC_", "VERSION_",
-)
-# Of the commands' own TLS, nearly ours by name.
-_CONNECTION = {"TLS_CA", "TLS_CERT", "TLS_KEY"}
-# [IPv6] or a name or IPv4, then the port.
-_LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([A-Za-z0-9._-]{1,253})):([0-9]{1,5})", re.ASCII)
-# What neither a shell nor grpc's own reading of such an address takes for anything but itself.
-_UNIX = re.compile(r"unix:((?!//)[A-Za-z0-9/._+@,=~-]{1,107})", re.ASCII)
-_DEFAULT = "default"
+# The source of what nobody gave.
+DEFAULT = "default"
 # A setting, the one it must not exceed, and by how much it must stay below. In this order: a bound is settled before
 # it bounds.
 _BOUNDED_BY = (
@@ -58,27 +48,31 @@ _DURATION = "ms"
 _SIZE = "bytes"
 
 
+# reloads, in each of these: whether a new value takes hold in a running broker, at SIGHUP. Only what reads the setting
+# whenever it uses it, or is told of it by Broker.reload(), may say so.
+
+
 def _number(
-    default: int, help: str, unit: str, minimum: int, maximum: int, *, minus_one: str | None = None
+    default: int, help: str, unit: str, minimum: int, maximum: int, *, minus_one: str | None = None,
+    reloads: bool = False,
 ) -> Any:
     """A whole number from minimum to maximum; `minus_one` is what -1 means, where -1 is allowed too."""
-    return field(
-        default=default,
-        metadata={"help": help, "unit": unit, "minimum": minimum, "maximum": maximum, "minus_one": minus_one},
-    )
+    return field(default=default, metadata={
+        "help": help, "unit": unit, "minimum": minimum, "maximum": maximum, "minus_one": minus_one, "reloads": reloads,
+    })
 
 
-def _switch(default: bool, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+def _switch(default: bool, help: str, *, reloads: bool = False) -> Any:
+    return field(default=default, metadata={"help": help, "reloads": reloads})
 
 
 def _text(
     default: str, help: str, placeholder: str, choices: tuple[str, ...] = (), *, is_address: bool = False,
-    may_be_empty: bool = False,
+    may_be_empty: bool = False, reloads: bool = False,
 ) -> Any:
     return field(default=default, metadata={
         "help": help, "placeholder": placeholder, "choices": choices, "is_address": is_address,
-        "may_be_empty": may_be_empty,
+        "may_be_empty": may_be_empty, "reloads": reloads,
     })
 
 
@@ -102,7 +96,7 @@ class GrpcSettings:
         10_000, "refuse clients that ping more often than this", _DURATION, 0, INT32_MAX)
     ping_without_calls: bool = _switch(True, "clients may ping on connections without an open call")
     shutdown_grace_ms: int = _number(
-        5_000, "on shutdown, wait so long for open calls to end", _DURATION, 0, INT32_MAX)
+        5_000, "on shutdown, wait so long for open calls to end", _DURATION, 0, INT32_MAX, reloads=True)
     compression: str = _text(
         "none", "compress what is sent to clients that take it; if they don't take this one, the other", "HOW",
         COMPRESSIONS)
@@ -112,26 +106,28 @@ class GrpcSettings:
 class TopicDefaults:
     """[topics]: what holds for topics whose own configs don't say otherwise. In parentheses: the config's name."""
 
-    partitions: int = _number(1, "partitions of a topic created with num_partitions 0", "", 1, 1_000_000)
+    partitions: int = _number(1, "partitions of a topic created with num_partitions 0", "", 1, 1_000_000, reloads=True)
     retention_ms: int = _number(
         604_800_000, "remove segments whose records are all older (retention.ms)", _DURATION, 0, SAFE_INT_MAX,
-        minus_one="keep for ever")
+        minus_one="keep for ever", reloads=True)
     retention_bytes: int = _number(
         -1, "remove the oldest segments of a partition larger than this (retention.bytes)", _SIZE, 0, SAFE_INT_MAX,
-        minus_one="no bound")
+        minus_one="no bound", reloads=True)
     segment_bytes: int = _number(
-        128 * MIB, "begin a new segment file at this size (segment.bytes)", _SIZE, KIB, INT32_MAX)
+        128 * MIB, "begin a new segment file at this size (segment.bytes)", _SIZE, KIB, INT32_MAX, reloads=True)
     segment_ms: int = _number(
-        604_800_000, "begin a new segment file at this age (segment.ms)", _DURATION, 1, SAFE_INT_MAX)
+        604_800_000, "begin a new segment file at this age (segment.ms)", _DURATION, 1, SAFE_INT_MAX, reloads=True)
     max_record_bytes: int = _number(
-        MIB, "largest record, encoded (max.message.bytes); at most grpc.max_message_bytes less 64 KiB", _SIZE, 1, GIB)
+        MIB, "largest record, encoded (max.message.bytes); at most grpc.max_message_bytes less 64 KiB", _SIZE, 1, GIB,
+        reloads=True)
     flush_ms: int = _number(
         1_000, "sync to disk what was written so long ago, asked for or not (flush.ms)", _DURATION, 1, SAFE_INT_MAX,
-        minus_one="only when asked for")
+        minus_one="only when asked for", reloads=True)
     producer_expiration_ms: int = _number(
-        604_800_000, "forget an idempotent producer that appended nothing for so long", _DURATION, 1, SAFE_INT_MAX)
+        604_800_000, "forget an idempotent producer that appended nothing for so long", _DURATION, 1, SAFE_INT_MAX,
+        reloads=True)
     retention_check_ms: int = _number(
-        300_000, "time between two looks for segments to remove", _DURATION, 10, INT32_MAX)
+        300_000, "time between two looks for segments to remove", _DURATION, 10, INT32_MAX, reloads=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,51 +135,55 @@ class GroupSettings:
     """[groups]: consumer groups."""
 
     grace_ms: int = _number(
-        10_000, "keep a member's partitions for so long after its stream was cut", _DURATION, 0, INT32_MAX)
+        10_000, "keep a member's partitions for so long after its stream was cut", _DURATION, 0, INT32_MAX,
+        reloads=True)
     revoke_timeout_ms: int = _number(
         10_000, "take partitions that are to move from a member that has not released them for so long", _DURATION, 1,
-        INT32_MAX)
+        INT32_MAX, reloads=True)
     auto_commit_ms: int = _number(
-        1_000, "least time between two commits of a member with commit mode AUTO", _DURATION, 0, INT32_MAX)
+        1_000, "least time between two commits of a member with commit mode AUTO", _DURATION, 0, INT32_MAX,
+        reloads=True)
     offsets_retention_ms: int = _number(
         604_800_000, "forget what a group has committed when it had no members and committed nothing for so long",
-        _DURATION, 1, SAFE_INT_MAX, minus_one="never")
+        _DURATION, 1, SAFE_INT_MAX, minus_one="never", reloads=True)
     offsets_check_ms: int = _number(
-        600_000, "time between two looks for groups to forget", _DURATION, 10, INT32_MAX)
+        600_000, "time between two looks for groups to forget", _DURATION, 10, INT32_MAX, reloads=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """[limits]: what one broker takes on; beyond them requests are refused."""
 
-    topics: int = _number(10_000, "topics", "", 1, 1_000_000)
-    partitions_per_topic: int = _number(10_000, "partitions of one topic", "", 1, 1_000_000)
-    partitions: int = _number(100_000, "partitions of all topics together", "", 1, 1_000_000)
-    groups: int = _number(10_000, "consumer groups", "", 1, 1_000_000)
+    topics: int = _number(10_000, "topics", "", 1, 1_000_000, reloads=True)
+    partitions_per_topic: int = _number(10_000, "partitions of one topic", "", 1, 1_000_000, reloads=True)
+    partitions: int = _number(100_000, "partitions of all topics together", "", 1, 1_000_000, reloads=True)
+    groups: int = _number(10_000, "consumer groups", "", 1, 1_000_000, reloads=True)
     producers: int = _number(
         100_000, "names of idempotent producers; and producers that partitions know, each once a partition", "", 1,
         10_000_000)
-    members_per_group: int = _number(1_000, "members of one consumer group", "", 1, 100_000)
-    members: int = _number(10_000, "members of all consumer groups together", "", 1, 1_000_000)
+    members_per_group: int = _number(1_000, "members of one consumer group", "", 1, 100_000, reloads=True)
+    members: int = _number(10_000, "members of all consumer groups together", "", 1, 1_000_000, reloads=True)
     records_per_request: int = _number(100_000, "records in one produce request", "", 1, 1_000_000)
     transaction_partitions: int = _number(
-        1_000, "partitions that a transaction appends to, and, likewise, offsets that it commits", "", 1, 100_000)
+        1_000, "partitions that a transaction appends to, and, likewise, offsets that it commits", "", 1, 100_000,
+        reloads=True)
     transaction_bytes_in_flight: int = _number(
-        64 * MIB, "transactions that wait for their turn, each counted as 64 KiB at least", _SIZE, 64 * KIB, TIB)
+        64 * MIB, "transactions that wait for their turn, each counted as 64 KiB at least", _SIZE, 64 * KIB, TIB,
+        reloads=True)
     ring_bytes: int = _number(
         64 * MIB, "memory for the newest records of all partitions together", _SIZE, 64 * KIB, TIB)
     ring_bytes_per_partition: int = _number(8 * MIB, "the same for one partition", _SIZE, 4 * KIB, GIB)
     reader_bytes: int = _number(
         64 * MIB, "responses handed to gRPC but perhaps not yet taken by their readers, all streams together", _SIZE,
-        64 * KIB, TIB)
+        64 * KIB, TIB, reloads=True)
     slow_reader_ms: int = _number(
         10_000, "cut off readers that took nothing for so long, when others wait for memory", _DURATION, 10,
-        INT32_MAX)
+        INT32_MAX, reloads=True)
     stream_requests_in_flight: int = _number(
-        1_024, "requests of one produce stream that wait for their answers", "", 1, 1_000_000)
-    stream_bytes_in_flight: int = _number(16 * MIB, "the same in bytes", _SIZE, KIB, TIB)
-    api_keys: int = _number(10_000, "API keys", "", 1, 1_000_000)
-    acls: int = _number(10_000, "ACL entries", "", 1, 1_000_000)
+        1_024, "requests of one produce stream that wait for their answers", "", 1, 1_000_000, reloads=True)
+    stream_bytes_in_flight: int = _number(16 * MIB, "the same in bytes", _SIZE, KIB, TIB, reloads=True)
+    api_keys: int = _number(10_000, "API keys", "", 1, 1_000_000, reloads=True)
+    acls: int = _number(10_000, "ACL entries", "", 1, 1_000_000, reloads=True)
     open_files: int = _number(4_096, "segment files held open", "", 16, 1_000_000)
     journal_bytes: int = _number(
         64 * MIB, "disk space for the journal, which makes durable acks over many partitions cheap; 0: none", _SIZE, 0,
@@ -201,7 +201,8 @@ class TlsSettings:
     key: str = _text("", "its private key, without a password", "FILE")
     client_ca: str = _text(
         "", "every client must show a certificate that one of these has signed; turns authentication on", "FILE")
-    check_ms: int = _number(5_000, "time between two looks whether the files have changed", _DURATION, 100, INT32_MAX)
+    check_ms: int = _number(5_000, "time between two looks whether the files have changed", _DURATION, 100, INT32_MAX,
+        reloads=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +243,10 @@ class TracingSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything takhin-server can be told. Made by load_settings(), or directly by tests and embedders."""
+    """Everything takhin-server can be told. Made by load_settings(), or directly by tests and embedders.
+
+    It and its sections are frozen, but for reload_settings(): that writes new values into those of a running broker.
+    """
 
     listen: str = _text(
         "127.0.0.1:9092", "address to serve on; port 0 picks a free one; unix:PATH is a Unix socket", "HOST:PORT",
@@ -253,10 +257,11 @@ class Settings:
         "", "address of http://HOST:PORT/metrics, for Prometheus; port 0 picks a free one; empty: none", "HOST:PORT",
         is_address=True, may_be_empty=True)
     data_dir: str = _text("./data", "directory of all data; made when it is missing", "DIR")
-    log_level: str = _text("info", "least severe log lines to write", "LEVEL", LOG_LEVELS)
+    log_level: str = _text("info", "least severe log lines to write", "LEVEL", LOG_LEVELS, reloads=True)
     log_format: str = _text("human", "log lines for people, or a JSON object each", "FORMAT", LOG_FORMATS)
     slow_request_ms: int = _number(
-        1_000, "log calls with one answer that take longer", _DURATION, 1, INT32_MAX, minus_one="none")
+        1_000, "log calls with one answer that take longer", _DURATION, 1, INT32_MAX, minus_one="none",
+        reloads=True)
     grpc: GrpcSettings = field(default_factory=GrpcSettings)
     topics: TopicDefaults = field(default_factory=TopicDefaults)
     groups: GroupSettings = field(default_factory=GroupSettings)
@@ -287,7 +292,12 @@ class Option:
 
     @property
     def variable(self) -> str:
-        return _VARIABLE_PREFIX + self.key.replace(".", "__").upper()
+        return VARIABLE_PREFIX + self.key.replace(".", "__").upper()
+
+    @property
+    def reloads(self) -> bool:
+        """Whether SIGHUP makes a running broker take a new value."""
+        return bool(self.metadata["reloads"])
 
     @property
     def file_key(self) -> str:
@@ -340,70 +350,98 @@ def load_settings_with_sources(
     argv_values: Mapping[str, str | None], environ: Mapping[str, str], config_file: str | None
 ) -> tuple[Settings, dict[str, str]]:
     """As load_settings; with the source of each value by Option.key: a flag, a variable, "FILE: KEY", or "default"."""
+    settings, sources, problems = gather_settings(argv_values, environ, config_file)
+    if problems:
+        raise ConfigError(problems[0])
+    return settings, sources
+
+
+def gather_settings(
+    argv_values: Mapping[str, str | None], environ: Mapping[str, str], config_file: str | None
+) -> tuple[Settings, dict[str, str], list[str]]:
+    """As load_settings_with_sources; with all that is wrong, a line each. A value that can't be used counts as not
+    given; what does not fit together is looked for only where each by itself does."""
     known = options()
-    _refuse_unknown_variables(environ, known)
-    path = config_file if config_file is not None else environ.get(_FILE_VARIABLE)
-    if path == "":
-        _refuse("--config" if config_file is not None else _FILE_VARIABLE, path, "the path of a TOML file")
-    in_file = _read_file(path, known) if path is not None else {}
-    values: dict[str, Any] = {}
-    sources: dict[str, str] = {}
+    problems = list(unknown_variables(environ, known))
+    path = config_file if config_file is not None else environ.get(FILE_VARIABLE)
+    in_file: dict[str, object] = {}
+    if path:
+        in_file = read_file(path, known, problems)
+    elif path is not None:
+        problems += _told(
+            refuse, "--config" if config_file is not None else FILE_VARIABLE, path, "the path of a TOML file")
+    values: dict[str, Any] = {option.key: option.default for option in known}
+    sources = dict.fromkeys(values, DEFAULT)
     for option in known:
         key = option.key
         text = argv_values.get(key)
-        if text is not None:
-            sources[key], values[key] = option.flag, _parse(option, option.flag, text)
-        elif option.variable in environ:
-            sources[key] = option.variable
-            values[key] = _parse(option, option.variable, environ[option.variable])
-        elif key in in_file:
-            sources[key] = f"{path}: {option.file_key}"
-            values[key] = _check(option, sources[key], in_file[key])
-        else:
-            sources[key], values[key] = _DEFAULT, option.default
+        try:
+            if text is not None:
+                values[key], sources[key] = parse(option, option.flag, text), option.flag
+            elif option.variable in environ:
+                values[key] = parse(option, option.variable, environ[option.variable])
+                sources[key] = option.variable
+            elif key in in_file:
+                source = f"{path}: {option.file_key}"
+                values[key], sources[key] = check(option, source, in_file[key]), source
+        except ConfigError as problem:
+            problems.append(str(problem))
+    if not problems:
+        problems += _told(_fit_together, values, sources) + list(_access_problems(values, sources))
+    return _assemble(values), sources, problems
+
+
+def _told(step: Callable[..., Any], *arguments: Any) -> list[str]:
+    """The line of the ConfigError that it raises, if it does."""
+    try:
+        step(*arguments)
+    except ConfigError as problem:
+        return [str(problem)]
+    return []
+
+
+def value_of(settings: Settings, option: Option) -> Any:
+    """What the settings have for an option."""
+    return getattr(getattr(settings, option.section) if option.section else settings, option.name)
+
+
+def reload_settings(running: Settings, loaded: Settings, new: Settings, sources: dict[str, str]) -> "Reloaded":
+    """Have a broker's settings take over from `new`, which has these sources, what may change while it runs.
+
+    running: what the broker was given, changed in place: its parts read them whenever they use them. loaded: what the
+    sources said then, changed likewise; the start may have made less of it (open_files). Raises ConfigError, and
+    changes nothing, when the new values do not fit those that stay.
+    """
+    known = options()
+    values = {option.key: value_of(new if option.reloads else loaded, option) for option in known}
     _fit_together(values, sources)
-    _check_access(values, sources)
-    return _assemble(values), sources
+    done = Reloaded([], [])
+    for option in known:
+        old, key = value_of(loaded, option), option.key
+        if not option.reloads:
+            if value_of(new, option) != old:
+                done.need_restart.append(key)
+        elif values[key] != old:
+            done.changed.append(key)
+            for settings in (running, loaded):
+                # Past the freeze, which is there to keep everybody else from it.
+                holder = getattr(settings, option.section) if option.section else settings
+                object.__setattr__(holder, option.name, values[key])
+    return done
 
 
-def split_listen(listen: str) -> tuple[str, int]:
-    """("127.0.0.1", 9092) of "127.0.0.1:9092"; an IPv6 address loses its brackets. Raises ValueError."""
-    match = _LISTEN.fullmatch(listen)
-    if match is None:
-        raise ValueError("not HOST:PORT")
-    bracketed, host, port = match.groups()
-    if bracketed is not None:
-        host = str(ipaddress.IPv6Address(bracketed))
-    if int(port) > 65535:
-        raise ValueError("port above 65535")
-    return host, int(port)
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """Keys of settings: those that changed, and those whose new value waits for the next start."""
 
-
-def unix_path(listen: str) -> str | None:
-    """The path of "unix:PATH"; None for any other address. Raises ValueError for a path that can't be one."""
-    if not listen.startswith("unix:"):
-        return None
-    match = _UNIX.fullmatch(listen)
-    if match is None:
-        raise ValueError("not unix:PATH")
-    return match[1]
+    changed: list[str]
+    need_restart: list[str]
 
 
 def has_authentication(settings: Settings) -> bool:
     """Whether clients have to prove who they are."""
     auth = settings.auth
     return auth.keys or bool(auth.admin_key or auth.jwks or settings.tls.client_ca)
-
-
-def is_loopback(listen: str) -> bool:
-    """Whether only this machine can reach the address. Raises ValueError when it is none."""
-    if unix_path(listen) is not None:
-        return True
-    host, _ = split_listen(listen)
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _assemble(values: Mapping[str, Any]) -> Settings:
@@ -427,7 +465,7 @@ def _fit_together(values: dict[str, Any], sources: Mapping[str, str]) -> None:
         bound = values[bound_key] - less
         if values[key] <= bound:
             continue
-        if sources[key] != _DEFAULT:
+        if sources[key] != DEFAULT:
             raise ConfigError(
                 f"{sources[key]}: {values[key]} is not allowed; allowed: at most {bound}, which is {bound_key} "
                 f"({sources[bound_key]})" + (f" less {less}" if less else "")
@@ -435,24 +473,21 @@ def _fit_together(values: dict[str, Any], sources: Mapping[str, str]) -> None:
         values[key] = bound
 
 
-def _check_access(values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
-    """TLS and authentication: that what belongs together is there, and that nothing is open to others by mistake.
-
-    Raises ConfigError.
-    """
+def _access_problems(values: Mapping[str, Any], sources: Mapping[str, str]) -> Iterator[str]:
+    """TLS and authentication: that what belongs together is there, and that nothing is open to others by mistake."""
     for key, needed in (
         ("tls.cert", "tls.key"), ("tls.key", "tls.cert"), ("tls.client_ca", "tls.cert"),
         ("auth.jwks", "auth.jwt_issuer"), ("auth.jwks", "auth.jwt_audience"),
     ):
         if values[key] and not values[needed]:
-            raise ConfigError(f"{sources[key]}: {key} needs {needed} too, which is not set")
+            yield f"{sources[key]}: {key} needs {needed} too, which is not set"
     has_auth = values["auth.keys"] or values["auth.admin_key"] or values["auth.jwks"] or values["tls.client_ca"]
     if values["auth.admins"] and not has_auth:
-        raise ConfigError(
+        yield (
             f"{sources['auth.admins']}: without authentication there is no principal; set auth.keys, auth.admin_key, "
             "auth.jwks or tls.client_ca")
     if values["metrics_listen"] and not values["insecure"] and not is_loopback(values["metrics_listen"]):
-        raise ConfigError(
+        yield (
             f"{sources['metrics_listen']}: {values['metrics_listen']} can be reached from other machines, and metrics, "
             "which name topics and groups, are served without TLS and authentication; --insecure serves them there all "
             "the same")
@@ -461,124 +496,6 @@ def _check_access(values: Mapping[str, Any], sources: Mapping[str, str]) -> None
     missing = " and ".join(
         what for what, there in [("TLS (--tls-cert, --tls-key)", values["tls.cert"]), (
             "authentication (--auth-keys, --auth-jwks, --tls-client-ca)", has_auth)] if not there)
-    raise ConfigError(
+    yield (
         f"{sources['listen']}: {values['listen']} can be reached from other machines, and {missing} is missing; "
         "--insecure serves there all the same")
-
-
-def _parse(option: Option, source: str, text: str) -> str | int | bool:
-    """The value of a flag or variable. Raises ConfigError."""
-    value: str | int | bool = text
-    if option.type is int and len(text) < 40 and re.fullmatch(r"-?[0-9]+(_[0-9]+)*", text):
-        value = int(text)
-    elif option.type is bool:
-        value = {"true": True, "false": False}.get(text, text)
-    if type(value) is not option.type:
-        _refuse(source, text, option.allowed())
-    return _check(option, source, value)
-
-
-def _check(option: Option, source: str, value: object) -> str | int | bool:
-    """The value, of the right type and within bounds. Raises ConfigError."""
-    # Not isinstance: a bool is an int to it.
-    if type(value) is not option.type:
-        wanted = {str: "a string", int: "a whole number", bool: "a boolean"}[option.type]
-        _refuse(source, value, f"{wanted}, {option.allowed()}")
-    assert isinstance(value, str | int | bool)
-    metadata = option.metadata
-    if isinstance(value, str):
-        if not value and metadata["may_be_empty"]:
-            return value
-        if not value or re.search(r"[\x00-\x1f\x7f]", value):
-            _refuse(source, value, f"{option.allowed()}, not empty and without control characters")
-        if metadata["choices"] and value not in metadata["choices"]:
-            _refuse(source, value, option.allowed())
-        if metadata["is_address"]:
-            try:
-                if option.key != "listen" or unix_path(value) is None:
-                    split_listen(value)
-            except ValueError:
-                socket = "; or unix:PATH, of up to 107 letters, digits and /._+@,=~-" if option.key == "listen" else ""
-                _refuse(source, value, f"HOST:PORT with a port of 0 to 65535, as 127.0.0.1:9092 or [::1]:9092{socket}")
-    elif type(value) is int and not (metadata["minimum"] <= value <= metadata["maximum"]):
-        if not (value == -1 and metadata["minus_one"]):
-            _refuse(source, value, option.allowed())
-    return value
-
-
-def _refuse(source: str, value: object, allowed: str) -> NoReturn:
-    shown = str(value).lower() if isinstance(value, bool) else repr(value)
-    if len(shown) > 80:
-        shown = shown[:77] + "..."
-    raise ConfigError(f"{source}: {shown} is not allowed; allowed: {allowed}")
-
-
-def _read_file(path: str, known: list[Option]) -> dict[str, object]:
-    """The file's values by Option.key, unchecked. Raises ConfigError: unreadable, not TOML, an unknown key."""
-    import tomllib  # here, because most starts read no file
-
-    try:
-        with open(path, "rb") as file:
-            tree = tomllib.load(file)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not UTF-8, so not TOML") from None
-    except (ValueError, RecursionError) as error:  # tomllib lets int's and the stack's limits through as they are
-        raise ConfigError(f"{path}: is not TOML: {error}") from None
-    sections = {option.section for option in known} - {""}
-    values: dict[str, object] = {}
-    for name, value in tree.items():
-        if name not in sections:
-            values[_known_key(path, "", name, known)] = value
-        elif not isinstance(value, dict):
-            _refuse(f"{path}: {name}", value, f"a section, [{name}]")
-        else:
-            for inner, inner_value in value.items():
-                values[_known_key(path, name, inner, known)] = inner_value
-    return values
-
-
-def _known_key(path: str, section: str, name: str, known: list[Option]) -> str:
-    """The Option.key of a key in the file. Raises ConfigError that names the nearest one when there is none."""
-    here = {option.name: option for option in known if option.section == section}
-    if name in here:
-        return here[name].key
-    if section:
-        elsewhere = {option.name: option.file_key for option in known if option.section != section}
-        nearest = elsewhere.get(name) or f"[{section}] {_nearest(name, here)}"
-    else:
-        # At the top level, a key that was left out of its section and a misspelt section are as likely.
-        candidates = {option.name: option.file_key for option in reversed(known)}
-        candidates |= {option.section: f"[{option.section}]" for option in known if option.section}
-        nearest = candidates[_nearest(name, candidates)]
-    shown = f"[{section}] {name!r}" if section else repr(name)
-    raise ConfigError(f"{path}: unknown key {shown}; the nearest known one is {nearest}")
-
-
-def _refuse_unknown_variables(environ: Mapping[str, str], known: list[Option]) -> None:
-    """Raises ConfigError for a variable that can only be meant for a setting but names none.
-
-    The prefix is shared: with the build's switches, with other tools, with what Kubernetes sets for a service called
-    takhin (TAKHIN_PORT, TAKHIN_SERVICE_HOST), with the command line's options. So only what has a section's double
-    underscore, or is nearly a known name, counts as a mistake.
-    """
-    variables = {option.variable for option in known} | {_FILE_VARIABLE}
-    for name in sorted(environ):
-        if not name.startswith(_VARIABLE_PREFIX) or name in variables:
-            continue
-        short = name.removeprefix(_VARIABLE_PREFIX)
-        if short in _CONNECTION or (short.startswith(_COMMANDS) and "__" not in short):
-            continue
-        names = [variable.removeprefix(_VARIABLE_PREFIX) for variable in sorted(variables)]
-        nearest = _nearest(short, names, 0.0 if "__" in short else 0.8)
-        if nearest:
-            raise ConfigError(f"unknown variable {name!r}; the nearest known one is {_VARIABLE_PREFIX}{nearest}")
-
-
-def _nearest(name: str, names: Iterable[str], least: float = 0.0) -> str:
-    """The name most like `name`; "" when none reaches `least` (0: any, 1: equal)."""
-    import difflib  # here, because it is needed only for mistakes
-
-    found = difflib.get_close_matches(name, names, 1, least)
-    return found[0] if found else ""

@@ -111,7 +111,7 @@ class Broker:
                 from takhin.rpc.grpc_front import GrpcFront
 
                 self._front = GrpcFront(table, settings.grpc, security.tls)
-                self._watching = asyncio.create_task(watch(security.files, settings.tls.check_ms))
+                self._watching = asyncio.create_task(watch(security.files, lambda: settings.tls.check_ms))
                 self._address = await self._front.start(settings.listen)
             self._health.set_all(ServingStatus.SERVING)
         except BaseException:

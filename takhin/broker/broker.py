@@ -98,7 +98,7 @@ class Broker:
             raise
         self._store = LogStore(settings.data_dir, settings.limits, loop, self._clock_ms, self._on_halt)
         self.topics = Topics(settings, self._metadata, self._store, lambda: self._epoch, self._clock_ms)
-        budget = ReaderBudget(settings.limits.reader_bytes, settings.limits.slow_reader_ms)
+        budget = self._budget = ReaderBudget(settings.limits.reader_bytes, settings.limits.slow_reader_ms)
         self.producers = Producers(
             self._metadata, self._store, settings.limits, settings.topics.producer_expiration_ms, self._clock_ms
         )
@@ -130,10 +130,10 @@ class Broker:
             await self._metadata.close()
             LogStore.unlock(self._lock_fd)
             raise StartError(f"data directory {settings.data_dir} can't be recovered: {problem}") from problem
-        retention = Retention(
+        self._retention = Retention(
             self.topics, self._metadata, self._store, settings.topics.retention_check_ms, self._clock_ms
         )
-        self._keep(retention.run())
+        self._keep(self._retention.run())
         self._keep(self._gathering.loop_lag.run())
         self._keep(self.producers.run(self.topics.partitions))
         self._keep(OffsetExpiry(self._metadata, self.groups, settings.groups, self._clock_ms).run())
@@ -181,6 +181,15 @@ class Broker:
             self._epoch, len(topics), count, "clean" if run.was_clean else "not stopped cleanly", scanned_bytes,
             cut_bytes, self._recovery.took_s * 1000,
         )
+
+    async def reload(self) -> None:
+        """The settings were changed in place: have all parts go by them that have taken something from them."""
+        settings = self.settings
+        self._budget.resize(settings.limits.reader_bytes, settings.limits.slow_reader_ms)
+        self.producers.expiration_ms = settings.topics.producer_expiration_ms
+        self._retention.check_ms = settings.topics.retention_check_ms
+        self.groups.live.reconfigure()
+        await self.topics.reconfigure()
 
     async def statistics(self) -> Statistics:
         """How it does. Raises what the metadata store does."""

@@ -117,6 +117,11 @@ class Group:
         self._target: Assignment = {}
         self._is_stale = False
 
+    def configure(self, grace_ms: int, revoke_timeout_ms: int) -> None:
+        """For members that are cut off, and partitions that are to move, from now on."""
+        self._grace_ms = grace_ms
+        self._revoke_timeout_ms = revoke_timeout_ms
+
     # What it is
 
     @property

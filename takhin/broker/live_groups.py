@@ -97,6 +97,11 @@ class LiveGroups:
     def with_members(self) -> list[str]:
         return [group_id for group_id, live in self._groups.items() if live.machine.members]
 
+    def reconfigure(self) -> None:
+        """Have all groups go by the settings as they are now."""
+        for live in self._groups.values():
+            live.machine.configure(self._settings.grace_ms, self._settings.revoke_timeout_ms)
+
     # Starting and stopping
 
     async def load(self) -> None:

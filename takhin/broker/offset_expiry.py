@@ -5,12 +5,12 @@ whose members had nothing to commit for long is kept as long after they left as 
 groups.offsets_check_ms after the start, when members have had the time to come back.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable
 from typing import Protocol
 
 from takhin.broker.metadata import MetadataStore
+from takhin.broker.pause import pause
 from takhin.config import GroupSettings
 from takhin.errors import TakhinError
 
@@ -31,14 +31,13 @@ class OffsetExpiry:
     ):
         self._metadata = metadata
         self._groups = groups
-        self._retention_ms = settings.offsets_retention_ms
-        self._check_s = settings.offsets_check_ms / 1000
+        self._settings = settings
         self._clock_ms = clock_ms
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            await asyncio.sleep(self._check_s)
+            await pause(lambda: self._settings.offsets_check_ms)
             try:
                 await self.check()
             except TakhinError as problem:
@@ -47,11 +46,12 @@ class OffsetExpiry:
 
     async def check(self) -> None:
         """One look. Raises what the metadata store does."""
-        if self._retention_ms < 0:
+        retention_ms = self._settings.offsets_retention_ms
+        if retention_ms < 0:
             return
         now_ms = self._clock_ms()
         # Nothing comes between this look at the members and the place in the database's queue: a member that joins
         # later finds what was committed, or finds it gone.
         in_use = frozenset(self._groups.with_members())
-        for group_id in await self._metadata.expire_groups(in_use, now_ms, now_ms - self._retention_ms):
-            logger.info("group %r was not used for %d ms: its offsets are forgotten", group_id, self._retention_ms)
+        for group_id in await self._metadata.expire_groups(in_use, now_ms, now_ms - retention_ms):
+            logger.info("group %r was not used for %d ms: its offsets are forgotten", group_id, retention_ms)

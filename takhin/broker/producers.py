@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from takhin.broker.metadata import MetadataStore, ProducerName
+from takhin.broker.pause import pause
 from takhin.config import Limits
 from takhin.errors import Reason, TakhinError, error
 from takhin.log.partition import Partition
@@ -50,7 +51,8 @@ class Producers:
         self._metadata = metadata
         self._store = store
         self._max_names = limits.producers
-        self._expiration_ms = expiration_ms
+        # May be changed at any time.
+        self.expiration_ms = expiration_ms
         self._clock_ms = clock_ms
         self._named: dict[int, _Named] = {}
         self._next_id = 1
@@ -147,9 +149,9 @@ class Producers:
     async def run(self, partitions: Callable[[], Iterable[Partition]]) -> None:
         """Until cancelled: forget those that did nothing for expiration_ms."""
         while True:
-            await asyncio.sleep(min(max(self._expiration_ms // 4, 10), EXPIRY_CHECK_MS) / 1000)
+            await pause(lambda: min(max(self.expiration_ms // 4, 10), EXPIRY_CHECK_MS))
             for partition in partitions():
-                partition.expire_producers(_steady_ms(), self._expiration_ms)
+                partition.expire_producers(_steady_ms(), self.expiration_ms)
                 await asyncio.sleep(0)
             try:
                 await self.expire_names()
@@ -166,7 +168,7 @@ class Producers:
             if named.idle_since_ms is None:
                 named.idle_since_ms, named.last_used_ms = steady_ms, now_ms
                 used.append((named.id, now_ms))
-            elif steady_ms - named.idle_since_ms >= self._expiration_ms:
+            elif steady_ms - named.idle_since_ms >= self.expiration_ms:
                 expired.append(named)
         if not used and not expired:
             return

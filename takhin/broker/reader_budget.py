@@ -74,6 +74,13 @@ class ReaderBudget:
         self._waiting: deque[_Waiting] = deque()
         self._check: asyncio.TimerHandle | None = None
 
+    def resize(self, limit_bytes: int, slow_reader_ms: int) -> None:
+        """Other bounds from now on; what is out beyond a lower one comes back as its readers take it."""
+        self.limit_bytes = limit_bytes
+        self._slow_reader_s = slow_reader_ms / 1000
+        if self._waiting:
+            self._serve()
+
     def open(self, cut: Callable[[], None]) -> Lease:
         """A lease for a stream that begins."""
         lease = Lease(cut)

@@ -5,13 +5,13 @@ without it is still larger than retention.bytes. The log's start moves durably b
 stays.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable
 
 from takhin.broker.log_start import LogStarts
 from takhin.broker.metadata import MetadataStore
 from takhin.broker.partition_state import is_damaged
+from takhin.broker.pause import pause
 from takhin.broker.topic_config import TopicConfig
 from takhin.broker.topics import Topics
 from takhin.errors import TakhinError
@@ -19,8 +19,6 @@ from takhin.log.partition import Partition
 from takhin.log.store import LogStore
 
 logger = logging.getLogger(__name__)
-
-LOW_SPACE_CHECK_S = 1.0
 
 
 class Retention:
@@ -37,16 +35,14 @@ class Retention:
         self._topics = topics
         self._store = store
         self._log_starts = LogStarts(metadata, store, clock_ms)
-        self._check_s = check_ms / 1000
+        # May be changed at any time.
+        self.check_ms = check_ms
         self._clock_ms = clock_ms
 
     async def run(self) -> None:
         """Until cancelled. Often while the disk is full: whatever may go makes room for appends."""
         while True:
-            left_s = self._check_s
-            while left_s > 0:
-                await asyncio.sleep(min(left_s, LOW_SPACE_CHECK_S))
-                left_s = 0 if self._store.is_low_on_space else left_s - LOW_SPACE_CHECK_S
+            await pause(lambda: self.check_ms, lambda: self._store.is_low_on_space)
             await self.check_all()
 
     async def check_all(self) -> None:

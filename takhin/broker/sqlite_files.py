@@ -16,6 +16,7 @@ from takhin.codec.wal import wal_checksum
 from takhin.log.files import Files
 
 _WAL_HEADER = struct.Struct(">8I")
+WAL_HEADER_BYTES = _WAL_HEADER.size
 _FRAME_HEADER = struct.Struct(">6I")
 # Of the header's magic: whether checksums are taken over little-endian numbers (as here) or, one more, big-endian ones.
 _LITTLE_ENDIAN_MAGIC = 0x377F0682
@@ -95,6 +96,16 @@ def damaged_frame(path: str) -> int | None:
     return _Wal(wal, _contents(files, path, _PAGE_SIZE_AT + 2)).lost_from()
 
 
+def committed_bytes(path: str) -> int:
+    """How much of the WAL of the database at `path` counts: up to the end of the last commit that is whole. Raises
+    OSError."""
+    files = Files()
+    wal = _contents(files, f"{path}-wal", _LARGEST_WAL_BYTES)
+    if len(wal) < _WAL_HEADER.size:
+        return 0
+    return _Wal(wal, b"").committed_bytes()
+
+
 class _Wal:
     """A WAL's bytes, as frames."""
 
@@ -123,6 +134,12 @@ class _Wal:
             if is_next and self._follows(self._header(number - 1)[4:6], number):
                 return whole
         return None
+
+    def committed_bytes(self) -> int:
+        whole = self._whole_frames() if self._header_is_whole else 0
+        while whole and not self._header(whole - 1)[1]:
+            whole -= 1
+        return _WAL_HEADER.size + whole * self._frame_bytes if whole else 0
 
     def _whole_frames(self) -> int:
         before = self._begin

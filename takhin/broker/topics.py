@@ -222,6 +222,15 @@ class Topics:
         finally:
             self._changing.release()
 
+    async def reconfigure(self) -> None:
+        """Have all topics go by the broker's defaults as they are now, where their own configs say nothing."""
+        async with self._changing:
+            for topic in self._by_name.values():
+                topic.config = parse_topic_config(
+                    topic.configs, self._settings.topics, self.max_record_bytes, clamp=True)
+                for partition in topic.partitions:
+                    partition.configure(topic.config)
+
     async def delete(self, name: str) -> None:
         """Delete the topic, its records and the commits for it. Raises INVALID_TOPIC_NAME, TOPIC_NOT_FOUND."""
         await self._changing.acquire()

@@ -1,4 +1,4 @@
-"""takhin config show: what takhin and takhin-server use here, and where each value comes from."""
+"""takhin config: what takhin and takhin-server use here, and where from; what is wrong with it; a file with all."""
 
 import os
 from collections.abc import Iterator
@@ -6,10 +6,11 @@ from typing import Any
 
 import click
 
+from takhin.cli.command import EXIT_OK, EXIT_USAGE
 from takhin.cli.connection import connection_options
-from takhin.cli.output import TABLE, Column, format_of, show
+from takhin.cli.output import TABLE, Column, format_of, say, show, write_text
 from takhin.cli.program import Group, Option
-from takhin.config import load_settings_with_sources, options
+from takhin.config import load_settings_with_sources, options, value_of
 
 config = Group("config", help="Settings, and where they come from.")
 COMMANDS = {"config": config}
@@ -58,5 +59,35 @@ def _client_rows(context: click.Context) -> Iterator[dict[str, Any]]:
 def _server_rows(config_file: str | None) -> Iterator[dict[str, Any]]:
     settings, sources = load_settings_with_sources({}, os.environ, config_file)
     for option in options():
-        holder = getattr(settings, option.section) if option.section else settings
-        yield {"setting": option.key, "value": getattr(holder, option.name), "origin": sources[option.key]}
+        yield {"setting": option.key, "value": value_of(settings, option), "origin": sources[option.key]}
+
+
+@config.command(
+    "check", short_help="Say what is wrong with a file, before the broker does.",
+    params=[click.Argument(["file"], metavar="[FILE]", required=False, envvar="TAKHIN_CONFIG")],
+    epilog="Exit status: 0 when takhin-server would start with it, 2 when it would not.",
+)
+def _check(file: str | None) -> int:
+    """Read FILE, a TOML file of takhin-server (TAKHIN_CONFIG names it otherwise), and the TAKHIN_... variables, and say
+    everything that is wrong, a line each: unknown keys, values that are not allowed or do not fit together, an address
+    that is open to others, certificates, keys and key sets that can't be used.
+    """
+    from takhin.cli.config_check import problems_of
+
+    problems, given = problems_of(os.environ, file)
+    for problem in problems:
+        say(problem)
+    if problems:
+        return EXIT_USAGE
+    write_text(f"ok: {given} setting{'' if given == 1 else 's'} given, all others at their defaults\n")
+    return EXIT_OK
+
+
+@config.command("example", short_help="Write a file with all settings, commented out.")
+def _example() -> None:
+    """Write a TOML file with every setting of takhin-server to standard output: what it is, what is allowed, and,
+    commented out, its default.
+    """
+    from takhin.cli.config_text import example
+
+    write_text(example())

@@ -59,9 +59,14 @@ class DataAudit:
         return sum(getattr(segment, name) for each in self.partitions for segment in each.removable + each.segments)
 
 
+class InUseError(CommandError):
+    """A broker has the data directory."""
+
+
 @contextmanager
 def locked(data_dir: str) -> Iterator[None]:
-    """The data directory's lock, without a change to it. Raises CommandError: a broker has it, or there is none."""
+    """The data directory's lock, without a change to it. Raises InUseError: a broker has it; CommandError: there is
+    none."""
     try:
         names = os.listdir(data_dir)
     except OSError as problem:
@@ -82,7 +87,7 @@ def locked(data_dir: str) -> Iterator[None]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
-            raise CommandError(
+            raise InUseError(
                 f"data directory {data_dir} is in use by a broker" + (f" (process {holder})" if holder else "")
                 + "; stop it first"
             ) from None

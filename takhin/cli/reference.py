@@ -14,8 +14,8 @@ from takhin.cli.program import Command
 _HEAD = """\
 # The command line
 
-Made from the commands' own help by `make docs`. `takhin` speaks with a broker, or, `takhin segment` and `takhin
-config`, with its files; `takhin-server` is the broker itself, and its `--help` lists every setting.
+Made from the commands' own help by `make docs`. `takhin` speaks with a broker, or, `takhin segment`, `backup`, `doctor`
+and `config`, with its files; `takhin-server` is the broker itself, and its `--help` lists every setting.
 
 - **Output.** Data goes to standard output, all else to standard error. On a terminal there are tables; in a pipe or a
   file there is one JSON object a line. `-O table|json|jsonl` says otherwise. `NO_COLOR` turns colors off.

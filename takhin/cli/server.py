@@ -3,6 +3,8 @@
 Exit status: 0 after SIGTERM or SIGINT, 1 when it cannot start or must give up, 2 for a usage or configuration error,
 128 + the signal's number when a second signal cuts the shutdown short.
 
+SIGHUP has settings, certificates and keys read again (reload.py); systemd is told how it goes (service_manager.py).
+
 Standard output gets one line when it serves, and one for metrics; everything else goes to standard error. grpc, uvloop
 and the broker are imported only once the settings are known: --help and a mistyped flag answer at once, and grpc reads
 its environment when it is imported.
@@ -15,7 +17,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -27,13 +29,23 @@ from takhin.cli.log_lines import JSON, set_up_logging
 from takhin.cli.malloc import tune_malloc
 from takhin.cli.program import Command, usage_line
 from takhin.cli.program import Option as Flag
+from takhin.cli.reload import Reloading
+from takhin.cli.service_manager import ServiceManager
 from takhin.cli.terminal import complain, open_standard_streams, write
-from takhin.config import Option, Settings, has_authentication, is_loopback, load_settings, options
+from takhin.config import (
+    Option,
+    Settings,
+    has_authentication,
+    is_loopback,
+    load_settings_with_sources,
+    options,
+)
 from takhin.errors import ConfigError, StartError
 
 if TYPE_CHECKING:
     from takhin.broker.broker import Broker
     from takhin.rpc.health import Health
+    from takhin.rpc.observed import Observer
     from takhin.rpc.security import Security
     from takhin.rpc.trace_export import TraceExport
 
@@ -76,18 +88,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(usage_line(problem, PROG))
         return EXIT_USAGE
     config_file = values.pop("config")
+
+    def load() -> tuple[Settings, dict[str, str]]:
+        return load_settings_with_sources(values, os.environ, config_file)
+
     try:
-        settings = load_settings(values, os.environ, config_file)
+        loaded, _ = load()
     except ConfigError as exc:
         _complain(str(exc))
         return EXIT_USAGE
     signals = _Signals()
     signals.install()
-    set_up_logging(settings.log_level, settings.log_format)
-    settings = _prepare_process(settings)
+    set_up_logging(loaded.log_level, loaded.log_format)
+    settings = _prepare_process(loaded)
     try:
         _load()
-        return _run(settings, signals)
+        return _run(settings, signals, Reloading(load, loaded, settings, _set_log_level))
     except StartError as exc:
         _give_up(settings, str(exc))
         return EXIT_FAILED
@@ -144,6 +160,7 @@ beats the file:
 Once it serves it writes to standard output: "takhin: serving on HOST:PORT", and with metrics_listen a second line,
 "takhin: metrics on HOST:PORT". Logs go to standard error.
 SIGTERM and SIGINT end it in order: streams are told to end, what is buffered is synced. A second one ends it at once.
+SIGHUP has the settings that may change while it runs, certificates and keys read again.
 
 Exit status: 0 after a signal, 1 when it cannot start or must give up, 2 for a mistake in the options, the environment
 or the file, 128 + the signal's number after a second signal.
@@ -166,7 +183,7 @@ def _help(option: Option) -> str:
 
 
 class _Signals:
-    """SIGTERM and SIGINT, from before the event loop runs until the process ends.
+    """SIGTERM, SIGINT and SIGHUP, from before the event loop runs until the process ends.
 
     Plain signal handlers, not the loop's: they also run while the loop is not running yet or is busy.
     """
@@ -174,8 +191,13 @@ class _Signals:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._wake: Callable[[], object] | None = None
+        self._is_to_reload = False
+        self._wake_to_reload: Callable[[], object] | None = None
+        self._has_terminal = False
 
     def install(self) -> None:
+        self._has_terminal = os.isatty(2)
+        signal.signal(signal.SIGHUP, self._handle_reload)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
 
@@ -192,6 +214,27 @@ class _Signals:
         assert self.received is not None
         _log.info("%s: shutting down; a second signal ends it at once", self.received.name)
 
+    async def wait_reload(self) -> None:
+        """Until SIGHUP has come since the last time; at once when it has. Several at once are one."""
+        event = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self._wake_to_reload = lambda: loop.call_soon_threadsafe(event.set)
+        try:
+            if not self._is_to_reload:
+                await event.wait()
+        finally:
+            self._wake_to_reload = None
+        self._is_to_reload = False
+
+    def _handle_reload(self, number: int, frame: FrameType | None) -> None:
+        if self._has_terminal and not os.isatty(2) and self.received is None:
+            # The terminal that it was started on is closed: nobody wants to have it reloaded.
+            self._handle(number, frame)
+            return
+        self._is_to_reload = True
+        if self._wake_to_reload is not None:
+            self._wake_to_reload()
+
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.received is not None:
             # Neither logging nor sys.stderr: this may have interrupted them.
@@ -202,14 +245,18 @@ class _Signals:
             self._wake()
 
 
-def _run(settings: Settings, signals: _Signals) -> int:
+def _run(settings: Settings, signals: _Signals, reloading: Reloading) -> int:
     import uvloop
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(settings, signals))
+    manager = ServiceManager(os.environ)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(settings, signals, reloading, manager))
+    finally:
+        manager.close()
 
 
-async def _serve(settings: Settings, signals: _Signals) -> int:
+async def _serve(settings: Settings, signals: _Signals, reloading: Reloading, manager: ServiceManager) -> int:
     """The broker's life. Gives the exit status. Raises StartError."""
     from takhin.broker.broker import Broker
     from takhin.rpc.security import Security
@@ -218,14 +265,20 @@ async def _serve(settings: Settings, signals: _Signals) -> int:
     security = Security(settings)
     traces = _trace_export(settings)
     stop = asyncio.create_task(signals.wait())
+    manager.starting("recovering the log")
+    beating = asyncio.create_task(manager.beat())
+    # The first beat goes out before what blocks the loop.
+    await asyncio.sleep(0)
     broker = Broker(settings)
     # A signal during the start waits for its end: recovery is not to be stopped half-way, though it may be killed.
     await broker.start()
     failure = None
     try:
         if signals.received is None:
-            failure = await _serve_until_stopped(broker, settings, security, traces, stop)
+            failure = await _serve_until_stopped(
+                _Served(broker, settings, security, signals, reloading, manager, traces), stop)
     finally:
+        manager.stopping()
         stop.cancel()
         try:
             await broker.stop()
@@ -236,6 +289,7 @@ async def _serve(settings: Settings, signals: _Signals) -> int:
         finally:
             if traces is not None:
                 await traces.stop()
+        beating.cancel()
     if failure is not None:
         _give_up(settings, failure)
         return EXIT_FAILED
@@ -254,9 +308,35 @@ def _trace_export(settings: Settings) -> "TraceExport | None":
     return TraceExport(settings.tracing)
 
 
-async def _serve_until_stopped(
-    broker: "Broker", settings: Settings, security: "Security", traces: "TraceExport | None", stop: asyncio.Task[None]
-) -> str | None:
+@dataclass(slots=True)
+class _Served:
+    """A broker that has started, and what goes with it. status: what the service manager shows."""
+
+    broker: "Broker"
+    settings: Settings
+    security: "Security"
+    signals: _Signals
+    reloading: Reloading
+    manager: ServiceManager
+    traces: "TraceExport | None"
+    status: str = ""
+    observer: "Observer | None" = None
+
+
+async def _reload_when_told(served: _Served) -> None:
+    while True:
+        await served.signals.wait_reload()
+        served.manager.reloading()
+        try:
+            await served.reloading.reload(served.broker, served.security)
+        except Exception:
+            _log.exception("reloading failed")
+        if served.observer is not None:
+            served.observer.slow_request_ms = served.settings.slow_request_ms
+        served.manager.ready(served.status)
+
+
+async def _serve_until_stopped(served_broker: _Served, stop: asyncio.Task[None]) -> str | None:
     """Serve until `stop` is done or the broker must give up: then gives the reason. Raises StartError."""
     from takhin.rpc.grpc_front import GrpcFront
     from takhin.rpc.health import ServingStatus
@@ -264,12 +344,13 @@ async def _serve_until_stopped(
     from takhin.rpc.served import served
     from takhin.rpc.watched_files import watch
 
-    observer = Observer(settings.slow_request_ms)
+    broker, settings, security = served_broker.broker, served_broker.settings, served_broker.security
+    observer = served_broker.observer = Observer(settings.slow_request_ms)
     tracing = None
-    if traces is not None:
+    if served_broker.traces is not None:
         from takhin.rpc.tracing import Tracing
 
-        tracing = Tracing(traces.provider)
+        tracing = Tracing(served_broker.traces.provider)
     table, health, ready, _ = served(broker, security.authentication, settings.auth.reflection, observer, tracing)
     front = GrpcFront(table, settings.grpc, security.tls)
     metrics = None
@@ -283,13 +364,18 @@ async def _serve_until_stopped(
     bound = await front.start(settings.listen)
     failed = asyncio.create_task(broker.wait_failed())
     health.set_all(ServingStatus.SERVING)
-    telling = asyncio.create_task(_tell_readiness(broker, health, ready))
-    watching = asyncio.create_task(watch(security.files, settings.tls.check_ms))
+    telling = asyncio.create_task(_tell_readiness(served_broker, health, ready))
+    watching = asyncio.create_task(watch(security.files, lambda: settings.tls.check_ms))
+    served_broker.status = f"serving on {bound}"
+    served_broker.manager.ready(served_broker.status)
+    reloading = asyncio.create_task(_reload_when_told(served_broker))
     try:
         _announce(bound, metrics_bound, settings)
         await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
         return failed.result() if failed.done() else None
     finally:
+        served_broker.manager.stopping()
+        reloading.cancel()
         failed.cancel()
         watching.cancel()
         telling.cancel()
@@ -301,18 +387,19 @@ async def _serve_until_stopped(
             await metrics.stop()
 
 
-async def _tell_readiness(broker: "Broker", health: "Health", services: Sequence[str]) -> None:
+async def _tell_readiness(served_broker: _Served, health: "Health", services: Sequence[str]) -> None:
     """Our own services are ready as long as appends are taken; the server as a whole, "", is alive meanwhile."""
     from takhin.rpc.health import ServingStatus
 
     told = ""
     while True:
-        unfit = broker.unfit
+        unfit = served_broker.broker.unfit
         if unfit != told:
             if unfit:
                 _log.warning("not ready: %s", unfit)
             else:
                 _log.info("ready again")
+            served_broker.manager.status(f"not ready: {unfit}" if unfit else served_broker.status)
             for service in services:
                 health.set(service, ServingStatus.NOT_SERVING if unfit else ServingStatus.SERVING)
             told = unfit
@@ -381,6 +468,10 @@ def _give_up(settings: Settings, message: str) -> None:
         _log.critical("%s", message)
     else:
         _complain(message)
+
+
+def _set_log_level(level: str) -> None:
+    logging.getLogger().setLevel(level.upper())
 
 
 def _complain(message: str) -> None:

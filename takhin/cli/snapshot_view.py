@@ -24,7 +24,11 @@ class SnapshotFile:
 def read_snapshot_file(path: str) -> SnapshotFile:
     """Raises OSError."""
     with open(path, "rb") as file:
-        data = file.read()
+        return snapshot_of(file.read())
+
+
+def snapshot_of(data: bytes) -> SnapshotFile:
+    """The same, of the file's bytes."""
     if len(data) < SNAPSHOT_HEADER_SIZE:
         return SnapshotFile(len(data), -1, -1, -1, [], "it is cut short" if data else "the file is empty")
     topic_id, partition = _PLACE.unpack_from(data, _PLACE_AT)

@@ -14,14 +14,17 @@ What lies above the last offset that is proven durable is written once more befo
 failed, the kernel may take pages for clean that never reached the disk. With a damaged journal only an index file
 proves that: all else may tell of what was on the disk in the journal alone, in the part of it that is gone.
 
-What is known of idempotent producers is read last: from their snapshot, which vouches for the log as index files do,
-and from the batches behind it; from all batches where there is none.
+What is known of idempotent producers is read from their snapshot, which vouches for the log as index files do, and from
+the batches behind it; from all batches where there is none, and then damage may be found where an index file vouches
+for the opposite. So nothing is set aside or written before all of this was read.
 """
 
 import logging
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from takhin.log.files import PASSING, Files
 from takhin.log.producers import SNAPSHOT_NAME, ProducerBudget, ProducerStates
@@ -109,9 +112,13 @@ def recover_partition(
             found.producers = _read_snapshot(place, producers)
             proven_offset = max(proven_offset, found.producers.snapshot_offset if found.producers is not None else 0)
         restored = damage is None and (journal is None or journal.damage is None)
-        _recover(place, bases, log_start_offset, _Known(proven_offset, knows_end, restored), found)
+        known = _Known(proven_offset, knows_end, restored)
+        todo = _judge(place, bases, log_start_offset, known, found)
         if producers is not None:
             _recover_producers(place, producers, log_start_offset, found)
+        # All that could tell of damage has been read: of a damaged partition no file is changed.
+        if found.damage is None:
+            _settle(place, todo, known, found)
     except OSError as problem:
         if problem.errno in PASSING:
             raise
@@ -127,9 +134,20 @@ def base_offsets(pattern: re.Pattern[str], names: list[str]) -> list[int]:
     return [number for number in numbers if number <= MAX_OFFSET]
 
 
-def _recover(
+@dataclass(slots=True)
+class _ToDo:
+    """What is to be done about a log once it is known to be undamaged."""
+
+    scanned: list[Segment] = field(default_factory=list)
+    # Sets a torn end aside; gives how many bytes that are, perhaps none.
+    set_aside: Callable[[], int] | None = None
+
+
+def _judge(
     place: Place, bases: list[int], log_start_offset: int, known: _Known, found: RecoveredPartition
-) -> None:
+) -> _ToDo:
+    """Read the segments into found, up to the end of what is whole. Raises OSError."""
+    todo = _ToDo()
     # What retention had taken out of the log when the broker died is still to be removed.
     while len(bases) > 1 and bases[1] <= log_start_offset:
         segment = _segment(place, bases.pop(0))
@@ -138,9 +156,6 @@ def _recover(
         except OSError as problem:
             # It is out of the log all the same; the next start tries again.
             logger.error("%s can't be removed: %s", segment.path, problem.strerror)
-    scanned: list[Segment] = []
-    # Perhaps of no bytes at all.
-    was_set_aside = False
     for position, base_offset in enumerate(bases):
         if found.damage is not None:
             break
@@ -156,9 +171,7 @@ def _recover(
                 found.damage = where
             else:
                 # The end of the one before it had not reached the disk, though it ends with a whole batch; or its name.
-                found.cut_bytes += _set_segments_aside(place, later)
-                was_set_aside = True
-                _warn(place, where, found.cut_bytes)
+                todo.set_aside = partial(_set_later_aside, place, later, where)
             break
         segment = Segment.trusted(place.cache, place.directory, place.topic_id, place.partition, base_offset)
         torn = False
@@ -178,13 +191,12 @@ def _recover(
                     or any_proves(place, later, missing)
                 )
                 if torn:
-                    found.cut_bytes += _set_aside(place, segment, later, where)
-                    was_set_aside = True
+                    todo.set_aside = partial(_set_aside, place, segment, later, where)
                 else:
                     found.damage = where
             found.proven_offset = max(found.proven_offset, segment.proven_offset)
             if segment.size_bytes:
-                scanned.append(segment)
+                todo.scanned.append(segment)
         if segment.size_bytes:
             found.segments.append(segment)
             found.max_epoch = max(found.max_epoch, segment.max_epoch)
@@ -193,9 +205,16 @@ def _recover(
     end = max(found.segments[-1].next_offset if found.segments else 0, log_start_offset)
     if found.damage is None and end < known.proven_offset:
         found.damage = f"{place.directory}: the log ends at offset {end}, and once went on to {known.proven_offset}"
-    if found.damage is None and (scanned or was_set_aside):
-        _make_durable(place, scanned, known, found)
-    if found.damage is None and found.segments:
+    return todo
+
+
+def _settle(place: Place, todo: _ToDo, known: _Known, found: RecoveredPartition) -> None:
+    """Set aside what is torn, and have all that is left on the disk. Raises OSError."""
+    if todo.set_aside is not None:
+        found.cut_bytes = todo.set_aside()
+    if todo.scanned or todo.set_aside is not None:
+        _make_durable(place, todo.scanned, known, found)
+    if found.segments:
         found.proven_offset = found.segments[-1].next_offset
 
 
@@ -283,6 +302,13 @@ def _set_aside(place: Place, torn: Segment, later: list[int], where: str) -> int
         files.sync_directory(place.directory)
         torn.cut(torn.size_bytes)
     moved += size_bytes - torn.size_bytes
+    _warn(place, where, moved)
+    return moved
+
+
+def _set_later_aside(place: Place, later: list[int], where: str) -> int:
+    """The same where a segment ends whole, and those behind it do not follow."""
+    moved = _set_segments_aside(place, later)
     _warn(place, where, moved)
     return moved
 

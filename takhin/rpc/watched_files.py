@@ -4,12 +4,12 @@ They are looked at once in a while; what they hold is used once all of it can be
 otherwise: a pair of which only one half is written yet ends nothing.
 """
 
-import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
+from takhin.broker.pause import pause
 from takhin.errors import StartError
 
 T = TypeVar("T")
@@ -91,13 +91,18 @@ def _stamp(path: str) -> _Stamp | None:
     return found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size
 
 
-async def watch(files: Iterable["WatchedFiles[T]"], every_ms: int) -> None:
+async def watch(files: Iterable["WatchedFiles[T]"], every_ms: Callable[[], int]) -> None:
     """Check them for ever."""
     files = list(files)
     while files:
-        await asyncio.sleep(every_ms / 1000)
-        for each in files:
-            try:
-                each.check()
-            except Exception:
-                logger.exception("a look at files that may have changed failed")
+        await pause(every_ms)
+        check_all(files)
+
+
+def check_all(files: Iterable["WatchedFiles[T]"]) -> None:
+    """Check each of them now."""
+    for each in files:
+        try:
+            each.check()
+        except Exception:
+            logger.exception("a look at files that may have changed failed")

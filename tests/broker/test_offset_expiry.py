@@ -141,7 +141,7 @@ def test_the_broker_looks_by_itself_with_its_own_settings(tmp_path: Path, monkey
     async def scenario() -> None:
         async with running(tmp_path) as broker:
             (expiry,) = made
-            assert (expiry._retention_ms, expiry._check_s) == (7 * DAY_MS, 600)
+            assert (expiry._settings.offsets_retention_ms, expiry._settings.offsets_check_ms) == (7 * DAY_MS, 600_000)
             assert expiry._groups is broker.groups
 
     run(scenario())

@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "takhin"
 
 CYTHON = (".pyx", ".pxd")
+# By make docs, of the commands' help and of the settings.
+MADE = {"docs/cli.md", "docs/configuration.md", "deploy/takhin.toml"}
 
 
 def missing(what: str) -> None:
@@ -40,8 +42,7 @@ def files() -> list[Path]:
 
 
 def is_generated(path: Path) -> bool:
-    # docs/cli.md: of the commands' help.
-    return path.parent == PACKAGE / "v1" and path.name != "__init__.py" or path == ROOT / "docs" / "cli.md"
+    return path.parent == PACKAGE / "v1" and path.name != "__init__.py" or name_of(path) in MADE
 
 
 def name_of(path: Path) -> str:

@@ -383,6 +383,28 @@ def test_rot_that_is_found_while_producers_are_looked_for(log: LocalLog, log_in:
     assert path.read_bytes() == data
 
 
+def test_rot_that_is_found_while_producers_are_looked_for_behind_a_torn_tail(log_in: LogIn, tmp_path: Path) -> None:
+    """What an index vouches for is not scanned, so the torn tail is all that is amiss, until the headers are read."""
+    log = log_in(tmp_path / "data", Config(segment_bytes=3000))
+    for number in range(30):
+        send(log, 1, number, b"v" * 300)
+        log.tick()
+    log.sync()
+    copy = log.killed(tmp_path / "rotten")
+    snapshot_of(copy).unlink()
+    first, *_, last = segments_of(copy)
+    assert first.with_suffix(".index").exists()
+    rotten = bytearray(first.read_bytes())
+    rotten[len(rotten) // 2] ^= 1
+    first.write_bytes(rotten)
+    with last.open("ab") as file:
+        file.write(b"torn")
+    before = {path: path.read_bytes() for path in first.parent.iterdir()}
+    again = log_in(copy, epoch=2)
+    assert again.partition.failure is not None and again.partition.failure[0] is Reason.PARTITION_DAMAGED
+    assert {path: path.read_bytes() for path in first.parent.iterdir()} == before
+
+
 def test_producers_outlive_their_segments(log_in: LogIn, tmp_path: Path) -> None:
     log = log_in(tmp_path / "data", Config(segment_bytes=3000))
     send(log, 1, 0, b"old", b"older", timestamp_ms=5)

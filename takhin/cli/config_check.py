@@ -1,0 +1,49 @@
+"""takhin config check: everything that would keep takhin-server from starting with these settings, told at once."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from takhin.config import DEFAULT, Settings, gather_settings, has_authentication
+from takhin.errors import ConfigError, StartError
+from takhin.listen_address import unix_path
+
+
+def problems_of(environ: Mapping[str, str], config_file: str | None) -> tuple[list[str], int]:
+    """What is wrong, a line each, and how many settings are given. Blocks for as long as reading the files takes."""
+    settings, sources, problems = gather_settings({}, environ, config_file)
+    if not problems:
+        problems = list(_at_the_start(settings))
+    return problems, sum(source != DEFAULT for source in sources.values())
+
+
+def _at_the_start(settings: Settings) -> Iterator[str]:
+    """What only looking can tell: certificates, keys, key sets, directories."""
+    from takhin.broker.broker import wall_clock_ms
+    from takhin.rpc.authentication import Authentication
+    from takhin.rpc.tls import tls_files
+
+    yield from _refusal(lambda: tls_files(settings.tls))
+    if has_authentication(settings):
+        yield from _refusal(lambda: Authentication(settings, wall_clock_ms))
+    path = unix_path(settings.listen)
+    if path is not None and not os.path.isdir(os.path.dirname(path) or "."):
+        yield f"can't listen on {settings.listen}: there is no directory {os.path.dirname(path)}"
+    yield from _directory(settings.data_dir)
+
+
+def _directory(path: str) -> Iterator[str]:
+    """The data directory, or the nearest above it that is there, which it would be made in."""
+    while not os.path.lexists(path) and os.path.dirname(os.path.abspath(path)) != path:
+        path = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(path):
+        yield f"data_dir: {path} is not a directory"
+    elif not os.access(path, os.W_OK | os.X_OK):
+        yield f"data_dir: {path} can't be written to by this user"
+
+
+def _refusal(step: Callable[[], Any]) -> Iterator[str]:
+    try:
+        step()
+    except (StartError, ConfigError) as problem:
+        yield str(problem)
