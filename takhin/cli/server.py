@@ -276,7 +276,7 @@ async def _serve(settings: Settings, signals: _Signals, reloading: Reloading, ma
     try:
         if signals.received is None:
             failure = await _serve_until_stopped(
-                _Served(broker, settings, security, signals, reloading, manager, traces), stop)
+                _Served(broker, settings, security, traces, signals, reloading, manager), stop)
     finally:
         manager.stopping()
         stop.cancel()
@@ -287,9 +287,9 @@ async def _serve(settings: Settings, signals: _Signals, reloading: Reloading, ma
                 raise
             _log.error("the broker did not stop in order", exc_info=True)
         finally:
+            beating.cancel()
             if traces is not None:
                 await traces.stop()
-        beating.cancel()
     if failure is not None:
         _give_up(settings, failure)
         return EXIT_FAILED
@@ -315,6 +315,7 @@ class _Served:
     broker: "Broker"
     settings: Settings
     security: "Security"
+    traces: "TraceExport | None"
     signals: _Signals
     reloading: Reloading
     manager: ServiceManager

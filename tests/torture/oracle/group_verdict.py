@@ -89,8 +89,9 @@ class _GroupJudge:
                 self.found.late_refused += commit.how == "late" and commit.result == FAILED
                 for place in commit.offsets:
                     commits.setdefault(place, []).append(commit)
+        # Those without an answer were perhaps never taken: a member may have sent them behind its leave.
         committed_since = min(
-            (commit.sent for log in logs for commit in log.commits if commit.result != FAILED), default=math.inf)
+            (commit.sent for log in logs for commit in log.commits if commit.result == OK), default=math.inf)
         until: dict[str, int] = {}
         for log in logs:
             for member_id, at in log.until.items():
