@@ -319,7 +319,6 @@ class _Served:
     signals: _Signals
     reloading: Reloading
     manager: ServiceManager
-    traces: "TraceExport | None"
     status: str = ""
     observer: "Observer | None" = None
 
