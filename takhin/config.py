@@ -283,7 +283,8 @@ class Settings:
     log_level: str = _text("info", "least severe log lines to write", "LEVEL", LOG_LEVELS, reloads=True)
     log_format: str = _text("human", "log lines for people, or a JSON object each", "FORMAT", LOG_FORMATS)
     slow_request_ms: int = _number(
-        1_000, "log calls with one answer that take longer", _DURATION, 1, INT32_MAX, minus_one="none")
+        1_000, "log calls with one answer that take longer", _DURATION, 1, INT32_MAX, minus_one="none",
+        reloads=True)
     grpc: GrpcSettings = field(default_factory=GrpcSettings)
     topics: TopicDefaults = field(default_factory=TopicDefaults)
     groups: GroupSettings = field(default_factory=GroupSettings)

@@ -45,6 +45,7 @@ from takhin.errors import ConfigError, StartError
 if TYPE_CHECKING:
     from takhin.broker.broker import Broker
     from takhin.rpc.health import Health
+    from takhin.rpc.observed import Observer
     from takhin.rpc.security import Security
     from takhin.rpc.trace_export import TraceExport
 
@@ -321,6 +322,7 @@ class _Served:
     reloading: Reloading
     manager: ServiceManager
     status: str = ""
+    observer: "Observer | None" = None
 
 
 async def _reload_when_told(served: _Served) -> None:
@@ -331,6 +333,8 @@ async def _reload_when_told(served: _Served) -> None:
             await served.reloading.reload(served.broker, served.security)
         except Exception:
             _log.exception("reloading failed")
+        if served.observer is not None:
+            served.observer.slow_request_ms = served.settings.slow_request_ms
         served.manager.ready(served.status)
 
 
@@ -343,7 +347,7 @@ async def _serve_until_stopped(served_broker: _Served, stop: asyncio.Task[None])
     from takhin.rpc.watched_files import watch
 
     broker, settings, security = served_broker.broker, served_broker.settings, served_broker.security
-    observer = Observer(settings.slow_request_ms)
+    observer = served_broker.observer = Observer(settings.slow_request_ms)
     tracing = None
     if served_broker.traces is not None:
         from takhin.rpc.tracing import Tracing
