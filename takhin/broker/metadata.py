@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from takhin.broker.access_store import ACCESS
+from takhin.broker.copy_mark import begin_apart
 from takhin.broker.group_store import GROUP_MEMBERS, StoredGroup, ensure_group, load_members, store_members
 from takhin.broker.sqlite_thread import Schema, SqliteThread
 from takhin.broker.transaction_store import TRANSACTIONS, last_transaction, store_transactions
@@ -212,7 +213,8 @@ class MetadataStore:
         await self._db.close()
 
     async def begin_run(self) -> RunState:
-        """Takes the clean mark off, and raises the epoch by one when the last run left none."""
+        """Takes the clean mark off, and raises the epoch by one when the last run left none. On a copy that a backup
+        made, the first run gives out nothing that the original or another copy may have given out since."""
         return await self._db.write(_begin_run)
 
     async def end_run(self) -> None:
@@ -388,6 +390,7 @@ class MetadataStore:
 
 
 def _begin_run(db: sqlite3.Connection) -> RunState:
+    begin_apart(db)
     epoch, clean = db.execute("SELECT epoch, clean FROM run").fetchone()
     if clean:
         db.execute("UPDATE run SET clean = 0")

@@ -106,8 +106,10 @@ def damaged_frame(path: str) -> int | None:
 
 def committed_bytes(path: str) -> int:
     """How much of the WAL of the database at `path` counts: up to the end of the last commit that is whole. Raises
-    OSError."""
+    OSError; ValueError: it is too large to be looked at whole."""
     files = Files()
+    if files.exists(f"{path}-wal") and files.size(f"{path}-wal") > _LARGEST_WAL_BYTES:
+        raise ValueError(f"has more than {_LARGEST_WAL_BYTES} bytes")
     wal = _contents(files, f"{path}-wal", _LARGEST_WAL_BYTES)
     if len(wal) < _WAL_HEADER.size:
         return 0

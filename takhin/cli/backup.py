@@ -5,8 +5,9 @@ import click
 from takhin.cli.program import Command, Option
 
 _EPILOG = """\
-Exit status: 0 when the copy is whole, 1 when it could not be made, or with --verify is not sound; then nothing is left
-under the name DEST. To restore: copy DEST to where the data directory is to be, start a broker on it.
+Exit status: 0 when the copy is whole; 1 when it could not be made: then nothing has the name DEST; 1 as well when
+--verify finds it damaged, as DIR is: then DEST stays. To restore: copy DEST to where the data directory is to be, start
+a broker on it.
 """
 
 
