@@ -32,7 +32,8 @@ MET = {
     "limits.streams": "rpc/test_limits.py::test_streams",
     "limits.streams_per_client": "rpc/test_limits.py::test_streams_of_an_address",
     "limits.watch_streams": "rpc/test_limits.py::test_health_watches",
-    "limits.stream_requests_in_flight": "broker/test_produce_paths.py::test_a_stream_is_read_no_further_than_its_bounds",
+    "limits.stream_requests_in_flight":
+        "broker/test_produce_paths.py::test_a_stream_is_read_no_further_than_its_bounds",
     "limits.stream_bytes_in_flight": "broker/test_produce_paths.py::test_a_stream_is_read_no_further_than_its_bounds",
     "limits.all_streams_bytes_in_flight":
         "broker/test_produce_paths.py::test_streams_are_read_no_further_than_all_of_them_may_have_unanswered",
@@ -55,7 +56,8 @@ MET = {
     "limits.ring_bytes_per_partition": "log/test_files_and_limits.py::test_rings_stay_within_their_budget",
     "limits.open_files": "log/test_files_and_limits.py::test_open_files_stay_within_their_limit",
     "limits.journal_bytes": "log/test_journal.py::test_without_a_free_file_each_is_synced",
-    "limits.min_free_bytes": "broker/test_produce_paths.py::test_a_full_disk_refuses_writes_and_heals_when_there_is_room",
+    "limits.min_free_bytes":
+        "broker/test_produce_paths.py::test_a_full_disk_refuses_writes_and_heals_when_there_is_room",
     "limits.slow_request_ms": "rpc/test_limits.py::test_calls_whose_request_does_not_come_make_room",
 }
 

@@ -55,7 +55,8 @@ def test_defaults_are_the_documented_ones() -> None:
     settings = Settings()
     assert (settings.listen, settings.data_dir, settings.log_level) == ("127.0.0.1:9092", "./data", "info")
     assert dataclasses.astuple(settings.grpc) == (
-        10 << 20, 16 << 10, 10_000, 1_000, 10_000, 900_000, 1_800_000, 300_000, 300_000, 60_000, 10_000, True, 5_000)
+        10 << 20, 16 << 10, 10_000, 1_000, 10_000, 900_000, 1_800_000, 300_000, 300_000, 60_000, 10_000, True, True,
+        5_000)
     assert dataclasses.astuple(settings.topics) == (
         1, 604_800_000, -1, 128 << 20, 604_800_000, 1 << 20, 1_000, 604_800_000, 300_000)
     assert dataclasses.astuple(settings.groups) == (10_000, 10_000, 1_000, 604_800_000, 600_000)
@@ -88,12 +89,12 @@ def test_every_field_tells_what_it_is(option: Option) -> None:
 
 def test_names_are_derived_from_the_fields() -> None:
     by_key = {option.key: option for option in options()}
-    assert len(by_key) == 73
+    assert len(by_key) == 74
     assert (by_key["listen"].flag, by_key["listen"].variable) == ("--listen", "TAKHIN_LISTEN")
     nested = by_key["grpc.max_message_bytes"]
     assert (nested.flag, nested.variable) == ("--grpc-max-message-bytes", "TAKHIN_GRPC__MAX_MESSAGE_BYTES")
     assert nested.file_key == "[grpc] max_message_bytes"
-    assert len({option.flag for option in options()}) == len({option.variable for option in options()}) == 73
+    assert len({option.flag for option in options()}) == len({option.variable for option in options()}) == 74
 
 
 def test_topic_overheads_fit_by_default() -> None:
