@@ -37,6 +37,8 @@ TOPIC = "beside"
 TIMEOUT_S = 60.0
 # What one connection sends before the next has its turn.
 AT_ONCE = 50
+# Not where the neighbour comes from.
+SOURCE = "127.0.0.2"
 # How long after a flood its memory is looked at.
 AFTER_S = 3.0
 MEMORY_EVERY_S = 0.2
@@ -161,7 +163,7 @@ class Flooder:
 
     def _open(self) -> None:
         with contextlib.suppress(OSError):
-            connection = http2.Connection(self.address, 5.0, preface=self.flood.preface)
+            connection = http2.Connection(self.address, 1.0, preface=self.flood.preface, source=SOURCE)
             self.opened += 1
             connection.socket.setblocking(False)
             self._unsent[connection] = memoryview(self.flood.open(connection))
@@ -257,7 +259,7 @@ def main() -> int:
     arguments = parser.parse_args()
     multiprocessing.set_start_method("spawn")
     found: dict[str, dict[str, Any]] = {}
-    print(f"{'':32} {'p50 ms':>16} {'p99 ms':>16} {'failed':>6} {'anon MiB':>16} {'sent/s':>9} {'opened':>7} {'CPU':>5}")
+    print(f"{'':32} {'p50 ms':>16} {'p99 ms':>16} {'failed':>6} {'anon MiB':>16} {'sent/s':>9} {'opened':>7} CPU")
     for flood in FLOODS:
         if arguments.only and flood.name not in arguments.only:
             continue

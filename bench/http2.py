@@ -64,9 +64,13 @@ def reset(stream: int, code: int = CANCEL) -> bytes:
 class Connection:
     """A TCP connection that has sent its preface. Its window for what it receives is as large as can be."""
 
-    def __init__(self, address: str, timeout_s: float = 60.0, preface: bytes = PREFACE + frame(SETTINGS)):
+    def __init__(
+        self, address: str, timeout_s: float = 60.0, preface: bytes = PREFACE + frame(SETTINGS), source: str = ""
+    ):
+        """source: the address that it comes from."""
         host, _, port = address.rpartition(":")
-        self.socket = socket.create_connection((host.strip("[]"), int(port)), timeout_s)
+        self.socket = socket.create_connection(
+            (host.strip("[]"), int(port)), timeout_s, source_address=(source, 0) if source else None)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._timeout_s = timeout_s
         self._received = b""

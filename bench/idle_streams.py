@@ -2,11 +2,11 @@
 
     python -m bench.idle_streams [--streams 10000] [--processes 10] [--seconds 10] [--directory DIR]
 
-The broker is a process of its own, as installed. Readers (ConsumeMessages at the end of the log) and then, on a broker of
-their own, members (Subscribe, of a group for each process, with fewer partitions than members) are opened by processes of
-stock clients, one connection each. Memory is the broker's anonymous resident memory, before and once all are open; CPU
-is the broker's while nothing happens. The neighbour calls ProduceMessage with required_acks 1, one call after the other,
-before and beside them. The last line printed is JSON.
+The broker is a process of its own, as installed. Readers (ConsumeMessages at the end of the log) and then, on a broker
+of their own, members (Subscribe, of a group for each process, with fewer partitions than members) are opened by
+processes of stock clients, one connection each. Memory is the broker's anonymous resident memory, before, once all are
+open, and once they are gone; CPU is the broker's while nothing happens. The neighbour calls ProduceMessage with
+required_acks 1, one call after the other, before and beside them. The last line printed is JSON.
 """
 
 import argparse
@@ -186,8 +186,9 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="takhin-idle-", dir=arguments.directory) as directory:
             figures = found[kind] = _measure(kind, arguments, Path(directory))
         print(f"{kind}: {figures['streams']} over {figures['connections']} connections, open after "
-              f"{figures['opened_s']} s; {figures['kib_a_stream']} KiB a stream; idle: {figures['idle_cpu_percent']}% of "
-              f"a core\n  produce without {figures['produce_without']}\n  produce beside  {figures['produce_beside']}")
+              f"{figures['opened_s']} s; {figures['kib_a_stream']} KiB a stream; idle: {figures['idle_cpu_percent']}% "
+              f"of a core\n  produce without {figures['produce_without']}\n"
+              f"  produce beside  {figures['produce_beside']}")
     print(json.dumps(found))
     return 0
 

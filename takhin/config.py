@@ -104,6 +104,8 @@ class GrpcSettings:
     min_ping_interval_ms: int = _number(
         10_000, "refuse clients that ping more often than this", _DURATION, 0, INT32_MAX)
     ping_without_calls: bool = _switch(True, "clients may ping on connections without an open call")
+    cut_floods: bool = _switch(
+        True, "cut off connections that keep the others from being served with frames that come to no call")
     shutdown_grace_ms: int = _number(
         5_000, "on shutdown, wait so long for open calls to end", _DURATION, 0, INT32_MAX, reloads=True)
     compression: str = _text(
@@ -196,7 +198,7 @@ class Limits:
     streams_per_client: int = _number(
         10_000, "the same of one client: a principal, or, without authentication, an address", "", 1, 1_000_000)
     watch_streams: int = _number(1_000, "streams of health watches and of server reflection", "", 1, 1_000_000)
-    slow_request_ms: int = _number(
+    request_arrival_ms: int = _number(
         10_000, "refuse calls whose request has not come for so long, while a quarter of all calls or streams are open",
         _DURATION, 10, INT32_MAX)
     stream_requests_in_flight: int = _number(

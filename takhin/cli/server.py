@@ -26,7 +26,7 @@ import click
 from takhin import __version__
 from takhin.cli.command import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from takhin.cli.log_lines import JSON, set_up_logging
-from takhin.cli.malloc import tune_malloc
+from takhin.cli.malloc import give_memory_back, memory_bytes, tune_malloc
 from takhin.cli.program import Command, usage_line
 from takhin.cli.program import Option as Flag
 from takhin.cli.reload import Reloading
@@ -44,6 +44,7 @@ from takhin.errors import ConfigError, StartError
 
 if TYPE_CHECKING:
     from takhin.broker.broker import Broker
+    from takhin.rpc.gates import Gates
     from takhin.rpc.health import Health
     from takhin.rpc.observed import Observer
     from takhin.rpc.security import Security
@@ -63,6 +64,10 @@ GRPC_ENVIRONMENT = {
 SWITCH_INTERVAL_S = 0.0005
 # Beside segments and connections: the metadata store, the journal, what is being read in threads, metrics.
 OTHER_OPEN_FILES = 128
+# How often it is looked how many calls are open, and how many fewer than before have left memory worth giving back.
+MEMORY_CHECK_S = 5.0
+MANY_CALLS = 500
+MUCH_MEMORY_BYTES = 32 << 20
 # How often it is asked whether the broker takes appends.
 READINESS_CHECK_S = 0.25
 # Imported in this order before anything starts, so that a broken installation is told in one line.
@@ -363,7 +368,7 @@ async def _serve_until_stopped(served_broker: _Served, stop: asyncio.Task[None])
         from takhin.rpc.metrics import MetricsServer
 
         metrics = MetricsServer(
-            table.values(), broker.statistics, asyncio.get_running_loop(), gates, lambda: [front.usage()])
+            table.values(), broker.statistics, asyncio.get_running_loop(), gates, front)
         metrics_bound = metrics.start(settings.metrics_listen)
     bound = await front.start(settings.listen)
     failed = asyncio.create_task(broker.wait_failed())
@@ -373,6 +378,7 @@ async def _serve_until_stopped(served_broker: _Served, stop: asyncio.Task[None])
     served_broker.status = f"serving on {bound}"
     served_broker.manager.ready(served_broker.status)
     reloading = asyncio.create_task(_reload_when_told(served_broker))
+    tending = asyncio.create_task(_tend_memory(gates))
     try:
         _announce(bound, metrics_bound, settings)
         await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
@@ -382,6 +388,7 @@ async def _serve_until_stopped(served_broker: _Served, stop: asyncio.Task[None])
         reloading.cancel()
         failed.cancel()
         watching.cancel()
+        tending.cancel()
         telling.cancel()
         health.drain()
         broker.begin_drain()
@@ -389,6 +396,20 @@ async def _serve_until_stopped(served_broker: _Served, stop: asyncio.Task[None])
         if metrics is not None:
             # To the end: what happens while it drains is seen, too.
             await metrics.stop()
+
+
+async def _tend_memory(gates: "Gates") -> None:
+    """After many calls have ended what they took is given back: it lies scattered among what others have. Also once it
+    has become much more: calls may be over before they are seen here."""
+    most, kept_bytes = 0, memory_bytes()
+    while True:
+        await asyncio.sleep(MEMORY_CHECK_S)
+        num_open = gates.num_open
+        most = max(most, num_open)
+        if most - num_open >= MANY_CALLS or memory_bytes() - kept_bytes >= MUCH_MEMORY_BYTES:
+            most = num_open
+            await asyncio.get_running_loop().run_in_executor(None, give_memory_back)
+            kept_bytes = memory_bytes()
 
 
 async def _tell_readiness(served_broker: _Served, health: "Health", services: Sequence[str]) -> None:

@@ -39,6 +39,11 @@ class Gates:
             return self._checks if is_check else self._calls
         return self._watches if method.service == HEALTH or method.service in REFLECTION else self._streams
 
+    @property
+    def num_open(self) -> int:
+        """Calls and streams under way."""
+        return sum(gate.open for gate in (self._calls, self._checks, self._streams, self._watches))
+
     def usage(self) -> Iterator[Usage]:
         calls, streams, watches = self._calls, self._streams, self._watches
         yield Usage("calls", calls.open, calls.limit)

@@ -6,7 +6,6 @@ are `async def` through and through: grpc.aio would run anything else in a threa
 
 import asyncio
 import os
-import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -24,6 +23,7 @@ from takhin.errors import Code, Reason, StartError, error
 from takhin.rpc.arrival import Arriving
 from takhin.rpc.call import Kind, Method, MethodTable
 from takhin.rpc.connections import count_connections
+from takhin.rpc.fairness import Fairness, Messages, shut_down_connection
 from takhin.rpc.gates import too_many_bytes, too_many_calls
 from takhin.rpc.listening import check_free, check_path_free, only_for_group
 from takhin.rpc.request_id import REQUEST_ID_KEY, given_id, new_id
@@ -34,6 +34,7 @@ from takhin.rpc.watched_files import WatchedFiles
 _STATUS_DETAILS_KEY = "grpc-status-details-bin"
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 _COMPRESSION_LEVELS = {"gzip": 1, "deflate": 3}
+READ_CHUNK_BYTES = 1024 * 1024
 # How long stop() waits for handlers that were cancelled to run their `finally`.
 _UNWIND_S = 1.0
 
@@ -44,11 +45,15 @@ Context = Any
 class GrpcCall:
     """Call and StreamCall over a servicer context of grpc.aio."""
 
-    __slots__ = ("_context", "_counters", "_given_id", "_over", "_reading", "_request_id", "_task", "code", "principal")
+    __slots__ = (
+        "_context", "_counters", "_given_id", "_messages", "_over", "_reading", "_request_id", "_task", "code",
+        "principal",
+    )
 
-    def __init__(self, context: Context, counters: CallCounters):
+    def __init__(self, context: Context, counters: CallCounters, messages: Messages):
         self._context = context
         self._counters = counters
+        self._messages = messages
         # With which the call has ended, of google.rpc.Code; for its counters.
         self.code: int = Code.OK
         self.principal: str | None = None
@@ -118,6 +123,8 @@ class GrpcCall:
         if message is grpc.aio.EOF:
             return None
         self._counters.note_received()
+        if self._messages.are_counted:
+            self._messages.note_message(self.peer, len(message))
         return message
 
     async def write(self, message: bytes) -> None:
@@ -140,7 +147,7 @@ class GrpcCall:
         except TimeoutError:
             raise error(
                 Reason.REQUEST_TIMEOUT,
-                f"the request has not come within {timeout_s:g} s (limits.slow_request_ms), and many calls are open",
+                f"the request has not come within {timeout_s:g} s (limits.request_arrival_ms), and many calls are open",
             ) from None
         if message is None:
             raise error(Reason.MALFORMED_REQUEST, "the call has no message")
@@ -149,7 +156,7 @@ class GrpcCall:
     def cut(self) -> None:
         # grpc.aio can't do it: a status waits behind the message that the client does not take, and no call can be
         # reset. The connection can be, by the operating system.
-        _shut_down_connection(self.peer)
+        shut_down_connection(self.peer)
 
 
 class GrpcFront:
@@ -163,6 +170,8 @@ class GrpcFront:
         self._settings = settings
         self._limits = limits or Limits()
         self._credentials = server_credentials(tls) if tls is not None else None
+        self._messages = Messages()
+        self._fairness: Fairness | None = None
         self._methods = {path: self._arriving(method) for path, method in table.items()}
         self._server: grpc.aio.Server | None = None
         self._socket_path: str | None = None
@@ -202,7 +211,15 @@ class GrpcFront:
             self._bound = listen
         else:
             self._bound = f"{listen.rpartition(':')[0]}:{bound_port}"
+            if self._settings.cut_floods:
+                self._fairness = Fairness(self._bound, self._messages)
+                self._fairness.start()
         return self._bound
+
+    @property
+    def num_cut(self) -> int:
+        """Connections cut off so far, as they kept others from being served."""
+        return self._fairness.num_cut if self._fairness is not None else 0
 
     def usage(self) -> Usage:
         """Of grpc.max_connections. Takes as long as the machine has connections: for a thread of its own."""
@@ -217,6 +234,8 @@ class GrpcFront:
         if self._server is None:
             return
         self._idle = asyncio.Event()
+        if self._fairness is not None:
+            self._fairness.stop()
         await self._server.stop(grace_ms / 1000)
         if self._socket_path is not None:
             with suppress(OSError):
@@ -236,10 +255,12 @@ class GrpcFront:
             takes_stream=method.kind is Kind.BIDI, gives_stream=method.kind is not Kind.UNARY)
 
     def _unary(self, method: Method) -> Callable[[bytes, Context], Awaitable[bytes | None]]:
-        handler, counters, gate = method.handler, method.counters, method.gate
+        handler, counters, gate, messages = method.handler, method.counters, method.gate, self._messages
 
         async def unary(request: bytes, context: Context) -> bytes | None:
-            call = GrpcCall(context, counters)
+            call = GrpcCall(context, counters, messages)
+            if messages.are_counted:
+                messages.note_call(call.peer, len(request))
             begun_ns = counters.begin()
             counters.note_received()
             self._calls += 1
@@ -266,10 +287,12 @@ class GrpcFront:
         return unary
 
     def _server_stream(self, method: Method) -> Callable[[bytes, Context], Awaitable[None]]:
-        handler, counters = method.handler, method.counters
+        handler, counters, messages = method.handler, method.counters, self._messages
 
         async def server_stream(request: bytes, context: Context) -> None:
-            call = GrpcCall(context, counters)
+            call = GrpcCall(context, counters, messages)
+            if messages.are_counted:
+                messages.note_call(call.peer, len(request))
             begun_ns = counters.begin()
             counters.note_received()
             self._calls += 1
@@ -286,10 +309,12 @@ class GrpcFront:
         return server_stream
 
     def _bidi(self, method: Method) -> Callable[[Any, Context], Awaitable[None]]:
-        handler, counters = method.handler, method.counters
+        handler, counters, messages = method.handler, method.counters, self._messages
 
         async def bidi(_requests: Any, context: Context) -> None:
-            call = GrpcCall(context, counters)
+            call = GrpcCall(context, counters, messages)
+            if messages.are_counted:
+                messages.note_call(call.peer, 0)
             begun_ns = counters.begin()
             self._calls += 1
             try:
@@ -318,7 +343,7 @@ class GrpcFront:
         """Who calls is asked first, and the message has to come in time: whoever opens calls and leaves them so does
         not get beyond where this begins."""
         handler, gate = method.handler, method.gate
-        timeout_s = self._limits.slow_request_ms / 1000
+        timeout_s = self._limits.request_arrival_ms / 1000
 
         async def serve(call: GrpcCall) -> None:
             if method.enter is not None:
@@ -400,6 +425,8 @@ def server_options(settings: GrpcSettings, limits: Limits) -> list[tuple[str, in
         "grpc.max_allowed_incoming_connections": settings.max_connections,
         # Streams that were reset count until they are gone: who resets what he opens does not get ahead of us.
         "grpc.max_concurrent_streams": settings.max_streams_per_connection,
+        # By default it reads 4 MiB at a time, and of tiny frames that is a long time for all the others.
+        "grpc.experimental.tcp_max_read_chunk_size": READ_CHUNK_BYTES,
         "grpc.server.max_pending_requests": waiting_calls,
         "grpc.server.max_pending_requests_hard_limit": waiting_calls,
         "grpc.server_handshake_timeout_ms": settings.handshake_timeout_ms,
@@ -439,26 +466,3 @@ def server_credentials(tls: "WatchedFiles[Certificates]") -> grpc.ServerCredenti
         return configuration()
 
     return grpc.dynamic_ssl_server_credentials(configuration(), fetch, given.client_ca is not None)
-
-
-def _shut_down_connection(peer: str) -> None:
-    """Shut down the connection of this process whose other end is `peer` ("HOST:PORT")."""
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            connection = socket.socket(fileno=os.dup(int(name)))
-        except OSError:
-            continue  # not a socket
-        with connection:
-            try:
-                found = connection.getpeername()
-            except OSError:
-                continue  # not connected
-            if isinstance(found, tuple) and _peer_text(found) == peer:
-                connection.shutdown(socket.SHUT_RDWR)
-                return
-
-
-def _peer_text(address: tuple[Any, ...]) -> str:
-    """As grpc writes it: an IPv4 address as such, also on a socket of IPv6, which stands in brackets."""
-    host, port = address[0].removeprefix("::ffff:"), address[1]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -70,17 +70,26 @@ class CallMetrics(Collector):
         yield from (started, received, sent, handled, seconds)
 
 
+class Front(Protocol):
+    """What is asked of one, by threads."""
+
+    @property
+    def num_cut(self) -> int: ...
+
+    def usage(self) -> Usage: ...
+
+
 class BrokerMetrics(Collector):
     """What gather() gives, asked for on `loop` from whichever thread scrapes."""
 
     def __init__(
         self, gather: Callable[[], Awaitable[Statistics]], loop: asyncio.AbstractEventLoop, gates: Gates,
-        of_fronts: Callable[[], Iterable[Usage]]
+        front: Front
     ):
         self._gather = gather
         self._loop = loop
         self._gates = gates
-        self._of_fronts = of_fronts
+        self._front = front
 
     def collect(self) -> Iterator[Metric]:
         """The takhin_* families. Raises TimeoutError when the event loop is stuck, and what gather() does."""
@@ -94,11 +103,13 @@ class BrokerMetrics(Collector):
             asked.cancel()
             raise
         yield from _of_broker(found)
-        of_fronts = list(self._of_fronts())
-        yield from _of_limits([*found.usage, *of_gates, *of_fronts], refused)
-        yield _gauge(
-            "takhin_connections", "Connections that clients have open.",
-            sum(each.used or 0 for each in of_fronts if each.name == "connections"))
+        connections = self._front.usage()
+        yield from _of_limits([*found.usage, *of_gates, connections], refused)
+        yield _gauge("takhin_connections", "Connections that clients have open.", connections.used or 0)
+        cut = CounterMetricFamily(
+            "takhin_connections_cut", "Connections cut off, as they kept the others from being served.")
+        cut.add_metric((), self._front.num_cut)
+        yield cut
         yield from _of_topics(found)
         yield from _of_groups(found)
         yield from _of_durations(found)
@@ -201,14 +212,13 @@ class MetricsServer:
 
     def __init__(
         self, methods: Iterable[Method], gather: Callable[[], Awaitable[Statistics]], loop: asyncio.AbstractEventLoop,
-        gates: Gates, of_fronts: Callable[[], Iterable[Usage]]
+        gates: Gates, front: Front
     ):
-        """of_fronts: what they have in use of limits of their own; called by threads."""
         self._registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._registry)
         self._registry.register(CallMetrics(methods))
-        self._registry.register(BrokerMetrics(gather, loop, gates, of_fronts))
+        self._registry.register(BrokerMetrics(gather, loop, gates, front))
         self._loop = loop
         self._server: WSGIServer | None = None
         self._thread: Thread | None = None

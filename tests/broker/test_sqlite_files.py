@@ -141,7 +141,7 @@ def test_the_database_is_for_owner_and_group_alone(tmp_path: Path, umask: int, m
     try:
         async def scenario() -> None:
             async with running(tmp_path):
-                modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.glob("*/meta.db*")}
+                modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("meta.db*")}
                 assert set(modes) >= {"meta.db", "meta.db-wal"} and set(modes.values()) == {mode}
 
         run(scenario())

@@ -17,7 +17,7 @@ PAGE = (ROOT / "docs/limits.md").read_text()
 # Limits of other sections than [limits], of which every setting is one.
 ELSEWHERE = {"topics.max_record_bytes"}
 # How long something may take, rather than how much there may be.
-TIMES = {"grpc.handshake_timeout_ms", "limits.slow_request_ms", "limits.slow_reader_ms", "grpc.connection_idle_ms"}
+TIMES = {"grpc.handshake_timeout_ms", "limits.request_arrival_ms", "limits.slow_reader_ms", "grpc.connection_idle_ms"}
 
 # Where each is met: FILE::FUNCTION.
 MET = {
@@ -32,7 +32,8 @@ MET = {
     "limits.streams": "rpc/test_limits.py::test_streams",
     "limits.streams_per_client": "rpc/test_limits.py::test_streams_of_an_address",
     "limits.watch_streams": "rpc/test_limits.py::test_health_watches",
-    "limits.stream_requests_in_flight": "broker/test_produce_paths.py::test_a_stream_is_read_no_further_than_its_bounds",
+    "limits.stream_requests_in_flight":
+        "broker/test_produce_paths.py::test_a_stream_is_read_no_further_than_its_bounds",
     "limits.stream_bytes_in_flight": "broker/test_produce_paths.py::test_a_stream_is_read_no_further_than_its_bounds",
     "limits.all_streams_bytes_in_flight":
         "broker/test_produce_paths.py::test_streams_are_read_no_further_than_all_of_them_may_have_unanswered",
@@ -55,8 +56,9 @@ MET = {
     "limits.ring_bytes_per_partition": "log/test_files_and_limits.py::test_rings_stay_within_their_budget",
     "limits.open_files": "log/test_files_and_limits.py::test_open_files_stay_within_their_limit",
     "limits.journal_bytes": "log/test_journal.py::test_without_a_free_file_each_is_synced",
-    "limits.min_free_bytes": "broker/test_produce_paths.py::test_a_full_disk_refuses_writes_and_heals_when_there_is_room",
-    "limits.slow_request_ms": "rpc/test_limits.py::test_calls_whose_request_does_not_come_make_room",
+    "limits.min_free_bytes":
+        "broker/test_produce_paths.py::test_a_full_disk_refuses_writes_and_heals_when_there_is_room",
+    "limits.request_arrival_ms": "rpc/test_limits.py::test_calls_whose_request_does_not_come_make_room",
 }
 
 

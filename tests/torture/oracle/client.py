@@ -46,8 +46,8 @@ def refusal_of(problem: grpc.RpcError) -> Refusal:
 
 
 def _take_details(refusal: Refusal, status: bytes) -> None:
-    # google.rpc.Status: details is field 3, each an Any with its type in field 1 and its bytes in 2; in google.rpc.ErrorInfo:
-    # reason 1, metadata 3, whose entries have the key in 1 and the value in 2.
+    # google.rpc.Status: details is field 3, each an Any with its type in field 1 and its bytes in 2; in
+    # google.rpc.ErrorInfo: reason 1, metadata 3, whose entries have the key in 1 and the value in 2.
     for number, detail in _fields(status):
         if number == 3:
             named = dict(_fields(detail))
