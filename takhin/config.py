@@ -105,7 +105,7 @@ class GrpcSettings:
         10_000, "refuse clients that ping more often than this", _DURATION, 0, INT32_MAX)
     ping_without_calls: bool = _switch(True, "clients may ping on connections without an open call")
     cut_floods: bool = _switch(
-        True, "cut off connections that keep the others from being served with frames that come to no call")
+        False, "cut off connections that keep the others from being served with frames that come to no call")
     shutdown_grace_ms: int = _number(
         5_000, "on shutdown, wait so long for open calls to end", _DURATION, 0, INT32_MAX, reloads=True)
     compression: str = _text(

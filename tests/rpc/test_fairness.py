@@ -41,7 +41,7 @@ def flooding(broker: BrokerProcess, name: str, connections: int = 4) -> Iterator
 @in_the_clear
 @pytest.mark.parametrize("name", ["calls never ended", "SETTINGS", "CONTINUATION"])
 def test_a_flood_is_cut_off_and_its_address_not_let_in(start_broker: StartBroker, name: str) -> None:
-    broker = start_broker("--metrics-listen", "127.0.0.1:0")
+    broker = start_broker("--grpc-cut-floods", "true", "--metrics-listen", "127.0.0.1:0")
     stub = broker.stub()
     topic = new_topic(stub)
     produce(stub, topic, b"before")
@@ -63,8 +63,8 @@ def test_a_flood_is_cut_off_and_its_address_not_let_in(start_broker: StartBroker
 
 
 @in_the_clear
-def test_it_can_be_switched_off(start_broker: StartBroker) -> None:
-    broker = start_broker("--grpc-cut-floods", "false")
+def test_it_is_not_done_unasked(start_broker: StartBroker) -> None:
+    broker = start_broker()
     with flooding(broker, "SETTINGS"):
         time.sleep(2)
     assert "takhin.rpc.fairness" not in broker.stderr

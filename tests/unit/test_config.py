@@ -55,7 +55,7 @@ def test_defaults_are_the_documented_ones() -> None:
     settings = Settings()
     assert (settings.listen, settings.data_dir, settings.log_level) == ("127.0.0.1:9092", "./data", "info")
     assert dataclasses.astuple(settings.grpc) == (
-        10 << 20, 16 << 10, 10_000, 1_000, 10_000, 900_000, 1_800_000, 300_000, 300_000, 60_000, 10_000, True, True,
+        10 << 20, 16 << 10, 10_000, 1_000, 10_000, 900_000, 1_800_000, 300_000, 300_000, 60_000, 10_000, True, False,
         5_000, "none")
     assert dataclasses.astuple(settings.topics) == (
         1, 604_800_000, -1, 128 << 20, 604_800_000, 1 << 20, 1_000, 604_800_000, 300_000)
