@@ -17,6 +17,7 @@ ANNOTATE = os.environ.get("TAKHIN_ANNOTATE") == "1"
 
 MODULES = [
     "takhin.counters",
+    "takhin.gate",
     "takhin.codec.crc32c",
     "takhin.codec.wire",
     "takhin.codec.batch",
@@ -37,6 +38,7 @@ MODULES = [
     "takhin.log.timesearch",
     "takhin.log.sync",
     "takhin.rpc.current",
+    "takhin.rpc.arrival",
     "takhin.cli.format",
     "takhin.cli.lines",
 ]

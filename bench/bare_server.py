@@ -20,7 +20,7 @@ import uvloop  # noqa: E402
 
 from takhin.cli.malloc import tune_malloc  # noqa: E402
 from takhin.cli.server import SWITCH_INTERVAL_S  # noqa: E402
-from takhin.config import GrpcSettings  # noqa: E402
+from takhin.config import GrpcSettings, Limits  # noqa: E402
 from takhin.rpc.grpc_front import server_options  # noqa: E402
 from takhin.v1 import takhin_pb2 as pb  # noqa: E402
 
@@ -107,7 +107,7 @@ class Handlers(grpc.GenericRpcHandler):
 
 async def serve(listen: str) -> None:
     """Serve until a signal, and say where."""
-    server = grpc.aio.server(options=server_options(GrpcSettings()))
+    server = grpc.aio.server(options=server_options(GrpcSettings(), Limits()))
     server.add_generic_rpc_handlers((Handlers(),))
     port = server.add_insecure_port(listen)
     await server.start()

@@ -78,19 +78,20 @@ class ServerProcess:
                 start_new_session=True,
             )
         try:
-            line = self._first_line()
+            line = self.next_line()
             if ": serving on " not in line:
                 raise ServerFailed(f"{self._command[0]} said {line!r} instead of where it serves\n{self.log_tail()}")
         except BaseException:
             self.stop()
             raise
-        self.address = line.rpartition(" ")[2].strip()
+        self.address = line.rpartition(" ")[2]
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
-    def _first_line(self) -> str:
+    def next_line(self) -> str:
+        """What it writes to standard output next. Raises ServerFailed."""
         stdout = self._running().stdout
         assert stdout is not None
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -102,7 +103,7 @@ class ServerProcess:
             if not chunk:
                 raise ServerFailed(f"{self._command[0]} ended before it served\n{self.log_tail()}")
             received += chunk
-        return received.decode()
+        return received.decode().strip()
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:

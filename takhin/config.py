@@ -43,6 +43,7 @@ _BOUNDED_BY = (
     ("topics.partitions", "limits.partitions_per_topic", 0),
     ("limits.ring_bytes_per_partition", "limits.ring_bytes", 0),
     ("limits.members_per_group", "limits.members", 0),
+    ("limits.streams_per_client", "limits.streams", 0),
 )
 _DURATION = "ms"
 _SIZE = "bytes"
@@ -82,6 +83,14 @@ class GrpcSettings:
 
     max_message_bytes: int = _number(
         10 * MIB, "largest message, received or sent; clients' own limit is 4 MiB unless raised", _SIZE, 128 * KIB, GIB)
+    max_metadata_bytes: int = _number(
+        16 * KIB, "largest metadata of a call: its headers, each counted with 32 bytes more", _SIZE, 4 * KIB, MIB)
+    max_connections: int = _number(10_000, "connections; more are closed as they come", "", 1, 1_000_000)
+    max_streams_per_connection: int = _number(
+        1_000, "calls open at once on one connection; clients hold back what is more", "", 1, 1_000_000)
+    handshake_timeout_ms: int = _number(
+        10_000, "close a connection that has not begun to speak TLS and HTTP/2 properly within this", _DURATION, 100,
+        INT32_MAX)
     connection_idle_ms: int = _number(
         900_000, "close a connection that had no call for so long", _DURATION, 100, INT32_MAX)
     connection_age_ms: int = _number(
@@ -95,6 +104,8 @@ class GrpcSettings:
     min_ping_interval_ms: int = _number(
         10_000, "refuse clients that ping more often than this", _DURATION, 0, INT32_MAX)
     ping_without_calls: bool = _switch(True, "clients may ping on connections without an open call")
+    cut_floods: bool = _switch(
+        False, "cut off connections that keep the others from being served with frames that come to no call")
     shutdown_grace_ms: int = _number(
         5_000, "on shutdown, wait so long for open calls to end", _DURATION, 0, INT32_MAX, reloads=True)
     compression: str = _text(
@@ -179,9 +190,23 @@ class Limits:
     slow_reader_ms: int = _number(
         10_000, "cut off readers that took nothing for so long, when others wait for memory", _DURATION, 10,
         INT32_MAX, reloads=True)
+    calls: int = _number(
+        10_000, "unary calls under way; health checks, counted by themselves, as many", "", 1, 1_000_000)
+    call_bytes: int = _number(
+        256 * MIB, "requests of unary calls under way; one that is larger passes alone", _SIZE, 64 * KIB, TIB)
+    streams: int = _number(20_000, "streams open: produce streams, readers, members", "", 1, 1_000_000)
+    streams_per_client: int = _number(
+        10_000, "the same of one client: a principal, or, without authentication, an address", "", 1, 1_000_000)
+    watch_streams: int = _number(1_000, "streams of health watches and of server reflection", "", 1, 1_000_000)
+    request_arrival_ms: int = _number(
+        10_000, "refuse calls whose request has not come for so long, while a quarter of all calls or streams are open",
+        _DURATION, 10, INT32_MAX)
     stream_requests_in_flight: int = _number(
         1_024, "requests of one produce stream that wait for their answers", "", 1, 1_000_000, reloads=True)
     stream_bytes_in_flight: int = _number(16 * MIB, "the same in bytes", _SIZE, KIB, TIB, reloads=True)
+    all_streams_bytes_in_flight: int = _number(
+        256 * MIB, "the same of all produce streams together; then each reads on once its own are answered", _SIZE, KIB,
+        TIB)
     api_keys: int = _number(10_000, "API keys", "", 1, 1_000_000, reloads=True)
     acls: int = _number(10_000, "ACL entries", "", 1, 1_000_000, reloads=True)
     open_files: int = _number(4_096, "segment files held open", "", 16, 1_000_000)
@@ -260,7 +285,8 @@ class Settings:
     log_level: str = _text("info", "least severe log lines to write", "LEVEL", LOG_LEVELS, reloads=True)
     log_format: str = _text("human", "log lines for people, or a JSON object each", "FORMAT", LOG_FORMATS)
     slow_request_ms: int = _number(
-        1_000, "log calls with one answer that take longer", _DURATION, 1, INT32_MAX, minus_one="none")
+        1_000, "log calls with one answer that take longer", _DURATION, 1, INT32_MAX, minus_one="none",
+        reloads=True)
     grpc: GrpcSettings = field(default_factory=GrpcSettings)
     topics: TopicDefaults = field(default_factory=TopicDefaults)
     groups: GroupSettings = field(default_factory=GroupSettings)

@@ -104,13 +104,13 @@ class Broker:
         try:
             await engine.start()
             self._engine = engine
-            table, self._health, _, self._table = served(
+            table, self._health, _, self._table, _ = served(
                 engine, security.authentication, settings.auth.reflection, Observer(settings.slow_request_ms),
                 _tracing(settings))
             if self._listens:
                 from takhin.rpc.grpc_front import GrpcFront
 
-                self._front = GrpcFront(table, settings.grpc, security.tls)
+                self._front = GrpcFront(table, settings.grpc, security.tls, settings.limits)
                 self._watching = asyncio.create_task(watch(security.files, lambda: settings.tls.check_ms))
                 self._address = await self._front.start(settings.listen)
             self._health.set_all(ServingStatus.SERVING)

@@ -60,6 +60,10 @@ class AccessControl:
     def has_key(self, key_id: str) -> bool:
         return key_id in self._keys
 
+    @property
+    def num_acls(self) -> int:
+        return len(self._entries)
+
     def keys(self) -> list[ApiKey]:
         """In the order of their making."""
         return list(self._keys.values())

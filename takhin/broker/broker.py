@@ -121,7 +121,8 @@ class Broker:
             self._metadata, self.topics, self.consuming, self.groups, settings.limits, self._clock_ms
         )
         self._gathering = Gathering(
-            self.topics, self.groups, self.producers, self._metadata, self._store, budget, settings.limits
+            self.topics, self.groups, self.producers, self._metadata, self._store, budget, settings.limits,
+            self.producing, self.transactions, self.access,
         )
         try:
             await self._recover()

@@ -1,8 +1,8 @@
 """What a principal may do, decided once for each name until ACLs change."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from takhin.broker.acl import MAX_NAME_CHARACTERS, OPERATIONS, Acl, Acls, Effect, Operation, Resource
+from takhin.broker.acl import MAX_NAME_CHARACTERS, OPERATIONS, Acls, Operation, Resource, Verdict
 from takhin.broker.topics import Topic, Topics
 from takhin.errors import Reason, TakhinError, error
 
@@ -21,7 +21,7 @@ class Permissions:
         self.is_admin = is_admin
         self._acls = acls
         self._generation = -1
-        self._own: dict[tuple[Operation, Resource], list[Acl]] = {}
+        self._verdicts: dict[tuple[Operation, Resource], Verdict] = {}
         self._decided: dict[_Key, bool] = {}
 
     @property
@@ -48,12 +48,21 @@ class Permissions:
         """Whether it may be told that this is there: when anything may be done with it."""
         return any(self.allows(operation, resource, name) for operation in OPERATIONS[resource])
 
+    def seen(self, resource: Resource, names: Iterable[str]) -> list[str]:
+        """Those of them that it sees. Nothing is remembered of it: there may be more than it makes sense for."""
+        if self.is_admin:
+            return list(names)
+        self._refresh()
+        verdicts = [self._verdict(operation, resource) for operation in OPERATIONS[resource]]
+        some = [verdict for verdict in verdicts if verdict.allowed]
+        return [name for name in names if any(verdict.allows(name) for verdict in some)]
+
     def allows_any(self, operation: Operation, resource: Resource) -> bool:
         """Whether there may be a name for which it is allowed."""
         if self.is_admin:
             return True
         self._refresh()
-        return any(entry.effect is Effect.ALLOW for entry in self._own.get((operation, resource), ()))
+        return bool(self._verdict(operation, resource).allowed)
 
     def check(self, operation: Operation, resource: Resource, name: str = "") -> None:
         """Raises ACCESS_DENIED: the same whether or not there is such a thing."""
@@ -69,13 +78,16 @@ class Permissions:
         if self._generation != self._acls.generation:
             self._generation = self._acls.generation
             self._decided.clear()
-            self._own = {}
-            for entry in self._acls.of(self.principal):
-                self._own.setdefault((entry.operation, entry.resource), []).append(entry)
+            self._verdicts.clear()
+
+    def _verdict(self, operation: Operation, resource: Resource) -> Verdict:
+        found = self._verdicts.get((operation, resource))
+        if found is None:
+            found = self._verdicts[operation, resource] = self._acls.verdict(self.principal, operation, resource)
+        return found
 
     def _decide(self, operation: Operation, resource: Resource, name: str) -> bool:
-        covering = [entry for entry in self._own.get((operation, resource), ()) if entry.covers(name)]
-        return bool(covering) and all(entry.effect is Effect.ALLOW for entry in covering)
+        return self._verdict(operation, resource).allows(name)
 
 
 def denied(what: str, resource: Resource, name: str) -> TakhinError:

@@ -72,6 +72,8 @@ class Producing:
         self._request = ProduceRequest(limits.records_per_request)
         self._readers: set[asyncio.Task[None]] = set()
         self._draining = False
+        # Of requests on all produce streams that are not answered.
+        self.streams_bytes = 0
 
     def begin_drain(self) -> None:
         """Refuse what comes from now on; streams answer what they have read, and end."""
@@ -108,6 +110,7 @@ class Producing:
         finally:
             self._readers.discard(reader)
             reader.cancel()
+            stream.close()
         if self._draining:
             raise draining_error()
 
@@ -166,6 +169,7 @@ class _ProduceStream:
         self._call = call
         self._max_requests = limits.stream_requests_in_flight
         self._max_bytes = limits.stream_bytes_in_flight
+        self._max_bytes_of_all = limits.all_streams_bytes_in_flight
         self._answers: deque[tuple[bytes | _Pending, int]] = deque()
         self._bytes = 0
         self._changed: Future[None] | None = None
@@ -175,10 +179,20 @@ class _ProduceStream:
         """Until the client has sent its last; waits while too much is unanswered."""
         while (request := await self._call.read()) is not None:
             self._answers.append((self._producing.answer(request, self._topics), len(request)))
-            self._bytes += len(request)
+            self._count(len(request))
             self._wake()
-            while len(self._answers) >= self._max_requests or self._bytes >= self._max_bytes:
+            while self._has_enough():
                 await self._change()
+
+    def _has_enough(self) -> bool:
+        """Whether nothing more is read until an answer was written. Who has none to wait for is never held up."""
+        if len(self._answers) >= self._max_requests or self._bytes >= self._max_bytes:
+            return True
+        return self._producing.streams_bytes >= self._max_bytes_of_all and bool(self._answers)
+
+    def _count(self, size_bytes: int) -> None:
+        self._bytes += size_bytes
+        self._producing.streams_bytes += size_bytes
 
     def end_of_requests(self, reader: "asyncio.Task[None]") -> None:
         """The task of read_requests has ended, perhaps before it began."""
@@ -202,8 +216,12 @@ class _ProduceStream:
                     answer = self._producing.failure(failure)
             await self._call.write(answer)
             self._answers.popleft()
-            self._bytes -= size_bytes
+            self._count(-size_bytes)
             self._wake()
+
+    def close(self) -> None:
+        """What was not answered is not counted any more."""
+        self._count(-self._bytes)
 
     # Only one of the two tasks ever waits: the reader when there is too much, the writer when there is nothing.
 

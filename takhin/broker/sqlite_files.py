@@ -31,6 +31,14 @@ _LARGEST_WAL_BYTES = 1 << 30
 # The main file
 
 
+def make_private(path: str) -> None:
+    """Have the database's file there, empty when it was missing, for owner and group alone: SQLite's own would be for
+    everybody, and its other files take after it. Raises OSError."""
+    files = Files()
+    if not files.exists(path):
+        files.close(files.open(path, os.O_RDWR | os.O_CREAT))
+
+
 def sum_path(path: str) -> str:
     """Where the checksum of the database at `path` is kept from a clean stop to the next start."""
     return f"{path}.sum"

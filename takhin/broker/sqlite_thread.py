@@ -20,7 +20,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from takhin.broker.sqlite_files import damaged_frame, leave_sum, sum_path, sync_directory_of, take_sum
+from takhin.broker.sqlite_files import damaged_frame, leave_sum, make_private, sum_path, sync_directory_of, take_sum
 from takhin.errors import Reason, StartError, TakhinError, error
 
 T = TypeVar("T")
@@ -332,6 +332,10 @@ def _failed_before() -> TakhinError:
 def _connect(path: str, schema: Schema) -> sqlite3.Connection:
     """The checked and configured connection. Raises StartError."""
     check_files(path)
+    try:
+        make_private(path)
+    except OSError as exception:
+        raise StartError(f"the metadata database {path} cannot be made: {exception.strerror}") from exception
     try:
         # isolation_level None: no transactions but those written out here.
         db = sqlite3.connect(path, timeout=LOCK_WAIT_S, isolation_level=None)

@@ -3,14 +3,17 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, fields
 
+from takhin.broker.access_control import AccessControl
 from takhin.broker.groups import GroupCoordinator
 from takhin.broker.metadata import MetadataStore
+from takhin.broker.produce import Producing
 from takhin.broker.producers import Producers
 from takhin.broker.reader_budget import ReaderBudget
 from takhin.broker.topics import Topic, Topics
+from takhin.broker.transactions import Transactions
 from takhin.config import Limits
 from takhin.counters import Histogram
 from takhin.errors import Reason
@@ -19,6 +22,8 @@ from takhin.log.store import LogStore
 
 # Commits that a look at groups' lags reads at most.
 MAX_COMMITS = 100_000
+# Of [limits], what bounds calls.
+OF_FRONTS = ("calls", "call_bytes", "streams", "streams_per_client", "watch_streams")
 # How often the event loop is asked how late it is.
 _LAG_CHECK_S = 0.1
 _LAG_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -49,10 +54,11 @@ class GroupLag:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Of one of the limits (takhin/config.py): how much of it is in use."""
+    """Of one of the limits (takhin/config.py): how much of it is in use; None: it is of one request, or of one thing
+    among many, or a time."""
 
     name: str
-    used: int
+    used: int | None
     limit: int
 
 
@@ -104,8 +110,11 @@ class Gathering:
 
     def __init__(
         self, topics: Topics, groups: GroupCoordinator, producers: Producers, metadata: MetadataStore, store: LogStore,
-        budget: ReaderBudget, limits: Limits,
+        budget: ReaderBudget, limits: Limits, producing: Producing, transactions: Transactions, access: AccessControl,
     ):
+        self._producing = producing
+        self._transactions = transactions
+        self._access = access
         self._topics = topics
         self._groups = groups
         self._producers = producers
@@ -128,7 +137,7 @@ class Gathering:
             dict(Counter(_state(partition) for partition in self._topics.partitions())),
             {name: members.get(name, 0) for name in names},
             lags,
-            list(self._usage(len(names), sum(members.values()))),
+            list(self._usage(len(names), members.values())),
             self._store.free_bytes,
             epoch,
             uptime_s,
@@ -146,16 +155,28 @@ class Gathering:
                 lags[group_id, topic.name] += max(behind, 0)
         return [GroupLag(group_id, topic, lag) for (group_id, topic), lag in lags.items()]
 
-    def _usage(self, num_groups: int, num_members: int) -> Iterable[Usage]:
-        limits, store = self._limits, self._store
-        yield Usage("topics", len(self._topics.names()), limits.topics)
-        yield Usage("partitions", len(self._topics.partitions()), limits.partitions)
-        yield Usage("groups", num_groups, limits.groups)
-        yield Usage("members", num_members, limits.members)
-        yield Usage("producers", max(store.producers.used, self._producers.num_names), limits.producers)
-        yield Usage("ring_bytes", store.rings.used_bytes, store.rings.limit_bytes)
-        yield Usage("reader_bytes", self._budget.used_bytes, self._budget.limit_bytes)
-        yield Usage("open_files", store.open_files, limits.open_files)
+    def _usage(self, num_groups: int, members: Collection[int]) -> Iterable[Usage]:
+        """All that fronts don't know themselves."""
+        store = self._store
+        used = {
+            "topics": len(self._topics.names()),
+            "partitions_per_topic": max((len(topic.partitions) for topic in self._topics), default=0),
+            "partitions": len(self._topics.partitions()),
+            "groups": num_groups,
+            "producers": max(store.producers.used, self._producers.num_names),
+            "members_per_group": max(members, default=0),
+            "members": sum(members),
+            "transaction_bytes_in_flight": self._transactions.bytes_in_flight,
+            "ring_bytes": store.rings.used_bytes,
+            "reader_bytes": self._budget.used_bytes,
+            "all_streams_bytes_in_flight": self._producing.streams_bytes,
+            "api_keys": len(self._access.keys()),
+            "acls": self._access.num_acls,
+            "open_files": store.open_files,
+        }
+        for each in fields(Limits):
+            if each.name not in OF_FRONTS:
+                yield Usage(each.name, used.get(each.name), getattr(self._limits, each.name))
 
 
 def _topic(topic: Topic) -> TopicStatistics:

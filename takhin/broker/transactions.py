@@ -71,7 +71,7 @@ class Transactions:
         self._clock_ms = clock_ms
         self._scan = ProduceRequest(limits.records_per_request)
         self._in_flight: set[asyncio.Task[list[bytes]]] = set()
-        self._bytes_in_flight = 0
+        self.bytes_in_flight = 0
         self._draining = False
         self._stopping = False
 
@@ -117,7 +117,7 @@ class Transactions:
         if scan.timeout_ms < 0:
             raise error(Reason.INVALID_LIMIT, f"timeout_ms {scan.timeout_ms} is negative; 0 waits without a limit")
         cost_bytes = max(len(request), _LEAST_BYTES)
-        if self._in_flight and self._bytes_in_flight + cost_bytes > self._limits.transaction_bytes_in_flight:
+        if self._in_flight and self.bytes_in_flight + cost_bytes > self._limits.transaction_bytes_in_flight:
             raise error(
                 Reason.TRANSACTION_LIMIT,
                 f"as many transactions wait for their turn as this broker takes (limits.transaction_bytes_in_flight, "
@@ -126,11 +126,11 @@ class Transactions:
         stuck: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         task = asyncio.ensure_future(self._run(scan, topics, stuck))
         self._in_flight.add(task)
-        self._bytes_in_flight += cost_bytes
+        self.bytes_in_flight += cost_bytes
 
         def ended(task: "asyncio.Task[list[bytes]]") -> None:
             self._in_flight.discard(task)
-            self._bytes_in_flight -= cost_bytes
+            self.bytes_in_flight -= cost_bytes
             problem = None if task.cancelled() else task.exception()
             if problem is not None and not isinstance(problem, TakhinError):
                 logger.error("a transaction failed", exc_info=problem)

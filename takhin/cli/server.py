@@ -26,7 +26,7 @@ import click
 from takhin import __version__
 from takhin.cli.command import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from takhin.cli.log_lines import JSON, set_up_logging
-from takhin.cli.malloc import tune_malloc
+from takhin.cli.malloc import give_memory_back, memory_bytes, tune_malloc
 from takhin.cli.program import Command, usage_line
 from takhin.cli.program import Option as Flag
 from takhin.cli.reload import Reloading
@@ -44,7 +44,9 @@ from takhin.errors import ConfigError, StartError
 
 if TYPE_CHECKING:
     from takhin.broker.broker import Broker
+    from takhin.rpc.gates import Gates
     from takhin.rpc.health import Health
+    from takhin.rpc.observed import Observer
     from takhin.rpc.security import Security
     from takhin.rpc.trace_export import TraceExport
 
@@ -60,6 +62,12 @@ GRPC_ENVIRONMENT = {
 }
 # A Python thread (SQLite's) that waits for the interpreter gets it after so long; Python's own default is 5 ms.
 SWITCH_INTERVAL_S = 0.0005
+# Beside segments and connections: the metadata store, the journal, what is being read in threads, metrics.
+OTHER_OPEN_FILES = 128
+# How often it is looked how many calls are open, and how many fewer than before have left memory worth giving back.
+MEMORY_CHECK_S = 5.0
+MANY_CALLS = 500
+MUCH_MEMORY_BYTES = 32 << 20
 # How often it is asked whether the broker takes appends.
 READINESS_CHECK_S = 0.25
 # Imported in this order before anything starts, so that a broken installation is told in one line.
@@ -319,6 +327,7 @@ class _Served:
     reloading: Reloading
     manager: ServiceManager
     status: str = ""
+    observer: "Observer | None" = None
 
 
 async def _reload_when_told(served: _Served) -> None:
@@ -329,6 +338,8 @@ async def _reload_when_told(served: _Served) -> None:
             await served.reloading.reload(served.broker, served.security)
         except Exception:
             _log.exception("reloading failed")
+        if served.observer is not None:
+            served.observer.slow_request_ms = served.settings.slow_request_ms
         served.manager.ready(served.status)
 
 
@@ -341,21 +352,23 @@ async def _serve_until_stopped(served_broker: _Served, stop: asyncio.Task[None])
     from takhin.rpc.watched_files import watch
 
     broker, settings, security = served_broker.broker, served_broker.settings, served_broker.security
-    observer = Observer(settings.slow_request_ms)
+    observer = served_broker.observer = Observer(settings.slow_request_ms)
     tracing = None
     if served_broker.traces is not None:
         from takhin.rpc.tracing import Tracing
 
         tracing = Tracing(served_broker.traces.provider)
-    table, health, ready, _ = served(broker, security.authentication, settings.auth.reflection, observer, tracing)
-    front = GrpcFront(table, settings.grpc, security.tls)
+    table, health, ready, _, gates = served(
+        broker, security.authentication, settings.auth.reflection, observer, tracing)
+    front = GrpcFront(table, settings.grpc, security.tls, settings.limits)
     metrics = None
     metrics_bound = ""
     if settings.metrics_listen:
         # Here: what it needs takes time to import.
         from takhin.rpc.metrics import MetricsServer
 
-        metrics = MetricsServer(table.values(), broker.statistics, asyncio.get_running_loop())
+        metrics = MetricsServer(
+            table.values(), broker.statistics, asyncio.get_running_loop(), gates, front)
         metrics_bound = metrics.start(settings.metrics_listen)
     bound = await front.start(settings.listen)
     failed = asyncio.create_task(broker.wait_failed())
@@ -365,6 +378,7 @@ async def _serve_until_stopped(served_broker: _Served, stop: asyncio.Task[None])
     served_broker.status = f"serving on {bound}"
     served_broker.manager.ready(served_broker.status)
     reloading = asyncio.create_task(_reload_when_told(served_broker))
+    tending = asyncio.create_task(_tend_memory(gates))
     try:
         _announce(bound, metrics_bound, settings)
         await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
@@ -374,6 +388,7 @@ async def _serve_until_stopped(served_broker: _Served, stop: asyncio.Task[None])
         reloading.cancel()
         failed.cancel()
         watching.cancel()
+        tending.cancel()
         telling.cancel()
         health.drain()
         broker.begin_drain()
@@ -381,6 +396,20 @@ async def _serve_until_stopped(served_broker: _Served, stop: asyncio.Task[None])
         if metrics is not None:
             # To the end: what happens while it drains is seen, too.
             await metrics.stop()
+
+
+async def _tend_memory(gates: "Gates") -> None:
+    """After many calls have ended what they took is given back: it lies scattered among what others have. Also once it
+    has become much more: calls may be over before they are seen here."""
+    most, kept_bytes = 0, memory_bytes()
+    while True:
+        await asyncio.sleep(MEMORY_CHECK_S)
+        num_open = gates.num_open
+        most = max(most, num_open)
+        if most - num_open >= MANY_CALLS or memory_bytes() - kept_bytes >= MUCH_MEMORY_BYTES:
+            most = num_open
+            await asyncio.get_running_loop().run_in_executor(None, give_memory_back)
+            kept_bytes = memory_bytes()
 
 
 async def _tell_readiness(served_broker: _Served, health: "Health", services: Sequence[str]) -> None:
@@ -431,7 +460,8 @@ def _load() -> None:
 
 
 def _prepare_process(settings: Settings) -> Settings:
-    """Process-wide switches. Gives the settings, with fewer open_files where the operating system allows fewer."""
+    """Process-wide switches. Gives the settings, with fewer open files and connections where the operating system
+    allows fewer."""
     for name, value in GRPC_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -449,13 +479,21 @@ def _raise_open_files(settings: Settings) -> Settings:
         soft = hard
     except (ValueError, OSError) as exc:
         _log.warning("cannot raise the limit of open files from %s to %s: %s", soft, hard, exc)
-    # Half of them for segment files: connections and the metadata store need some too.
-    most = settings.limits.open_files if soft == resource.RLIM_INFINITY else max(16, soft // 2)
-    if settings.limits.open_files <= most:
+    if soft == resource.RLIM_INFINITY:
         return settings
-    _log.warning("limits.open_files is %d instead of %d: the operating system allows %d open files (ulimit -n)",
-                 most, settings.limits.open_files, soft)
-    return replace(settings, limits=replace(settings.limits, open_files=most))
+    # Half of them for segment files; the rest is for connections, but for what the process needs besides.
+    files = min(settings.limits.open_files, max(16, soft // 2))
+    connections = min(settings.grpc.max_connections, max(16, soft - files - OTHER_OPEN_FILES))
+    for key, wanted, most in (
+        ("limits.open_files", settings.limits.open_files, files),
+        ("grpc.max_connections", settings.grpc.max_connections, connections),
+    ):
+        if most < wanted:
+            _log.warning("%s is %d instead of %d: the operating system allows %d open files (ulimit -n)", key, most,
+                         wanted, soft)
+    return replace(
+        settings, limits=replace(settings.limits, open_files=files),
+        grpc=replace(settings.grpc, max_connections=connections))
 
 
 def _give_up(settings: Settings, message: str) -> None:

@@ -6,7 +6,8 @@ audit log: the hot methods are as they were.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +21,8 @@ from takhin.errors import PermissionDenied, Reason, TakhinError, error
 from takhin.rpc.access_service import SERVICE as ACCESS
 from takhin.rpc.audit import Audit
 from takhin.rpc.authentication import Authentication, Identity
-from takhin.rpc.call import Call, Kind, Method, StreamCall
+from takhin.rpc.call import Call, Kind, Method, StreamCall, host_of
+from takhin.rpc.gates import ClientStreams
 from takhin.rpc.guarded_call import GuardedCall
 from takhin.rpc.health import SERVICE as HEALTH
 from takhin.rpc.reflection import SERVICES as REFLECTION
@@ -60,11 +62,16 @@ class _OpenStream:
 
 
 class Guard:
-    """Guards the methods of one broker that has been started. authentication None: everybody may do everything."""
+    """Guards the methods of one broker that has been started. authentication None: everybody may do everything.
+    clients: counts the streams that each has open; None: nobody does."""
 
-    def __init__(self, broker: Broker, authentication: Authentication | None, *, open_reflection: bool = False):
+    def __init__(
+        self, broker: Broker, authentication: Authentication | None, clients: ClientStreams | None = None, *,
+        open_reflection: bool = False
+    ):
         self._broker = broker
         self._authentication = authentication
+        self._clients = clients
         self._open_reflection = open_reflection
         self._audit = Audit()
         self._permissions: dict[tuple[str, bool], Permissions] = {}
@@ -87,7 +94,7 @@ class Guard:
             return method
         if method.service in REFLECTION:
             is_open = self._authentication is None or self._open_reflection
-            return method if is_open else replace(method, handler=self._reflection(name, method.handler))
+            return method if is_open else self._entered(name, method, self._reflection(name, method.handler))
         rule = RULES.get(name) if method.service in (SERVICE, ACCESS) else None
         if rule is None:
             raise ValueError(f"{method.path} has no rule that says who may call it")
@@ -97,9 +104,29 @@ class Guard:
             assert method.kind is Kind.UNARY
             if self._authentication is None:
                 return replace(method, handler=self._audited(name, rule, method.handler)) if rule.audited else method
-            return replace(method, handler=self._unary(name, rule, method.handler))
+            return self._entered(name, method, self._unary(name, rule, method.handler))
         assert isinstance(rule, Streamed)
-        return method if self._authentication is None else replace(method, handler=getattr(self, _HANDLERS[name]))
+        if self._authentication is None:
+            is_counted = self._clients is not None and method.kind is not Kind.UNARY
+            return replace(method, handler=self._counted(method)) if is_counted else method
+        return self._entered(name, method, getattr(self, _HANDLERS[name]))
+
+    def _entered(self, name: str, method: Method, handler: Callable[..., Awaitable[Any]]) -> Method:
+        return replace(method, handler=handler, enter=lambda call: self.enter(name, call))
+
+    def _counted(self, method: Method) -> Callable[..., Awaitable[None]]:
+        handler, clients = method.handler, self._clients
+        assert clients is not None
+
+        async def of_request(request: bytes, call: StreamCall) -> None:
+            with clients.holding(host_of(call)):
+                await handler(request, call)
+
+        async def of_call(call: StreamCall) -> None:
+            with clients.holding(host_of(call)):
+                await handler(call)
+
+        return of_request if method.kind is Kind.SERVER_STREAM else of_call
 
     # Who calls
 
@@ -228,7 +255,7 @@ class Guard:
         guarded = GuardedCall(call, check_start)
         await self._run(guarded, caller, needs, self._broker.subscribing.subscribe(guarded))
 
-    def _reflection(self, name: str, handler: Callable[[StreamCall], Awaitable[None]]) -> Callable[..., Any]:
+    def _reflection(self, name: str, handler: Callable[[StreamCall], Coroutine[Any, Any, None]]) -> Callable[..., Any]:
         async def guarded(call: StreamCall) -> None:
             caller = self.enter(name, call)
             watched = GuardedCall(call)
@@ -236,7 +263,19 @@ class Guard:
 
         return guarded
 
-    async def _run(self, call: GuardedCall, caller: Caller, needs: list[Need], handler: Awaitable[None]) -> None:
+    async def _run(
+        self, call: GuardedCall, caller: Caller, needs: list[Need], handler: Coroutine[Any, Any, None]
+    ) -> None:
+        counted = nullcontext() if self._clients is None else self._clients.holding(caller.identity.principal)
+        try:
+            with counted:
+                await self._run_counted(call, caller, needs, handler)
+        finally:
+            handler.close()  # of one that was refused, and not begun
+
+    async def _run_counted(
+        self, call: GuardedCall, caller: Caller, needs: list[Need], handler: Coroutine[Any, Any, None]
+    ) -> None:
         stream = _OpenStream(call, caller, needs)
         self._streams.add(stream)
         self._set_timer(stream)

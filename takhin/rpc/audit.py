@@ -5,40 +5,30 @@
     done method=DeleteTopic principal=key:ops peer=10.0.0.2:40000 request=9b41d7e05c2f6a88 what="topic orders"
     failed method=DeleteTopic principal=key:ops peer=10.0.0.2:40000 request=02ce5d9f7413ba60 reason=TOPIC_NOT_FOUND
         what="topic orders"
+    left-out source=10.0.0.7 count=1480
 
 Each is one line; the values are those of takhin.rpc.log_fields. Keys, tokens and payloads are never in it. "done" means
-that the change is durable.
+that the change is durable. The last tells of denials that came too many a second to be told one by one; see denials.py.
 """
 
 import logging
-import time
 
 from takhin.errors import TakhinError
-from takhin.rpc.call import Call
+from takhin.rpc.call import Call, host_of
+from takhin.rpc.denials import Denials
 from takhin.rpc.log_fields import NOBODY, extra, fields_text
 
-# Of denials, a second: whoever is denied in a loop does not fill the disk.
-MAX_DENIALS_S = 100
 
 class Audit:
     def __init__(self) -> None:
         self._log = logging.getLogger("takhin.audit")
         # Whatever the level of other lines is: that nothing happened can't be told from silence otherwise.
         self._log.setLevel(logging.INFO)
-        self._second = 0
-        self._denials = 0
+        self._denials = Denials(self._tell_left_out)
 
     def denied(self, method: str, principal: str | None, call: Call, refusal: TakhinError) -> None:
         """A call, or a request in a stream, that was refused for want of credentials or of permission."""
-        second = int(time.monotonic())
-        if second != self._second:
-            if self._denials > MAX_DENIALS_S:
-                untold = self._denials - MAX_DENIALS_S
-                self._log.warning("denied count=%d more, not told one by one", untold, extra=extra(
-                    "", {"event": "denied", "count": untold}))
-            self._second, self._denials = second, 0
-        self._denials += 1
-        if self._denials <= MAX_DENIALS_S:
+        if self._denials.is_told(principal or host_of(call)):
             self._tell(logging.WARNING, "denied", call, _caller(method, principal, call) | {
                 "reason": refusal.reason, "what": refusal.message})
 
@@ -55,6 +45,10 @@ class Audit:
             else:
                 reason = failure.reason if isinstance(failure, TakhinError) else type(failure).__name__
                 self._tell(logging.INFO, "failed", call, caller | {"reason": reason, "what": each})
+
+    def _tell_left_out(self, source: str, count: int) -> None:
+        fields: dict[str, str | int] = {"source": source, "count": count}
+        self._log.warning("left-out %s", fields_text(fields), extra=extra("", {"event": "left-out"} | fields))
 
     def _tell(self, level: int, event: str, call: Call, fields: dict[str, str | int]) -> None:
         more = extra(call.request_id, {"event": event} | fields)

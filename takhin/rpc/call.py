@@ -19,6 +19,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from takhin.counters import CallCounters
+from takhin.gate import Gate
 
 
 class Kind(Enum):
@@ -93,20 +94,38 @@ ServerStreamHandler = Callable[[bytes, StreamCall], Awaitable[None]]
 BidiHandler = Callable[[StreamCall], Awaitable[None]]
 
 
+# Of methods that no limit was set for.
+NO_LIMIT = 1 << 62
+
+
+def _no_gate() -> Gate:
+    return Gate("", NO_LIMIT)
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """One RPC: its path ("/takhin.v1.TakhinService/ProduceMessage"), its kind, and what serves it. counters: fronts add
-    to them, all to the same."""
+    to them, all to the same. gate: what bounds it; every call passes it, on every front. enter: given a call, raises
+    what it is refused for whatever its request says; None: nothing. The handler asks the same; a front may ask before
+    it takes the request.
+    """
 
     path: str
     kind: Kind
     handler: Callable[..., Awaitable[Any]]
     counters: CallCounters = field(default_factory=CallCounters, compare=False)
+    gate: Gate = field(default_factory=_no_gate, compare=False)
+    enter: Callable[[Call], object] | None = field(default=None, compare=False)
 
     @property
     def service(self) -> str:
         """The full name of the service: "takhin.v1.TakhinService"."""
         return self.path[1:].rpartition("/")[0]
+
+
+def host_of(call: Call) -> str:
+    """The address that a call comes from, without the port."""
+    return call.peer.rpartition(":")[0] or "local"
 
 
 MethodTable = dict[str, Method]

@@ -6,9 +6,9 @@ are `async def` through and through: grpc.aio would run anything else in a threa
 
 import asyncio
 import os
-import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote
@@ -16,10 +16,15 @@ from urllib.parse import unquote
 import grpc
 import grpc.aio
 
-from takhin.config import GrpcSettings, unix_path
+from takhin.broker.statistics import Usage
+from takhin.config import GrpcSettings, Limits, unix_path
 from takhin.counters import CallCounters
-from takhin.errors import Code, StartError
+from takhin.errors import Code, Reason, StartError, error
+from takhin.rpc.arrival import Arriving
 from takhin.rpc.call import Kind, Method, MethodTable
+from takhin.rpc.connections import count_connections
+from takhin.rpc.fairness import Fairness, Messages, shut_down_connection
+from takhin.rpc.gates import too_many_bytes, too_many_calls
 from takhin.rpc.listening import check_free, check_path_free, only_for_group
 from takhin.rpc.request_id import REQUEST_ID_KEY, given_id, new_id
 from takhin.rpc.status import status_of
@@ -29,6 +34,7 @@ from takhin.rpc.watched_files import WatchedFiles
 _STATUS_DETAILS_KEY = "grpc-status-details-bin"
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 _COMPRESSION_LEVELS = {"gzip": 1, "deflate": 3}
+READ_CHUNK_BYTES = 1024 * 1024
 # How long stop() waits for handlers that were cancelled to run their `finally`.
 _UNWIND_S = 1.0
 
@@ -39,11 +45,15 @@ Context = Any
 class GrpcCall:
     """Call and StreamCall over a servicer context of grpc.aio."""
 
-    __slots__ = ("_context", "_counters", "_given_id", "_over", "_reading", "_request_id", "_task", "code", "principal")
+    __slots__ = (
+        "_context", "_counters", "_given_id", "_messages", "_over", "_reading", "_request_id", "_task", "code",
+        "principal",
+    )
 
-    def __init__(self, context: Context, counters: CallCounters):
+    def __init__(self, context: Context, counters: CallCounters, messages: Messages):
         self._context = context
         self._counters = counters
+        self._messages = messages
         # With which the call has ended, of google.rpc.Code; for its counters.
         self.code: int = Code.OK
         self.principal: str | None = None
@@ -113,6 +123,8 @@ class GrpcCall:
         if message is grpc.aio.EOF:
             return None
         self._counters.note_received()
+        if self._messages.are_counted:
+            self._messages.note_message(self.peer, len(message))
         return message
 
     async def write(self, message: bytes) -> None:
@@ -126,24 +138,44 @@ class GrpcCall:
             raise asyncio.CancelledError from None
         self._counters.note_sent()
 
+    async def read_within(self, timeout_s: float) -> bytes:
+        """The only message that there is. Raises REQUEST_TIMEOUT, after which there is no other read, and
+        MALFORMED_REQUEST when there is none."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                message = await self.read()
+        except TimeoutError:
+            raise error(
+                Reason.REQUEST_TIMEOUT,
+                f"the request has not come within {timeout_s:g} s (limits.request_arrival_ms), and many calls are open",
+            ) from None
+        if message is None:
+            raise error(Reason.MALFORMED_REQUEST, "the call has no message")
+        return message
+
     def cut(self) -> None:
         # grpc.aio can't do it: a status waits behind the message that the client does not take, and no call can be
         # reset. The connection can be, by the operating system.
-        _shut_down_connection(self.peer)
+        shut_down_connection(self.peer)
 
 
 class GrpcFront:
     """Serves `table` over grpc.aio: one start, one stop. A process has one event loop that uses grpc.aio."""
 
     def __init__(
-        self, table: MethodTable, settings: GrpcSettings, tls: "WatchedFiles[Certificates] | None" = None
+        self, table: MethodTable, settings: GrpcSettings, tls: "WatchedFiles[Certificates] | None" = None,
+        limits: Limits | None = None
     ):
-        """tls: None: connections are not encrypted."""
+        """tls: None: connections are not encrypted. limits: None: the defaults."""
         self._settings = settings
+        self._limits = limits or Limits()
         self._credentials = server_credentials(tls) if tls is not None else None
-        self._handlers = {path: self._rpc_handler(method) for path, method in table.items()}
+        self._messages = Messages()
+        self._fairness: Fairness | None = None
+        self._methods = {path: self._arriving(method) for path, method in table.items()}
         self._server: grpc.aio.Server | None = None
         self._socket_path: str | None = None
+        self._bound = ""
         self._stopped = False
         self._calls = 0
         self._idle: asyncio.Event | None = None
@@ -162,7 +194,8 @@ class GrpcFront:
             await check_free(listen)
         else:
             check_path_free(path)
-        server = grpc.aio.server(handlers=(_Handlers(self._handlers),), options=server_options(self._settings))
+        options = server_options(self._settings, self._limits)
+        server = grpc.aio.server(handlers=(_Handlers(self._methods),), options=options)
         try:
             with only_for_group() if path is not None else nullcontext():
                 if self._credentials is None:
@@ -175,8 +208,23 @@ class GrpcFront:
         self._server = server
         if path is not None:
             self._socket_path = path
-            return listen
-        return f"{listen.rpartition(':')[0]}:{bound_port}"
+            self._bound = listen
+        else:
+            self._bound = f"{listen.rpartition(':')[0]}:{bound_port}"
+            if self._settings.cut_floods:
+                self._fairness = Fairness(self._bound, self._messages)
+                self._fairness.start()
+        return self._bound
+
+    @property
+    def num_cut(self) -> int:
+        """Connections cut off so far, as they kept others from being served."""
+        return self._fairness.num_cut if self._fairness is not None else 0
+
+    def usage(self) -> Usage:
+        """Of grpc.max_connections. Takes as long as the machine has connections: for a thread of its own."""
+        used = count_connections(self._bound) if self._bound else 0
+        return Usage("connections", used, self._settings.max_connections)
 
     async def stop(self, grace_ms: int) -> None:
         """Take no new calls, let those under way end within `grace_ms`, cancel the rest and wait for their handlers.
@@ -186,6 +234,8 @@ class GrpcFront:
         if self._server is None:
             return
         self._idle = asyncio.Event()
+        if self._fairness is not None:
+            self._fairness.stop()
         await self._server.stop(grace_ms / 1000)
         if self._socket_path is not None:
             with suppress(OSError):
@@ -196,22 +246,28 @@ class GrpcFront:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), _UNWIND_S)
 
-    def _rpc_handler(self, method: Method) -> grpc.RpcMethodHandler:
-        if method.kind is Kind.UNARY:
-            return grpc.unary_unary_rpc_method_handler(self._unary(method))
-        if method.kind is Kind.SERVER_STREAM:
-            return grpc.unary_stream_rpc_method_handler(self._server_stream(method))
-        return grpc.stream_stream_rpc_method_handler(self._bidi(method))
+    def _arriving(self, method: Method) -> Arriving:
+        serve = {Kind.UNARY: self._unary, Kind.SERVER_STREAM: self._server_stream, Kind.BIDI: self._bidi}[method.kind]
+        return Arriving(
+            method.gate, serve(method), self._refuse(method),
+            # A handler of BIDI runs before there is a message, and sees for itself who calls.
+            self._serve_busy(method) if method.kind is not Kind.BIDI else None,
+            takes_stream=method.kind is Kind.BIDI, gives_stream=method.kind is not Kind.UNARY)
 
     def _unary(self, method: Method) -> Callable[[bytes, Context], Awaitable[bytes | None]]:
-        handler, counters = method.handler, method.counters
+        handler, counters, gate, messages = method.handler, method.counters, method.gate, self._messages
 
         async def unary(request: bytes, context: Context) -> bytes | None:
-            call = GrpcCall(context, counters)
+            call = GrpcCall(context, counters, messages)
+            if messages.are_counted:
+                messages.note_call(call.peer, len(request))
             begun_ns = counters.begin()
             counters.note_received()
             self._calls += 1
+            is_within = gate.take(request)
             try:
+                if not is_within:
+                    raise too_many_bytes(gate)
                 response = await handler(request, call)
                 if type(response) is not bytes:
                     raise TypeError(f"{method.path} gave {type(response).__name__}, not bytes")
@@ -223,16 +279,20 @@ class GrpcFront:
                     raise
                 return None
             finally:
+                if is_within:
+                    gate.give_back(request)
                 counters.end(call.code, begun_ns)
                 self._done()
 
         return unary
 
     def _server_stream(self, method: Method) -> Callable[[bytes, Context], Awaitable[None]]:
-        handler, counters = method.handler, method.counters
+        handler, counters, messages = method.handler, method.counters, self._messages
 
         async def server_stream(request: bytes, context: Context) -> None:
-            call = GrpcCall(context, counters)
+            call = GrpcCall(context, counters, messages)
+            if messages.are_counted:
+                messages.note_call(call.peer, len(request))
             begun_ns = counters.begin()
             counters.note_received()
             self._calls += 1
@@ -249,10 +309,12 @@ class GrpcFront:
         return server_stream
 
     def _bidi(self, method: Method) -> Callable[[Any, Context], Awaitable[None]]:
-        handler, counters = method.handler, method.counters
+        handler, counters, messages = method.handler, method.counters, self._messages
 
         async def bidi(_requests: Any, context: Context) -> None:
-            call = GrpcCall(context, counters)
+            call = GrpcCall(context, counters, messages)
+            if messages.are_counted:
+                messages.note_call(call.peer, 0)
             begun_ns = counters.begin()
             self._calls += 1
             try:
@@ -266,6 +328,38 @@ class GrpcFront:
                 self._done()
 
         return bidi
+
+    # When there is much under way: as BIDI, so that what is looked at first is not the message.
+
+    def _refuse(self, method: Method) -> Callable[[Any, Context], Awaitable[None]]:
+        gate = method.gate
+
+        async def refuse(call: GrpcCall) -> None:
+            raise too_many_calls(gate)
+
+        return self._bidi(replace(method, handler=refuse))
+
+    def _serve_busy(self, method: Method) -> Callable[[Any, Context], Awaitable[None]]:
+        """Who calls is asked first, and the message has to come in time: whoever opens calls and leaves them so does
+        not get beyond where this begins."""
+        handler, gate = method.handler, method.gate
+        timeout_s = self._limits.request_arrival_ms / 1000
+
+        async def serve(call: GrpcCall) -> None:
+            if method.enter is not None:
+                method.enter(call)
+            request = await call.read_within(timeout_s)
+            if method.kind is Kind.SERVER_STREAM:
+                await handler(request, call)
+                return
+            if not gate.take(request):
+                raise too_many_bytes(gate)
+            try:
+                await call.write(await handler(request, call))
+            finally:
+                gate.give_back(request)
+
+        return self._bidi(replace(method, handler=serve))
 
     def _done(self) -> None:
         self._calls -= 1
@@ -304,15 +398,19 @@ class GrpcFront:
 class _Handlers(grpc.GenericRpcHandler):
     """The table, as grpc.aio asks for it: once a call."""
 
-    def __init__(self, handlers: dict[str, grpc.RpcMethodHandler]):
-        self._handlers = handlers
+    def __init__(self, methods: dict[str, Arriving]):
+        self._methods = methods
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-        return self._handlers.get(handler_call_details.method)
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        method = self._methods.get(handler_call_details.method)
+        return method.arrive() if method is not None else None
 
 
-def server_options(settings: GrpcSettings) -> list[tuple[str, int]]:
+def server_options(settings: GrpcSettings, limits: Limits) -> list[tuple[str, int]]:
     """The channel arguments of grpc's core for `settings`."""
+    # What may come while the event loop is busy, all readers after a restart for example. By default core ends calls by
+    # chance from 1,000 on, with CANCELLED, which nobody tries again; beyond these the gates refuse them, and say why.
+    waiting_calls = limits.calls + limits.streams + limits.watch_streams
     # Core counts a ping that arrives any sooner as a strike, the third of which ends the connection, and the network
     # may deliver two pings closer together than they were sent: a client that keeps to the interval needs a margin.
     min_ping_interval_ms = settings.min_ping_interval_ms * 9 // 10
@@ -321,6 +419,17 @@ def server_options(settings: GrpcSettings) -> list[tuple[str, int]]:
         "grpc.so_reuseport": 0,
         "grpc.max_receive_message_length": settings.max_message_bytes,
         "grpc.max_send_message_length": settings.max_message_bytes,
+        # Two bounds, between which core refuses by chance; together they are one.
+        "grpc.max_metadata_size": settings.max_metadata_bytes,
+        "grpc.absolute_max_metadata_size": settings.max_metadata_bytes,
+        "grpc.max_allowed_incoming_connections": settings.max_connections,
+        # Streams that were reset count until they are gone: who resets what he opens does not get ahead of us.
+        "grpc.max_concurrent_streams": settings.max_streams_per_connection,
+        # By default it reads 4 MiB at a time, and of tiny frames that is a long time for all the others.
+        "grpc.experimental.tcp_max_read_chunk_size": READ_CHUNK_BYTES,
+        "grpc.server.max_pending_requests": waiting_calls,
+        "grpc.server.max_pending_requests_hard_limit": waiting_calls,
+        "grpc.server_handshake_timeout_ms": settings.handshake_timeout_ms,
         "grpc.max_connection_idle_ms": settings.connection_idle_ms,
         "grpc.max_connection_age_ms": settings.connection_age_ms,
         "grpc.max_connection_age_grace_ms": settings.connection_age_grace_ms,
@@ -357,26 +466,3 @@ def server_credentials(tls: "WatchedFiles[Certificates]") -> grpc.ServerCredenti
         return configuration()
 
     return grpc.dynamic_ssl_server_credentials(configuration(), fetch, given.client_ca is not None)
-
-
-def _shut_down_connection(peer: str) -> None:
-    """Shut down the connection of this process whose other end is `peer` ("HOST:PORT")."""
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            connection = socket.socket(fileno=os.dup(int(name)))
-        except OSError:
-            continue  # not a socket
-        with connection:
-            try:
-                found = connection.getpeername()
-            except OSError:
-                continue  # not connected
-            if isinstance(found, tuple) and _peer_text(found) == peer:
-                connection.shutdown(socket.SHUT_RDWR)
-                return
-
-
-def _peer_text(address: tuple[Any, ...]) -> str:
-    """As grpc writes it: an IPv4 address as such, also on a socket of IPv6, which stands in brackets."""
-    host, port = address[0].removeprefix("::ffff:"), address[1]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -8,18 +8,19 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from takhin import __version__
-from takhin.broker.statistics import Statistics
+from takhin.broker.statistics import Statistics, Usage
 from takhin.config import split_listen
 from takhin.counters import Histogram
 from takhin.errors import StartError
 from takhin.rpc.call import Kind, Method
+from takhin.rpc.gates import Gates
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
@@ -69,25 +70,46 @@ class CallMetrics(Collector):
         yield from (started, received, sent, handled, seconds)
 
 
+class Front(Protocol):
+    """What is asked of one, by threads."""
+
+    @property
+    def num_cut(self) -> int: ...
+
+    def usage(self) -> Usage: ...
+
+
 class BrokerMetrics(Collector):
     """What gather() gives, asked for on `loop` from whichever thread scrapes."""
 
-    def __init__(self, gather: Callable[[], Awaitable[Statistics]], loop: asyncio.AbstractEventLoop):
+    def __init__(
+        self, gather: Callable[[], Awaitable[Statistics]], loop: asyncio.AbstractEventLoop, gates: Gates,
+        front: Front
+    ):
         self._gather = gather
         self._loop = loop
+        self._gates = gates
+        self._front = front
 
     def collect(self) -> Iterator[Metric]:
         """The takhin_* families. Raises TimeoutError when the event loop is stuck, and what gather() does."""
-        async def gathered() -> Statistics:
-            return await self._gather()
+        async def gathered() -> tuple[Statistics, list[Usage], dict[str, int]]:
+            return await self._gather(), list(self._gates.usage()), self._gates.refused()
 
         asked = asyncio.run_coroutine_threadsafe(gathered(), self._loop)
         try:
-            found = asked.result(GATHER_TIMEOUT_S)
+            found, of_gates, refused = asked.result(GATHER_TIMEOUT_S)
         except TimeoutError:
             asked.cancel()
             raise
         yield from _of_broker(found)
+        connections = self._front.usage()
+        yield from _of_limits([*found.usage, *of_gates, connections], refused)
+        yield _gauge("takhin_connections", "Connections that clients have open.", connections.used or 0)
+        cut = CounterMetricFamily(
+            "takhin_connections_cut", "Connections cut off, as they kept the others from being served.")
+        cut.add_metric((), self._front.num_cut)
+        yield cut
         yield from _of_topics(found)
         yield from _of_groups(found)
         yield from _of_durations(found)
@@ -115,12 +137,20 @@ def _of_broker(found: Statistics) -> Iterator[Metric]:
     for state in ("open", "paused", "poisoned", "quarantined"):
         partitions.add_metric((state,), found.partitions.get(state, 0))
     yield partitions
+
+
+def _of_limits(usage: Iterable[Usage], refused: dict[str, int]) -> Iterator[Metric]:
     used = GaugeMetricFamily("takhin_limit_used", "What is in use of a limit.", labels=("limit",))
-    most = GaugeMetricFamily("takhin_limit", "The limits of [limits].", labels=("limit",))
-    for each in found.usage:
-        used.add_metric((each.name,), each.used)
+    most = GaugeMetricFamily("takhin_limit", "The limits of [limits], and connections.", labels=("limit",))
+    for each in usage:
         most.add_metric((each.name,), each.limit)
-    yield from (used, most)
+        if each.used is not None:
+            used.add_metric((each.name,), each.used)
+    calls = CounterMetricFamily(
+        "takhin_limit_refused_calls", "Calls refused before they began, as too many were open.", labels=("limit",))
+    for name, count in refused.items():
+        calls.add_metric((name,), count)
+    yield from (used, most, calls)
 
 
 def _of_topics(found: Statistics) -> Iterator[Metric]:
@@ -181,13 +211,14 @@ class MetricsServer:
     """Serves the metrics over HTTP, from threads of its own: a scrape holds up the event loop only while it counts."""
 
     def __init__(
-        self, methods: Iterable[Method], gather: Callable[[], Awaitable[Statistics]], loop: asyncio.AbstractEventLoop
+        self, methods: Iterable[Method], gather: Callable[[], Awaitable[Statistics]], loop: asyncio.AbstractEventLoop,
+        gates: Gates, front: Front
     ):
         self._registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._registry)
         self._registry.register(CallMetrics(methods))
-        self._registry.register(BrokerMetrics(gather, loop))
+        self._registry.register(BrokerMetrics(gather, loop, gates, front))
         self._loop = loop
         self._server: WSGIServer | None = None
         self._thread: Thread | None = None

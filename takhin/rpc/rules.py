@@ -113,31 +113,40 @@ def _group_admin(permissions: Permissions, request: Any) -> None:
 
 
 def _seen_topics(permissions: Permissions, request: Any, response: Any) -> None:
-    seen = [name for name in response.topics if permissions.sees(Resource.TOPIC, name)]
-    response.topics[:] = seen
+    response.topics[:] = permissions.seen(Resource.TOPIC, response.topics)
 
 
 def _seen_descriptions(permissions: Permissions, request: Any, response: Any) -> None:
-    _keep(response.topics, lambda topic: permissions.sees(Resource.TOPIC, topic.name))
+    seen = set(permissions.seen(Resource.TOPIC, [topic.name for topic in response.topics]))
+    _keep(response.topics, lambda topic: topic.name in seen)
 
 
 def _seen_groups(permissions: Permissions, request: Any, response: Any) -> None:
-    _keep(response.groups, lambda group: permissions.sees(Resource.GROUP, group.group_id))
+    seen = set(permissions.seen(Resource.GROUP, [group.group_id for group in response.groups]))
+    _keep(response.groups, lambda group: group.group_id in seen)
 
 
 def _seen_assignments(permissions: Permissions, request: Any, response: Any) -> None:
     for member in response.members:
-        _keep(member.assignments, lambda each: permissions.sees(Resource.TOPIC, each.topic))
+        _keep_seen(permissions, member.assignments)
 
 
 def _seen_offsets(permissions: Permissions, request: Any, response: Any) -> None:
-    _keep(response.offsets, lambda each: permissions.sees(Resource.TOPIC, each.topic))
+    _keep_seen(permissions, response.offsets)
+
+
+def _keep_seen(permissions: Permissions, of_topics: Any) -> None:
+    """Of entries that each have a topic."""
+    seen = set(permissions.seen(Resource.TOPIC, {each.topic for each in of_topics}))
+    _keep(of_topics, lambda each: each.topic in seen)
 
 
 def _keep(repeated: Any, is_kept: Callable[[Any], bool]) -> None:
-    for index in range(len(repeated) - 1, -1, -1):
-        if not is_kept(repeated[index]):
-            del repeated[index]
+    kept = [each for each in repeated if is_kept(each)]
+    if len(kept) < len(repeated):
+        # One by one they would each move those behind them.
+        del repeated[:]
+        repeated.extend(kept)
 
 
 def _topic_named(request: Any) -> str:

@@ -7,6 +7,7 @@ from takhin.rpc.access import Guard
 from takhin.rpc.access_service import access_methods
 from takhin.rpc.authentication import Authentication
 from takhin.rpc.call import MethodTable, method_table, service_names
+from takhin.rpc.gates import Gates
 from takhin.rpc.health import Health
 from takhin.rpc.observed import Observer
 from takhin.rpc.reflection import SERVICES, reflection_methods
@@ -18,13 +19,15 @@ if TYPE_CHECKING:
 
 class Served(NamedTuple):
     """table: all methods, guarded as the settings have it. health: says that nothing serves yet. services: the broker's
-    own. local: the table for the process that the broker is in, where nobody has to say who he is.
+    own. local: the table for the process that the broker is in, where nobody has to say who he is, and which the gates
+    are not for.
     """
 
     table: MethodTable
     health: Health
     services: list[str]
     local: MethodTable
+    gates: Gates
 
 
 def served(
@@ -46,8 +49,8 @@ def served(
     methods += health.methods()
     if is_reflected:
         methods += reflection_methods(service_names(methods))
+    gates = Gates(broker.settings.limits)
+    methods = gates.gated(methods)
     local = seen(Guard(broker, None))
-    if authentication is None:
-        return Served(local, health, services, local)
-    guard = Guard(broker, authentication, open_reflection=reflection == "open")
-    return Served(seen(guard), health, services, local)
+    guard = Guard(broker, authentication, gates.clients, open_reflection=reflection == "open")
+    return Served(seen(guard), health, services, local, gates)

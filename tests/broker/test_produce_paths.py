@@ -487,6 +487,35 @@ def test_a_stream_is_read_no_further_than_its_bounds(tmp_path: Path, bound: str)
     run(scenario())
 
 
+def test_streams_are_read_no_further_than_all_of_them_may_have_unanswered(tmp_path: Path) -> None:
+    """Whoever has answers to come waits for them; one request each goes on all the same."""
+
+    async def scenario() -> None:
+        async with running(tmp_path, all_streams_bytes_in_flight=8 * 500) as broker:
+            (partition,) = await topic_of(broker)
+            streams = [Stream([request(b"v" * 500) for _ in range(50)]) for _ in range(12)]
+            for stream in streams:
+                stream.taking.clear()
+            tasks = [asyncio.ensure_future(broker.producing.produce_stream(stream)) for stream in streams]
+            await asyncio.sleep(0.05)
+            reads = sum(stream.reads for stream in streams)
+            assert len(streams) <= reads <= len(streams) + 8 and min(stream.reads for stream in streams) == 1
+            assert broker.producing.streams_bytes >= 8 * 500
+            await asyncio.sleep(0.05)
+            assert sum(stream.reads for stream in streams) == reads == partition.written_offset
+            # One that ends unanswered is not counted any more.
+            tasks[0].cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await tasks[0]
+            for stream in streams[1:]:
+                stream.taking.set()
+            await asyncio.gather(*tasks[1:])
+            assert all(len(stream.answers) == 50 for stream in streams[1:])
+            assert broker.producing.streams_bytes == 0
+
+    run(scenario())
+
+
 def test_draining_answers_what_was_read_and_ends_the_stream(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(tmp_path) as broker:

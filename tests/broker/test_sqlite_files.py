@@ -132,3 +132,19 @@ def test_files_that_a_new_database_would_not_know(tmp_path: Path, how: str) -> N
         path.touch()
     assert "holds topics" in refusal(tmp_path)
     assert (tmp_path / "topics" / "1" / "0" / f"{0:020d}.log").stat().st_size > 49
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o640), (0o077, 0o600)])
+def test_the_database_is_for_owner_and_group_alone(tmp_path: Path, umask: int, mode: int) -> None:
+    """So are the files that SQLite makes beside it."""
+    before = os.umask(umask)
+    try:
+        async def scenario() -> None:
+            async with running(tmp_path):
+                modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("meta.db*")}
+                assert set(modes) >= {"meta.db", "meta.db-wal"} and set(modes.values()) == {mode}
+
+        run(scenario())
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o007 for path in tmp_path.rglob("*")} == {0}

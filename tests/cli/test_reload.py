@@ -78,9 +78,9 @@ def another(option: Option) -> str | int | bool:
     if option.type is int:
         assert isinstance(option.default, int)
         return option.default + 1 if option.default < option.metadata["maximum"] else option.default - 1
-    return {"log_level": "debug", "auth.certificate_name": "subject", "auth.reflection": "open",
-            "metrics_listen": "127.0.0.1:0", "log_format": "json", "grpc.compression": "gzip",
-            }.get(option.key, "elsewhere")
+    if option.metadata["choices"]:
+        return next(each for each in option.metadata["choices"] if each != option.default)
+    return "127.0.0.1:0" if option.key == "metrics_listen" else "elsewhere"
 
 
 def test_each_setting_is_taken_over_or_needs_a_restart(configured: Callable[..., Configured]) -> None:
@@ -88,7 +88,8 @@ def test_each_setting_is_taken_over_or_needs_a_restart(configured: Callable[...,
     changed = [option for option in options() if option.type is not str or option.metadata["choices"]]
     own = configured()
     # The last line of all.
-    own.reload("needs a restart: auth.reflection", **{each.key.replace(".", "__"): another(each) for each in changed})
+    values = {each.key.replace(".", "__"): another(each) for each in changed}
+    own.reload(f"needs a restart: {changed[-1].key}", **values)
     log = own.broker.stderr
     for option in changed:
         taken = f"reloaded: {option.key} is {another(option)} now" in log
@@ -356,3 +357,12 @@ SHOWN: dict[tuple[str, ...], Callable[[Configured], None]] = {
 @pytest.mark.parametrize("keys", SHOWN, ids=lambda keys: keys[0])
 def test_a_new_value_is_used(configured: Callable[..., Configured], keys: tuple[str, ...]) -> None:
     SHOWN[keys](configured())
+
+
+def test_from_when_on_a_request_is_slow(configured: Callable[..., Configured]) -> None:
+    own = configured(slow_request_ms=-1)
+    new_topic(own.stub, 1000)
+    assert "takhin.slow" not in own.broker.stderr
+    own.reload("reloaded: slow_request_ms is 1 now", slow_request_ms=1)
+    new_topic(own.stub, 1000)
+    own.broker.wait_for_log("takhin.slow: slow method=takhin.v1.TakhinService/CreateTopic")

@@ -1,5 +1,6 @@
 """The audit log: what a line can hold, and that nobody can flood it."""
 
+import asyncio
 import logging
 from types import SimpleNamespace
 from typing import cast
@@ -7,9 +8,10 @@ from typing import cast
 import pytest
 
 from takhin.errors import Reason, error
-from takhin.rpc import audit as module
-from takhin.rpc.audit import MAX_DENIALS_S, Audit
+from takhin.rpc import denials as module
+from takhin.rpc.audit import Audit
 from takhin.rpc.call import Call
+from takhin.rpc.denials import MAX_DENIALS, MAX_DENIALS_OF_SOURCE, MAX_NAMED, MAX_SOURCES
 
 CALL = cast(Call, SimpleNamespace(peer="127.0.0.1:5", request_id="r-1"))
 REFUSAL = error(Reason.ACCESS_DENIED, "not allowed: produce on topic 'x'")
@@ -28,21 +30,82 @@ def test_no_value_passes_for_another_field_or_line(caplog: pytest.LogCaptureFixt
         "x" * 1000 + "..."]
 
 
-def test_denials_in_a_loop_are_counted(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def now_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now_s = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now_s[0])
+    return now_s
+
+
+def from_host(host: str) -> Call:
+    return cast(Call, SimpleNamespace(peer=f"{host}:5", request_id="r-1"))
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    found = [record.getMessage() for record in caplog.records]
+    caplog.clear()
+    return found
+
+
+def test_denials_in_a_loop_are_counted(caplog: pytest.LogCaptureFixture, now_s: list[float]) -> None:
     audit = Audit()
-    for _ in range(MAX_DENIALS_S + 50):
-        audit.denied("M", None, CALL, REFUSAL)
-    assert len(caplog.records) == MAX_DENIALS_S
+    for port in range(MAX_DENIALS_OF_SOURCE + 50):
+        audit.denied("M", None, cast(Call, SimpleNamespace(peer=f"127.0.0.1:{port}", request_id="r-1")), REFUSAL)
+    assert len(messages(caplog)) == MAX_DENIALS_OF_SOURCE
     audit.administered("M", "key:a", CALL, "always told")
     now_s[0] += 1
     audit.denied("M", None, CALL, REFUSAL)
-    assert [record.getMessage() for record in caplog.records[MAX_DENIALS_S:]] == [
+    assert messages(caplog) == [
         "done method=M principal=key:a peer=127.0.0.1:5 request=r-1 what=\"always told\"",
-        "denied count=50 more, not told one by one",
+        "left-out source=127.0.0.1 count=50",
         "denied method=M principal=- peer=127.0.0.1:5 request=r-1 reason=ACCESS_DENIED "
         "what=\"not allowed: produce on topic 'x'\""]
+
+
+def test_who_is_denied_in_a_loop_hides_nobody(caplog: pytest.LogCaptureFixture, now_s: list[float]) -> None:
+    """Neither of another address, nor another principal of the same."""
+    audit = Audit()
+    for _ in range(10_000):
+        audit.denied("M", None, from_host("10.0.0.1"), REFUSAL)
+        audit.denied("M", "key:loud", from_host("10.0.0.1"), REFUSAL)
+    messages(caplog)
+    audit.denied("M", None, from_host("10.0.0.2"), REFUSAL)
+    audit.denied("M", "key:quiet", from_host("10.0.0.1"), REFUSAL)
+    told = messages(caplog)
+    assert "peer=10.0.0.2:5" in told[0] and "principal=key:quiet" in told[1]
+    now_s[0] += 1
+    audit.denied("M", None, CALL, REFUSAL)
+    left_out = 10_000 - MAX_DENIALS_OF_SOURCE
+    assert messages(caplog)[:2] == [
+        f"left-out source=10.0.0.1 count={left_out}", f"left-out source=key:loud count={left_out}"]
+
+
+def test_many_sources_fill_neither_disk_nor_memory(caplog: pytest.LogCaptureFixture, now_s: list[float]) -> None:
+    audit = Audit()
+    count = 2 * MAX_SOURCES
+    for number in range(count):
+        for _ in range(2):
+            audit.denied("M", None, from_host(f"10.0.{number // 250}.{number % 250}"), REFUSAL)
+    assert len(messages(caplog)) == MAX_DENIALS
+    assert len(audit._denials._counts) <= MAX_SOURCES + 1
+    now_s[0] += 1
+    audit.denied("M", None, CALL, REFUSAL)
+    *told, last = messages(caplog)
+    assert len(told) == MAX_NAMED + 1 and last.startswith("denied")
+    assert sum(int(line.rpartition("=")[2]) for line in told) == 2 * count - MAX_DENIALS
+
+
+def test_what_was_left_out_is_told_without_another_denial(caplog: pytest.LogCaptureFixture) -> None:
+    async def go() -> None:
+        audit = Audit()
+        for _ in range(3 * MAX_DENIALS_OF_SOURCE):
+            audit.denied("M", None, CALL, REFUSAL)
+        deadline_s = asyncio.get_running_loop().time() + 30
+        while not any(line.startswith("left-out") for line in messages(caplog)):
+            assert asyncio.get_running_loop().time() < deadline_s
+            await asyncio.sleep(0.05)
+
+    asyncio.run(go())
 
 
 def test_it_is_there_at_every_log_level() -> None:

@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from takhin.config import GrpcSettings
+from takhin.config import GrpcSettings, Limits
 from takhin.errors import Reason, StartError, error
 from takhin.rpc.call import Call, Kind, StreamCall, method_table
 from takhin.rpc.grpc_front import GrpcFront, server_options
@@ -251,7 +251,7 @@ def test_an_idle_connection_is_closed(run: Run) -> None:
 def test_every_setting_reaches_the_core() -> None:
     """A misspelt channel argument is ignored without a word, so their names are looked up in the core itself."""
     settings = GrpcSettings()
-    options = dict(server_options(settings))
+    options = dict(server_options(settings, Limits()))
     from grpc._cython import cygrpc
 
     with open(cygrpc.__file__, "rb") as file:
@@ -266,3 +266,9 @@ def test_every_setting_reaches_the_core() -> None:
     assert options["grpc.keepalive_time_ms"] == 300_000
     assert options["grpc.keepalive_timeout_ms"] == 60_000
     assert options["grpc.http2.min_ping_interval_without_data_ms"] <= 10_000
+    assert options["grpc.max_metadata_size"] == options["grpc.absolute_max_metadata_size"] == 16 << 10
+    assert options["grpc.max_allowed_incoming_connections"] == 10_000
+    assert options["grpc.max_concurrent_streams"] == 1_000
+    assert options["grpc.server_handshake_timeout_ms"] == 10_000
+    assert options["grpc.server.max_pending_requests"] == 31_000
+    assert options["grpc.server.max_pending_requests_hard_limit"] == 31_000

@@ -217,9 +217,10 @@ class _Round:
         return self._figures()["reasons"].get("DISK_FULL", 0)
 
     def _begin_load(self, **plan: Any) -> None:
-        # One idempotent producer, on "kept": where segments go while there is no room for a snapshot of the producers,
-        # those are told PRODUCER_UNKNOWN, rightly (docs/decisions/producers.md).
-        self.disk.begin_load(seed=str(self.rng.random()), large=0, pause_s=0.02, idempotent=1, **plan)
+        # Not on "short": where segments go while there is no room for a snapshot of the producers, those are told
+        # PRODUCER_UNKNOWN, rightly (docs/decisions/producers.md).
+        self.disk.begin_load(
+            seed=str(self.rng.random()), large=0, pause_s=0.02, idempotent_topics=["kept"], **plan)
 
     def _figures(self) -> dict[str, Any]:
         return self.oracle.figures()

@@ -1,5 +1,7 @@
 """ACLs: what entries allow a principal, and what is no entry."""
 
+import random
+
 import pytest
 
 from takhin.broker import permissions as module
@@ -139,3 +141,29 @@ def test_names_that_are_not_possible(entry: Acl) -> None:
     with pytest.raises(TakhinError) as refused:
         check_acl(entry)
     assert refused.value.reason is Reason.INVALID_ACL
+
+
+def test_prefixes_of_all_lengths() -> None:
+    """Against what they mean, tried one by one."""
+    chosen = random.Random(7)
+    words = ["".join(chosen.choices("ab", k=length)) for length in range(7) for _ in range(4)]
+    for _ in range(300):
+        entries = [
+            made(chosen.choice(list(Effect)), chosen.choice(words) + chosen.choice(["*", ""]), PRODUCE, TOPIC,
+                 chosen.choice([ME, "*", "key:you"]))
+            for _ in range(chosen.randrange(8))]
+        mine = permissions(*entries)
+        covering = {
+            name: [each.effect for each in entries if each.principal != "key:you" and (
+                name.startswith(each.name) if each.pattern is Pattern.PREFIX else name == each.name)]
+            for name in words}
+        allowed = [name for name, effects in covering.items() if set(effects) == {Effect.ALLOW}]
+        assert [name for name in covering if mine.allows(PRODUCE, TOPIC, name)] == allowed
+        assert mine.seen(TOPIC, covering) == allowed
+
+
+def test_entries_for_everybody_are_kept_once() -> None:
+    acls = Acls()
+    acls.replace([allow(f"t-{number}", principal="*") for number in range(100)])
+    verdicts = [acls.verdict(f"key:{number}", PRODUCE, TOPIC) for number in range(3)]
+    assert len({id(verdict.allowed[0]) for verdict in verdicts}) == 1 and verdicts[0].allows("t-99")

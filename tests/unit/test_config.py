@@ -55,13 +55,15 @@ def test_defaults_are_the_documented_ones() -> None:
     settings = Settings()
     assert (settings.listen, settings.data_dir, settings.log_level) == ("127.0.0.1:9092", "./data", "info")
     assert dataclasses.astuple(settings.grpc) == (
-        10 << 20, 900_000, 1_800_000, 300_000, 300_000, 60_000, 10_000, True, 5_000, "none")
+        10 << 20, 16 << 10, 10_000, 1_000, 10_000, 900_000, 1_800_000, 300_000, 300_000, 60_000, 10_000, True, False,
+        5_000, "none")
     assert dataclasses.astuple(settings.topics) == (
         1, 604_800_000, -1, 128 << 20, 604_800_000, 1 << 20, 1_000, 604_800_000, 300_000)
     assert dataclasses.astuple(settings.groups) == (10_000, 10_000, 1_000, 604_800_000, 600_000)
     assert dataclasses.astuple(settings.limits) == (
         10_000, 10_000, 100_000, 10_000, 100_000, 1_000, 10_000, 100_000, 1_000, 64 << 20, 64 << 20, 8 << 20, 64 << 20,
-        10_000, 1_024, 16 << 20, 10_000, 10_000, 4_096, 64 << 20, 64 << 20)
+        10_000, 10_000, 256 << 20, 20_000, 10_000, 1_000, 10_000, 1_024, 16 << 20, 256 << 20, 10_000, 10_000, 4_096,
+        64 << 20, 64 << 20)
 
 
 def test_settings_are_frozen() -> None:

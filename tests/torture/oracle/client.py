@@ -46,11 +46,14 @@ def refusal_of(problem: grpc.RpcError) -> Refusal:
 
 
 def _take_details(refusal: Refusal, status: bytes) -> None:
-    # google.rpc.Status: details is field 3, each an Any with its bytes in field 2; there, google.rpc.ErrorInfo: reason
-    # 1, metadata 3, whose entries have the key in 1 and the value in 2.
+    # google.rpc.Status: details is field 3, each an Any with its type in field 1 and its bytes in 2; in
+    # google.rpc.ErrorInfo: reason 1, metadata 3, whose entries have the key in 1 and the value in 2.
     for number, detail in _fields(status):
         if number == 3:
-            info = dict(_fields(detail)).get(2, b"")
+            named = dict(_fields(detail))
+            if not named.get(1, b"").endswith(b"/google.rpc.ErrorInfo"):
+                continue
+            info = named.get(2, b"")
             for field_number, value in _fields(info):
                 if field_number == 1:
                     refusal.reason = value.decode()

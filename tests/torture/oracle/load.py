@@ -51,6 +51,7 @@ class Plan:
     followers: int = 2
     churners: int = 1
     idempotent: int = 2
+    idempotent_topics: Sequence[str] = tuple(TOPICS)
     keyed: int = 0
     acks: Sequence[int] = (0, 1, 1, -1)
     sizes: Sequence[int] = (0, 10, 100, 1000, 4 * KIB, 64 * KIB)
@@ -323,7 +324,7 @@ class Load:
     # Idempotent producers
 
     def _idempotent_targets(self) -> list[tuple[str, int]]:
-        topics = [topic for topic in sorted(self.plan.topics) if topic in TOPICS]
+        topics = [topic for topic in sorted(self.plan.topics) if topic in self.plan.idempotent_topics]
         return [
             (topic, partition)
             for partition in range(max((self.plan.topics[topic][0] for topic in topics), default=0))

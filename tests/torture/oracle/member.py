@@ -352,7 +352,9 @@ class _Member:
         is_sure = not self.options.member_id and not any(
             self.unsure.get(place, 0) > offset for place, offset in offsets.items())
         owns_all = offsets.keys() <= self.positions.keys()
-        if reason == "OFFSET_OUT_OF_RANGE" or (reason == "OFFSET_BEHIND_COMMITTED" and is_sure and owns_all):
+        was_overtaken = any(self.late.get(place, 0) > offset for place, offset in offsets.items())
+        is_strange = reason == "OFFSET_BEHIND_COMMITTED" and is_sure and owns_all and not was_overtaken
+        if reason == "OFFSET_OUT_OF_RANGE" or is_strange:
             self._surprise(f"the commit of {offsets}, which was processed, was refused: {reason}")
 
     def _note_unsure(self, offsets: dict[Place, int]) -> None:
