@@ -64,7 +64,8 @@ def test_what_is_kept(path: Path, is_old: bool) -> None:
         found = access.find_key(presented)
         assert found is not None and (found.name, found.expires_ms) == ("a", 1500)
         assert access.find_key(presented + "x") is None and access.find_key(presented[:-1]) is None
-        assert access.entries() == [ENTRY] and access.acls.of("key:a") == [ENTRY]
+        verdict = access.acls.verdict("key:a", ENTRY.operation, ENTRY.resource)
+        assert access.entries() == [ENTRY] and verdict.allows("orders-1") and not verdict.allows("order")
         await access.revoke_key(found.id)
         assert access.find_key(presented) is None
         await store.close()

@@ -179,7 +179,7 @@ def test_cutting_drops_what_was_not_read_and_leaks_nothing(half: Half) -> None:
     for _ in range(5):
         assert peer in {found for found, _ in connections(half.address[1])}
         shut_down_connection(peer)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # others may have closed theirs
     ours.settimeout(DEADLINE_S)
     assert ours.recv(1) == b""
     client.close()
