@@ -20,9 +20,9 @@ def test_no_promise_is_broken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("bug", "phases", "told"), [
-    ("answered_before_the_write", ["load", "durable"], "is lost"),
-    # An idempotent producer may be the first to notice: what it was answered for is not there to follow on.
-    ("one_batch_too_many", ["load", "commits"], "is lost or SEQUENCE_GAP"),
+    ("answered_before_the_write", ["load", "durable"], "is lost or read by a follower, and is gone"),
+    # A follower may be the first to notice, or an idempotent producer: what it was answered for is not there to follow on.
+    ("one_batch_too_many", ["load", "commits"], "is lost or SEQUENCE_GAP or read by a follower, and is gone"),
     ("epoch_not_raised", ["load"], "epoch 1 was written; before it, 1 was"),
     ("commit_answered_before_it_is_stored", ["commits"], "the commit is lost"),
     ("refused_but_appended", ["load"], "failed (DISK_FULL), and is there"),
