@@ -265,18 +265,18 @@ class Group:
             self._topics = dict(topics)
             self._is_stale = True
 
-    def check_commit(self, member_id: str, generation: int | None, partitions: Iterable[GroupPartition]) -> None:
-        """Whether a member may commit for these; generation: the one it knows of, None on its own stream.
+    def check_commit(self, member_id: str, generation: int, partitions: Iterable[GroupPartition]) -> None:
+        """Whether a member may commit for these; generation: the one it knows of.
 
         What counts is that it has had them since that generation: who keeps a partition is not fenced by a rebalance
-        between others. Raises FENCED_GENERATION.
+        between others; who lost it and got it again is, until it knows. Raises FENCED_GENERATION.
         """
         member = self._known_member(member_id)
         for each in partitions:
             since = member.owned.get(each)
             if since is None:
                 raise self._not_assigned(each.topic, each.partition, member_id)
-            if generation is not None and not since <= generation <= self.generation:
+            if not since <= generation <= self.generation:
                 raise self._fenced(
                     f"generation {generation} is not one in which member {member_id!r} has topic {each.topic!r} "
                     f"partition {each.partition}: {since} to {self.generation}"

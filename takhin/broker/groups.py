@@ -102,8 +102,8 @@ class GroupCoordinator:
     ) -> None:
         """Commits (topic, partition, next offset to read), all or none; durable when it returns.
 
-        member_id: for a member, which must have the partitions; generation: the last one it knows of, None when it
-        commits on its own stream. "": for somebody who is none, while the group has no members.
+        member_id: for a member, which must have the partitions; generation: the last one it knows of. "" and None: for
+        somebody who is none, while the group has no members.
 
         Raises INVALID_GROUP_ID, MALFORMED_REQUEST (no offsets), DUPLICATE_PARTITION, OFFSET_OUT_OF_RANGE,
         OFFSET_BEHIND_COMMITTED, GROUP_LIMIT, GROUP_HAS_MEMBERS, FENCED_GENERATION, what Topics.partition and
@@ -149,7 +149,7 @@ class GroupCoordinator:
         GROUP_HAS_MEMBERS, FENCED_GENERATION.
         """
         group = self.live.get(group_id)
-        if not member_id and generation is None:
+        if generation is None:
             if group is not None:
                 raise _has_members(group)
             return

@@ -138,10 +138,11 @@ class LiveGroups:
 
     async def join(
         self, group_id: str, description: Description, member_id: str, stream: MemberStream
-    ) -> tuple[str, int]:
+    ) -> tuple[str, int, int]:
         """Make `stream` a member's: that of member_id or the instance if it is there, else a new one's.
 
-        Returns the member's id, and which Joined is the stream's. Raises DRAINING, TOPIC_NOT_FOUND, GROUP_LIMIT,
+        Returns the member's id, which Joined is the stream's, and the generation: who comes back has what it had then,
+        though it is yet to be told. Raises DRAINING, TOPIC_NOT_FOUND, GROUP_LIMIT,
         MEMBER_LIMIT, INCONSISTENT_ASSIGNOR, what the store raises.
         """
         self._check_join(description)
@@ -167,7 +168,7 @@ class LiveGroups:
         live.has_joined = True
         self._shape(live)
         self._changed(live)
-        return member.member_id, member.greeting
+        return member.member_id, member.greeting, machine.generation
 
     def cut(self, group_id: str, member_id: str, stream: MemberStream) -> None:
         """The member's stream was cut; nothing when it is the member's no longer."""

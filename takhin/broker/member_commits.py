@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from takhin.broker.assignors import GroupPartition
 from takhin.errors import TakhinError
@@ -14,16 +15,32 @@ MAX_WAITING = 256
 Offsets = Sequence[tuple[str, int, int]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A commit that the member asked for. generation: the last one it had been told of then."""
+
+    commit_id: int
+    offsets: Offsets
+    generation: int
+
+
 class MemberCommits:
-    """commit: of (topic, partition, offset). answer: sends a Committed. interval_s: between two of the broker's own."""
+    """commit: of (topic, partition, offset), by a member that knows of so old a generation. answer: sends a Committed.
+    generation: the last one that the member was told of. interval_s: between two commits of the broker's own.
+
+    Each commit goes by the generation that the member knew of when it was due, however long it waits: in between it may
+    have lost a partition and got it again, with a beginning that the commit would overtake.
+    """
 
     def __init__(
-        self, commit: Callable[[Offsets], Awaitable[None]], answer: Callable[[pb.Committed], None], interval_s: float
+        self, commit: Callable[[Offsets, int], Awaitable[None]], answer: Callable[[pb.Committed], None],
+        generation: Callable[[], int], interval_s: float,
     ):
         self._commit = commit
         self._answer = answer
+        self._generation = generation
         self._interval_s = interval_s
-        self._waiting: deque[tuple[int, Offsets]] = deque()
+        self._waiting: deque[_Asked] = deque()
         self._processed: dict[GroupPartition, int] = {}
         self._next_s = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -39,7 +56,7 @@ class MemberCommits:
 
     def add(self, commit_id: int, offsets: Offsets) -> None:
         """What the member asks for; answered with its id."""
-        self._waiting.append((commit_id, offsets))
+        self._waiting.append(_Asked(commit_id, offsets, self._generation()))
         self._start()
 
     def processed(self, key: GroupPartition, next_offset: int) -> None:
@@ -89,46 +106,52 @@ class MemberCommits:
         taken, offsets = self._together()
         if len(taken) > 1:
             try:
-                await self._commit(offsets)
+                await self._commit(offsets, min(each.generation for each in taken))
             except TakhinError:
                 pass  # one of them is refused: by themselves each learns what becomes of it
             else:
-                for commit_id, own in taken:
-                    self._answer(_committed(commit_id, own, None))
+                for each in taken:
+                    self._answer(_committed(each.commit_id, each.offsets, None))
                 return
-        for commit_id, own in taken:
-            self._answer(_committed(commit_id, own, await self._refusal(own)))
+        for each in taken:
+            refusal = await self._refusal(each.offsets, each.generation)
+            self._answer(_committed(each.commit_id, each.offsets, refusal))
 
-    def _together(self) -> tuple[list[tuple[int, Offsets]], Offsets]:
+    def _together(self) -> tuple[list[_Asked], Offsets]:
         """The commits that can be made as one: none goes back behind one before it, nor names a partition twice."""
         taken = [self._waiting.popleft()]
-        merged = {(topic, number): offset for topic, number, offset in taken[0][1]}
-        if len(merged) == len(taken[0][1]):
+        merged = _by_partition(taken[0].offsets)
+        if len(merged) == len(taken[0].offsets):
             while self._waiting:
-                _, offsets = self._waiting[0]
-                own = {(topic, number): offset for topic, number, offset in offsets}
-                if not own or len(own) < len(offsets) or any(own[each] < merged.get(each, 0) for each in own):
+                own = _by_partition(self._waiting[0].offsets)
+                is_double = len(own) < len(self._waiting[0].offsets)
+                if not own or is_double or any(own[each] < merged.get(each, 0) for each in own):
                     break
                 merged |= own
                 taken.append(self._waiting.popleft())
         return taken, [(topic, number, offset) for (topic, number), offset in merged.items()]
 
     async def _commit_processed(self) -> None:
+        generation = self._generation()
         processed, self._processed = self._processed, {}
         offsets = [(each.topic, each.partition, offset) for each, offset in processed.items()]
-        refusal = await self._refusal(offsets)
+        refusal = await self._refusal(offsets, generation)
         if refusal is None or len(offsets) == 1:
             self._answer(_committed(0, offsets, refusal))
             return
         for each in offsets:
-            self._answer(_committed(0, [each], await self._refusal([each])))
+            self._answer(_committed(0, [each], await self._refusal([each], generation)))
 
-    async def _refusal(self, offsets: Offsets) -> TakhinError | None:
+    async def _refusal(self, offsets: Offsets, generation: int) -> TakhinError | None:
         try:
-            await self._commit(offsets)
+            await self._commit(offsets, generation)
         except TakhinError as refusal:
             return refusal
         return None
+
+
+def _by_partition(offsets: Offsets) -> dict[tuple[str, int], int]:
+    return {(topic, number): offset for topic, number, offset in offsets}
 
 
 def _committed(commit_id: int, offsets: Offsets, refusal: TakhinError | None) -> pb.Committed:

@@ -158,6 +158,8 @@ class _MemberStream:
         self._starts = StartOffsets(subscribing.consuming, start)
         self._member_id = ""
         self._greeting = 0
+        # The last generation that the member was told of: what it has by now, and was not told, it can't commit for.
+        self._generation = 0
         # Joined was told of this stream: what comes before it is meant for one before.
         self._is_greeted = False
         self._outbox: deque[pb.SubscribeResponse | _Given] = deque()
@@ -171,7 +173,9 @@ class _MemberStream:
         self._flow = Flow(start.credit_bytes, start.commits_itself)
         # Deliveries with records that were sent and not committed; only where credit is not counted.
         self._unsettled: set[GroupPartition] = set()
-        self._commits = MemberCommits(self._commit, self._answer_commit, subscribing.settings.auto_commit_ms / 1000)
+        self._commits = MemberCommits(
+            self._commit, self._answer_commit, lambda: self._generation, subscribing.settings.auto_commit_ms / 1000
+        )
         self._is_ending = False
         self._ended_by: TakhinError | None = None
         self._bug: BaseException | None = None
@@ -187,7 +191,7 @@ class _MemberStream:
 
     async def run(self) -> None:
         start = self._start
-        self._member_id, self._greeting = await self._groups.join(
+        self._member_id, self._greeting, self._generation = await self._groups.join(
             start.group_id, start.description, start.member_id, self
         )
         lease = self._budget.open(self._cut_off)
@@ -241,13 +245,16 @@ class _MemberStream:
         if isinstance(effect, Joined):
             self._is_greeted = self._is_greeted or effect.greeting == self._greeting
             if effect.greeting == self._greeting:
+                self._generation = effect.generation
                 self._tell(pb.SubscribeResponse(joined=pb.Joined(
                     member_id=effect.member_id, generation=effect.generation,
                     session_timeout_ms=self._start.session_timeout_ms, ping_interval_ms=self._start.ping_interval_ms,
                 )))
-        elif self._is_ending or not self._is_greeted:
             return
-        elif isinstance(effect, Assigned):
+        if self._is_ending or not self._is_greeted:
+            return
+        self._generation = effect.generation
+        if isinstance(effect, Assigned):
             given = {}
             for key in effect.added:
                 topic = self._topics.with_id(key.topic_id)
@@ -267,7 +274,6 @@ class _MemberStream:
             self._lost.update(key[:2] for key in effect.partitions)
             lost = pb.Lost(generation=effect.generation, reason=effect.reason)
             self._tell(pb.SubscribeResponse(lost=_with_partitions(lost, effect.partitions)))
-        self._signal.set()
 
     def _drop(self, keys: Iterable[GroupPartition]) -> None:
         """Partitions that are the member's no longer."""
@@ -574,8 +580,8 @@ class _MemberStream:
 
     # Commits
 
-    async def _commit(self, offsets: Sequence[tuple[str, int, int]]) -> None:
-        await self._subscribing.groups.commit(self._start.group_id, offsets, self._member_id)
+    async def _commit(self, offsets: Sequence[tuple[str, int, int]], generation: int) -> None:
+        await self._subscribing.groups.commit(self._start.group_id, offsets, self._member_id, generation)
         for topic, number, _ in offsets:
             shape = self._topics.shape(topic)
             if shape is not None:

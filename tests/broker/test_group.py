@@ -227,6 +227,10 @@ class Client:
     positions: dict[GroupPartition, int] = field(default_factory=dict)
     revoking: set[GroupPartition] = field(default_factory=set)
     generation: int = 0
+    # The last generation that its stream was told of, whether it has heard that or not.
+    told: int = 0
+    # What it committed on its stream while there was something to hear: that may overtake where it is to begin.
+    overtaken: dict[GroupPartition, int] = field(default_factory=dict)
     # Not cut, nor out.
     has_stream: bool = True
 
@@ -322,6 +326,7 @@ class GroupModel(RuleBasedStateMachine):
             self.group.join(again.member_id, description(*client.topics))
         else:
             self.group.come_back(member, member.member_id, description(*client.topics))
+            again.told = self.group.generation
             # It is the same process: what it had read before, it commits no more, as it reads that again.
             client.has_stream = False
             client.positions.clear()
@@ -354,6 +359,7 @@ class GroupModel(RuleBasedStateMachine):
             client = self.present.get(effect.member_id)
             assert client is not None, "who is away is told nothing"
             client.inbox.append((effect, stores))
+            client.told = effect.generation
         self.topics_changed()
         for each, owner in self.group._owners.items():
             assert self.owners.setdefault((each, self.group.generation), owner) == owner
@@ -432,16 +438,18 @@ class GroupModel(RuleBasedStateMachine):
                 continue
             owner = self.group.owner(each)
             try:
-                self.group.check_commit(client.member_id, None if by_stream else client.generation, [each])
+                self.group.check_commit(client.member_id, client.told if by_stream else client.generation, [each])
             except TakhinError as refusal:
                 assert refusal.reason is Reason.FENCED_GENERATION
                 # It may have lost it and been given it again, and not have heard of it yet.
                 assert not client.has_stream or client.inbox or owner != client.member_id, "its own"
                 continue
             assert owner == client.member_id
-            if client is self.present.get(client.member_id) and not client.inbox:
+            if by_stream and client.inbox:
+                client.overtaken[each] = position
+            elif client is self.present.get(client.member_id):
                 # Without any check of the store's: who has it began where the last one stood.
-                assert self.committed.get(each, 0) <= position
+                assert self.committed.get(each, 0) <= max(position, client.overtaken.get(each, 0))
             self.committed[each] = max(self.committed.get(each, 0), position)
 
     # What always holds

@@ -33,6 +33,7 @@ class Stream:
     """A member's stream that notes what it is told."""
 
     member_id: str = ""
+    generation: int = 0
     told: list[Effect] = field(default_factory=list)
     committed: Committed = field(default_factory=dict)
     fenced: TakhinError | None = None
@@ -40,6 +41,7 @@ class Stream:
 
     def take(self, effect: Effect, committed: Committed) -> None:
         self.told.append(effect)
+        self.generation = effect.generation
         self.committed = committed
         self.on_take(effect)
 
@@ -77,8 +79,12 @@ class Bed:
     async def join(self, group: str, *topics: str, member_id: str = "", instance_id: str = "", **how) -> Stream:
         stream = Stream(**how)
         described = Description(frozenset(topics), "sticky", 45_000, instance_id=instance_id)
-        stream.member_id, _ = await self.groups.live.join(group, described, member_id, stream)
+        stream.member_id, _, stream.generation = await self.groups.live.join(group, described, member_id, stream)
         return stream
+
+    async def commit(self, stream: Stream, partition: int, offset: int) -> None:
+        """For topic "t" of group "g", as the member's stream would."""
+        await self.groups.commit("g", [("t", partition, offset)], stream.member_id, stream.generation)
 
 
 def run(path: Path, scenario: Callable[[Bed], Awaitable[None]], topics: ShapedTopics | None = None) -> ShapedTopics:
@@ -204,8 +210,7 @@ def test_members_come_back_in_the_next_run(tmp_path: Path) -> None:
         await bed.create("t", 4)
         streams = [await bed.join("g", "t"), await bed.join("g", "t", instance_id="static")]
         await until(lambda: all(len(stream.has) == 2 for stream in streams))
-        await bed.groups.commit("g", [("t", 0, 7)], streams[0].member_id if 0 in streams[0].has else
-                                streams[1].member_id)
+        await bed.commit(streams[0] if 0 in streams[0].has else streams[1], 0, 7)
         ids.extend(stream.member_id for stream in streams)
         had.extend(stream.has for stream in streams)
         bed.groups.live.begin_drain()
@@ -240,9 +245,9 @@ def test_a_commit_under_way_when_the_partition_is_lost_is_fenced(tmp_path: Path)
         (partition,) = bed.topics.partitions["t"]
         stream = await bed.join("g", "t")
         await until(lambda: stream.has)
-        await bed.groups.commit("g", [("t", 0, 3)], stream.member_id)
+        await bed.commit(stream, 0, 3)
         partition.may_sync.clear()
-        commit = asyncio.ensure_future(bed.groups.commit("g", [("t", 0, 50)], stream.member_id))
+        commit = asyncio.ensure_future(bed.commit(stream, 0, 50))
         await until(lambda: partition.syncs == 2)
         bed.groups.live.leave("g", stream.member_id, stream)
         other = await bed.join("g", "t")
@@ -253,6 +258,40 @@ def test_a_commit_under_way_when_the_partition_is_lost_is_fenced(tmp_path: Path)
             await commit
         assert refusal.value.reason is Reason.FENCED_GENERATION
         assert list((await bed.groups.describe("g")).offsets.values()) == [3]
+
+    run(tmp_path / "meta.db", scenario)
+
+
+def test_a_commit_of_what_was_lost_and_given_again_is_fenced(tmp_path: Path) -> None:
+    """The member does not know yet: its commit would overtake where it is to begin."""
+
+    async def scenario(bed: Bed) -> None:
+        topic_id = await bed.create("t", 1)
+        (partition,) = bed.topics.partitions["t"]
+        stream = await bed.join("g", "t")
+        await until(lambda: stream.has)
+        await bed.commit(stream, 0, 3)
+        partition.may_sync.clear()
+        under_way = asyncio.ensure_future(bed.commit(stream, 0, 50))
+        await until(lambda: partition.syncs == 2)
+        # As when the time to give it back has passed, and then nobody else is there to have it.
+        group, key = bed.groups.live.get("g"), GroupPartition("t", 0, topic_id)
+        assert group is not None
+        bed.decided.clear()
+        group._drop(group.members[stream.member_id], key)
+        bed.groups.live._changed(bed.groups.live._groups["g"])
+        await until(lambda: group.owner(key))
+        with pytest.raises(TakhinError) as refusal:
+            await bed.commit(stream, 0, 60)
+        assert refusal.value.reason is Reason.FENCED_GENERATION
+        bed.decided.set()
+        await until(lambda: len(stream.told) == 3)
+        assert stream.committed == {(topic_id, 0): 3}
+        partition.may_sync.set()
+        with pytest.raises(TakhinError) as refusal:
+            await under_way
+        assert refusal.value.reason is Reason.FENCED_GENERATION
+        await bed.commit(stream, 0, 4)
 
     run(tmp_path / "meta.db", scenario)
 
@@ -279,7 +318,7 @@ def test_a_deleted_topic_takes_no_group_with_members_along(tmp_path: Path) -> No
         topic_id = await bed.create("t", 1)
         stream = await bed.join("g", "t")
         await until(lambda: stream.has)
-        await bed.groups.commit("g", [("t", 0, 3)], stream.member_id)
+        await bed.commit(stream, 0, 3)
         await bed.store.delete_topic(topic_id)
         del bed.topics.partitions["t"]
         bed.groups.live.topic_changed("t")
@@ -301,7 +340,7 @@ def test_the_generation_goes_on_where_a_group_stood(tmp_path: Path) -> None:
             stream = await bed.join("g", "t")
             await until(lambda: stream.has)
             assert stream.told[0] == Joined(stream.member_id, 1, expected)
-            await bed.groups.commit("g", [("t", 0, expected)], stream.member_id)
+            await bed.commit(stream, 0, expected)
             bed.groups.live.leave("g", stream.member_id, stream)
             await until(lambda: bed.groups.live._groups == {})
 

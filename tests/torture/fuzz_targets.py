@@ -393,7 +393,8 @@ class Requests:
                 await self._consume(method, request)
         except TakhinError as refusal:
             hold("\n" not in refusal.message and len(refusal.message) < 2000, f"a message of {refusal.message!r}")
-            refused = True
+            # Whose time was over while it waited may well happen yet.
+            refused = refusal.reason is not Reason.ACK_TIMEOUT
         after = self._state()
         if refused and method.kind is Kind.UNARY:
             hold(before == after, f"refused, and yet: {before} {after}")

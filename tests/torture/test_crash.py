@@ -21,7 +21,7 @@ def test_no_promise_is_broken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("bug", "phases", "told"), [
     ("answered_before_the_write", ["load", "durable"], "is lost or read by a follower, and is gone"),
-    # A follower may be the first to notice, or an idempotent producer: what it was answered for is not there to follow on.
+    # The first to notice may be a follower, or an idempotent producer: what it follows on is not there.
     ("one_batch_too_many", ["load", "commits"], "is lost or SEQUENCE_GAP or read by a follower, and is gone"),
     ("epoch_not_raised", ["load"], "epoch 1 was written; before it, 1 was"),
     ("commit_answered_before_it_is_stored", ["commits"], "the commit is lost"),
