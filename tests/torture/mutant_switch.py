@@ -1,7 +1,7 @@
 """What is put into the copy's sources: the switch of each site, for Cython and for Python.
 
-TAKHIN_MUTANT is the number of the site that is taken out. TAKHIN_MUTANT_REACHED names a file that every process of a
-run maps: its byte of that number tells that a site was reached.
+MUTANT is the number of the site that is taken out. MUTANT_REACHED names a file that every process of a run maps: its
+byte of that number tells that a site was reached. (Not TAKHIN_…: brokers under test are not given variables of ours.)
 """
 
 import mmap
@@ -24,8 +24,8 @@ cdef extern from *:
     static volatile unsigned char *mutant_reached = NULL;
 
     static void __attribute__((constructor)) mutant_begin(void) {
-        const char *number = getenv("TAKHIN_MUTANT");
-        const char *path = getenv("TAKHIN_MUTANT_REACHED");
+        const char *number = getenv("MUTANT");
+        const char *path = getenv("MUTANT_REACHED");
         struct stat found;
         void *mapped;
         int fd;
@@ -60,8 +60,8 @@ def _map(path: str | None) -> mmap.mmap | None:
         return mmap.mmap(file.fileno(), 0)
 
 
-_number = int(os.environ.get("TAKHIN_MUTANT", "-1"))
-_reached = _map(os.environ.get("TAKHIN_MUTANT_REACHED"))
+_number = int(os.environ.get("MUTANT", "-1"))
+_reached = _map(os.environ.get("MUTANT_REACHED"))
 
 
 def on(number: int) -> bool:

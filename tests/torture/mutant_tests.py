@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+import types
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,6 +124,8 @@ class Process:
         for name, module in list(sys.modules.items()):
             if name.partition(".")[0] in _MODULES or _is_original(getattr(module, "__file__", None) or ""):
                 del sys.modules[name]
+        # Processes that a test starts look at it.
+        sys.modules["__main__"] = types.ModuleType("__main__")
         # A failure is enough; a small example of it is not looked for.
         phases = (hypothesis.Phase.explicit, hypothesis.Phase.reuse, hypothesis.Phase.generate)
         hypothesis.settings.register_profile("mutants", phases=phases, database=None)

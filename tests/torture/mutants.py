@@ -154,7 +154,7 @@ class Copy:
         temporary = results.with_suffix(".new")
         temporary.unlink(missing_ok=True)
         return Ended(Process(
-            self.place, [path], [Recorder(reached, temporary)], scratch, TAKHIN_MUTANT_REACHED=str(reached)
+            self.place, [path], [Recorder(reached, temporary)], scratch, MUTANT_REACHED=str(reached)
         ))
 
     # Mutants
@@ -203,7 +203,7 @@ class Trial:
         files = sorted({reach.test.partition("::")[0] for reach in self.running})
         number = -1 if self.suspect is not None else self.number
         return Ended(Process(
-            copy.place, ["-x", *files], [Chooser(self.running, scratch / "test")], scratch, TAKHIN_MUTANT=str(number)
+            copy.place, ["-x", *files], [Chooser(self.running, scratch / "test")], scratch, MUTANT=str(number)
         ))
 
     def take(self, ended: "Ended") -> Verdict | None:

@@ -1,11 +1,14 @@
 """A share of what `make mutants` does, and what it takes for a safeguard."""
 
+import re
+import sys
 from collections import Counter
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
+from tests.broker_process import BrokerProcess
 from tests.torture.copied_tree import ROOT
 from tests.torture.mutant_sites import Site, all_sites, sites_in, with_switches
 from tests.torture.mutants import EQUIVALENT, Copy, Verdict, figures
@@ -40,6 +43,18 @@ def test_mutants_die_and_the_original_lives(copy: Copy) -> None:
     # A test that has nothing to do with the mutant does not notice it.
     other = [each for each in reach if "every_field_has_its_place" in each.test]
     assert [verdict.outcome for verdict in copy.judge(numbers[:1], other)] in (["survived"], ["unreached"])
+
+
+def test_a_broker_under_test_knows_of_its_mutant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = re.findall(r'(?:getenv\(|environ\.get\()"(\w+)"', (ROOT / "tests/torture/mutant_switch.py").read_text())
+    assert len(said) == 4
+    for name in said:
+        monkeypatch.setenv(name, "given")
+    told = "import os, sys; sys.stderr.write(' '.join(name for name in os.environ if os.environ[name] == 'given'))"
+    broker = BrokerProcess(tmp_path, program=(sys.executable, "-c", told))
+    broker.launch()
+    broker.wait()
+    assert sorted(broker.stderr.split()) == sorted(set(said))
 
 
 def test_every_kind_of_safeguard_is_found_in_the_engine() -> None:
