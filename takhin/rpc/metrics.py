@@ -5,31 +5,26 @@ dashboards made for it fit; takhin_* is what this broker alone knows of.
 """
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from threading import Thread
-from typing import TYPE_CHECKING, Protocol
+from concurrent.futures import CancelledError, Future
+from threading import Lock
+from typing import NamedTuple, Protocol
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from takhin import __version__
-from takhin.broker.statistics import Statistics, Usage
+from takhin.broker.statistics import Recovery, Statistics, Usage
 from takhin.config import split_listen
-from takhin.counters import Histogram
+from takhin.counters import CallCounters, Histogram
 from takhin.errors import StartError
 from takhin.rpc.call import Kind, Method
 from takhin.rpc.gates import Gates
-
-if TYPE_CHECKING:
-    from wsgiref.simple_server import WSGIServer
-
-_log = logging.getLogger(__name__)
+from takhin.rpc.metrics_http import ScrapeServer
 
 # A broker that is too busy to tell how it does for so long is told as an error, not waited for.
 GATHER_TIMEOUT_S = 5.0
-IDLE_TIMEOUT_S = 10.0
 # The names of Go's codes.Code, by number.
 _CODES = (
     "OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists",
@@ -51,6 +46,14 @@ class CallMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The five families that go-grpc-prometheus has for a server."""
+        return self._families(self._methods)
+
+    def describe(self) -> Iterator[Metric]:
+        """The same without samples."""
+        return self._families([])
+
+    @staticmethod
+    def _families(methods: Iterable[tuple[tuple[str, str, str], CallCounters]]) -> Iterator[Metric]:
         started = CounterMetricFamily("grpc_server_started", "RPCs begun on the server.", labels=_CALL_LABELS)
         received = CounterMetricFamily(
             "grpc_server_msg_received", "Messages received from clients.", labels=_CALL_LABELS)
@@ -60,7 +63,7 @@ class CallMetrics(Collector):
             labels=(*_CALL_LABELS, "grpc_code"))
         seconds = HistogramMetricFamily(
             "grpc_server_handling_seconds", "How long RPCs took until they ended on the server.", labels=_CALL_LABELS)
-        for labels, counters in self._methods:
+        for labels, counters in methods:
             started.add_metric(labels, counters.started)
             received.add_metric(labels, counters.received)
             sent.add_metric(labels, counters.sent)
@@ -79,8 +82,19 @@ class Front(Protocol):
     def usage(self) -> Usage: ...
 
 
+class _Found(NamedTuple):
+    """What there is to tell: by the broker, and by what stands before it."""
+
+    broker: Statistics
+    of_gates: list[Usage]
+    refused: dict[str, int]
+    connections: Usage
+    num_cut: int
+
+
 class BrokerMetrics(Collector):
-    """What gather() gives, asked for on `loop` from whichever thread scrapes."""
+    """What gather() gives, asked for on `loop` from whichever thread scrapes; who scrapes at the same time shares it.
+    """
 
     def __init__(
         self, gather: Callable[[], Awaitable[Statistics]], loop: asyncio.AbstractEventLoop, gates: Gates,
@@ -90,33 +104,53 @@ class BrokerMetrics(Collector):
         self._loop = loop
         self._gates = gates
         self._front = front
+        self._lock = Lock()
+        self._under_way: Future[_Found] | None = None
 
     def collect(self) -> Iterator[Metric]:
         """The takhin_* families. Raises TimeoutError when the event loop is stuck, and what gather() does."""
-        async def gathered() -> tuple[Statistics, list[Usage], dict[str, int]]:
-            return await self._gather(), list(self._gates.usage()), self._gates.refused()
-
-        asked = asyncio.run_coroutine_threadsafe(gathered(), self._loop)
+        asked = self._ask()
         try:
-            found, of_gates, refused = asked.result(GATHER_TIMEOUT_S)
+            found = asked.result(GATHER_TIMEOUT_S)
         except TimeoutError:
             asked.cancel()
             raise
-        yield from _of_broker(found)
-        connections = self._front.usage()
-        yield from _of_limits([*found.usage, *of_gates, connections], refused)
-        yield _gauge("takhin_connections", "Connections that clients have open.", connections.used or 0)
-        cut = CounterMetricFamily(
-            "takhin_connections_cut", "Connections cut off, as they kept the others from being served.")
-        cut.add_metric((), self._front.num_cut)
-        yield cut
-        yield from _of_topics(found)
-        yield from _of_groups(found)
-        yield from _of_durations(found)
+        except CancelledError:
+            # Whoever asked first has waited for long enough.
+            raise TimeoutError from None
+        yield from _families(found)
 
-    def describe(self) -> Iterable[Metric]:
-        """Nothing, so that registering it does not ask a broker that does not serve yet."""
-        return ()
+    def describe(self) -> Iterator[Metric]:
+        """The families without samples, without asking a broker that does not serve yet."""
+        nothing = Statistics(
+            [], {}, {}, [], [], 0, 0, 0.0, Recovery(False, 0, 0, 0.0), *(Histogram((1.0,)) for _ in range(4)))
+        for family in _families(_Found(nothing, [], {}, Usage("connections", 0, 0), 0)):
+            family.samples.clear()
+            yield family
+
+    def _ask(self) -> "Future[_Found]":
+        with self._lock:
+            if self._under_way is None or self._under_way.done():
+                self._under_way = asyncio.run_coroutine_threadsafe(self._find(), self._loop)
+            return self._under_way
+
+    async def _find(self) -> _Found:
+        found = await self._gather()
+        return _Found(
+            found, list(self._gates.usage()), self._gates.refused(), self._front.usage(), self._front.num_cut)
+
+
+def _families(found: _Found) -> Iterator[Metric]:
+    yield from _of_broker(found.broker)
+    yield from _of_limits([*found.broker.usage, *found.of_gates, found.connections], found.refused)
+    yield _gauge("takhin_connections", "Connections that clients have open.", found.connections.used or 0)
+    cut = CounterMetricFamily(
+        "takhin_connections_cut", "Connections cut off, as they kept the others from being served.")
+    cut.add_metric((), found.num_cut)
+    yield cut
+    yield from _of_topics(found.broker)
+    yield from _of_groups(found.broker)
+    yield from _of_durations(found.broker)
 
 
 def _of_broker(found: Statistics) -> Iterator[Metric]:
@@ -208,7 +242,8 @@ def _add_histogram(family: HistogramMetricFamily, labels: Iterable[str], duratio
 
 
 class MetricsServer:
-    """Serves the metrics over HTTP, from threads of its own: a scrape holds up the event loop only while it counts."""
+    """Serves the metrics over HTTP, from threads of its own: a scrape holds up the event loop only while it counts.
+    Scrapes are as few at once as metrics_http.py lets through."""
 
     def __init__(
         self, methods: Iterable[Method], gather: Callable[[], Awaitable[Statistics]], loop: asyncio.AbstractEventLoop,
@@ -220,30 +255,20 @@ class MetricsServer:
         self._registry.register(CallMetrics(methods))
         self._registry.register(BrokerMetrics(gather, loop, gates, front))
         self._loop = loop
-        self._server: WSGIServer | None = None
-        self._thread: Thread | None = None
+        self._server: ScrapeServer | None = None
 
     def start(self, listen: str) -> str:
         """Bind `listen` ("HOST:PORT") and serve; gives the bound "HOST:PORT". Raises StartError."""
         host, port = split_listen(listen)
         try:
-            self._server, self._thread = start_http_server(port, host, self._registry)
-        except OSError as problem:
-            raise StartError(f"can't serve metrics on {listen} (--metrics-listen): {problem.strerror}") from None
-        # Whoever says nothing for so long does not hold a thread any more.
-        handler = self._server.RequestHandlerClass
-        self._server.RequestHandlerClass = type(handler.__name__, (handler,), {"timeout": IDLE_TIMEOUT_S})
-        return f"{listen.rpartition(':')[0]}:{self._server.server_port}"
+            self._server = ScrapeServer(host, port, self._registry)
+        except (OSError, UnicodeError) as problem:
+            why = problem.strerror if isinstance(problem, OSError) else "that is no host's name"
+            raise StartError(f"can't serve metrics on {listen} (--metrics-listen): {why}") from None
+        self._server.start()
+        return f"{listen.rpartition(':')[0]}:{self._server.port}"
 
     async def stop(self) -> None:
         """Take no more scrapes. Returns when the port is free."""
-        server, thread = self._server, self._thread
-        if server is None or thread is None:
-            return
-
-        def end() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-        await self._loop.run_in_executor(None, end)
+        if self._server is not None:
+            await self._loop.run_in_executor(None, self._server.stop)

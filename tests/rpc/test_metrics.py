@@ -1,17 +1,32 @@
 """Metrics as Prometheus scrapes them, of a broker that stock clients use."""
 
+import asyncio
+import contextlib
+import errno
+import itertools
+import os
 import re
 import socket
+import struct
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import pytest
+from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
+from takhin.broker.statistics import Recovery, Statistics, Usage
+from takhin.counters import Histogram
+from takhin.rpc import metrics, metrics_http
+from takhin.rpc.metrics import BrokerMetrics
+from takhin.rpc.metrics_http import MAX_CONNECTIONS, ScrapeServer
 from takhin.v1 import takhin_pb2 as pb
 from tests.broker_process import DEADLINE_S, BrokerProcess, commit, new_topic, produce, read
 from tests.conftest import StartBroker
@@ -187,3 +202,217 @@ def test_the_page_tells_of_every_metric(metered: BrokerProcess) -> None:
         there = set(re.findall(r"^# TYPE ((?:takhin|grpc_server)_\w+) ", response.read().decode(), re.MULTILINE))
     told = set(re.findall(r"`((?:takhin|grpc_server)_[a-z_]+)`", (ROOT / "docs/monitoring.md").read_text()))
     assert there == told
+
+
+def idle(broker: BrokerProcess) -> socket.socket:
+    """A connection for metrics that asks for nothing."""
+    host, _, port = broker.metrics_address.rpartition(":")
+    return socket.create_connection((host, int(port)), DEADLINE_S)
+
+
+def descriptors(broker: BrokerProcess) -> int:
+    return len(os.listdir(f"/proc/{broker.pid}/fd"))
+
+
+def test_connections_for_metrics_are_few(metered: BrokerProcess) -> None:
+    scrape(metered)
+    before = descriptors(metered)
+    with contextlib.ExitStack() as stack:
+        kept = [stack.enter_context(idle(metered)) for _ in range(MAX_CONNECTIONS)]
+        beyond = [stack.enter_context(idle(metered)) for _ in range(50)]
+        for each in beyond:
+            assert ended(each)
+        assert before <= descriptors(metered) <= before + MAX_CONNECTIONS
+        # Those that were there first are served.
+        kept[0].sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert kept[0].recv(12) == b"HTTP/1.0 200"
+    eventually(lambda: descriptors(metered) <= before)
+    assert of(scrape(metered), "takhin_uptime_seconds") > 0
+    metered.wait_for_log("more than 8 connections for metrics at once, the last from 127.0.0.1: closed")
+    assert metered.stderr.count("closed") == 1
+
+
+def ended(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_clients_that_leave_are_no_news(metered: BrokerProcess) -> None:
+    scrape(metered)
+    since = len(metered.stderr)
+    for sent in b"", b"GET", b"GET /metrics HTTP/1.0\r\n\r\n", b"\x00" * 1000:
+        with idle(metered) as connection:
+            connection.sendall(sent)
+            # Closed like that it is reset.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    scrape(metered)
+    metered.terminate()
+    assert "metrics" not in metered.stderr[since:] and "File \"" not in metered.stderr[since:]
+
+
+def test_metrics_by_name(metered: BrokerProcess) -> None:
+    url = f"http://{metered.metrics_address}/metrics?name[]=takhin_uptime_seconds&name[]=grpc_server_started_total"
+    with urllib.request.urlopen(url, timeout=DEADLINE_S) as response:
+        text = response.read().decode()
+    names = {sample.name for family in text_string_to_metric_families(text) for sample in family.samples}
+    assert names == {"takhin_uptime_seconds", "grpc_server_started_total"}
+
+
+class Serving:
+    """A ScrapeServer in this process."""
+
+    def __init__(self, *collectors: Collector):
+        registry = CollectorRegistry()
+        for each in collectors:
+            registry.register(each)
+        self.server = ScrapeServer("127.0.0.1", 0, registry)
+        self.server.start()
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.server.port), DEADLINE_S)
+
+    def get(self) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.server.port}/", timeout=DEADLINE_S) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as refused:
+            with refused:
+                return refused.code, ""
+
+
+@pytest.fixture
+def serving() -> Iterator[Callable[..., Serving]]:
+    made: list[Serving] = []
+
+    def make(*collectors: Collector) -> Serving:
+        made.append(Serving(*collectors))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.server.stop()
+
+
+def test_who_trickles_is_cut_off(serving: Callable[..., Serving], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_http, "REQUEST_TIMEOUT_S", 1.0)
+    with serving().connect() as connection:
+        connection.settimeout(0.1)
+        # A byte ten times a second: no single wait is long.
+        deadline_s = time.monotonic() + DEADLINE_S
+        is_over = False
+        while not is_over:
+            assert time.monotonic() < deadline_s
+            try:
+                connection.sendall(b"G")
+                is_over = connection.recv(1) == b""
+            except TimeoutError:
+                continue
+            except OSError:
+                is_over = True
+
+
+def test_without_descriptors_it_waits(
+    serving: Callable[..., Serving], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: list[float] = []
+    own = serving()
+
+    class Exhausted:
+        """A listening socket in a process without descriptors."""
+
+        def __init__(self, real: socket.socket):
+            self.real = real
+
+        def accept(self) -> None:
+            tries.append(time.monotonic())
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.real, name)
+
+    real = own.server.socket
+    monkeypatch.setattr(own.server, "socket", Exhausted(real))
+    with own.connect() as connection:
+        eventually(lambda: len(tries) >= 3)
+        monkeypatch.setattr(own.server, "socket", real)
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert connection.recv(12) == b"HTTP/1.0 200"
+    assert all(later - earlier >= metrics_http.ACCEPT_PAUSE_S for earlier, later in itertools.pairwise(tries))
+    assert [each.message for each in caplog.records] == ["can't take a connection for metrics: Too many open files"]
+
+
+class Failing(Collector):
+    def __init__(self, problem: Exception):
+        self.problem = problem
+
+    def collect(self) -> Iterable[Metric]:
+        raise self.problem
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+
+def test_what_can_not_be_told(
+    serving: Callable[..., Serving], caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    busy, broken = serving(Failing(TimeoutError())), serving(Failing(ValueError("planted")))
+    assert [busy.get()[0] for _ in range(3)] == [503] * 3
+    assert [broken.get()[0] for _ in range(3)] == [500] * 3
+    # Once for all three, and nothing past the log.
+    assert [each.message for each in caplog.records] == [
+        "metrics can't be told: the broker is too busy", "metrics can't be told"]
+    assert "planted" in caplog.text
+    assert "planted" not in capfd.readouterr().err
+
+
+def test_scrapes_at_once_share_what_is_gathered() -> None:
+    gathered = 0
+
+    async def go() -> None:
+        is_to_end = asyncio.Event()
+
+        async def gather() -> Statistics:
+            nonlocal gathered
+            gathered += 1
+            await is_to_end.wait()
+            return Statistics(
+                [], {}, {}, [], [], 0, 0, 0.0, Recovery(True, 0, 0, 0.0), *(Histogram((1.0,)) for _ in range(4)))
+
+        gates = SimpleNamespace(usage=list, refused=dict)
+        front = SimpleNamespace(usage=lambda: Usage("connections", 0, 0), num_cut=0)
+        loop = asyncio.get_running_loop()
+        collector = BrokerMetrics(gather, loop, gates, front)  # type: ignore[arg-type]
+        scrapes = [loop.run_in_executor(None, lambda: list(collector.collect())) for _ in range(3)]
+        while not gathered:
+            await asyncio.sleep(0.01)
+        # Time for the others to come in.
+        await asyncio.sleep(0.3)
+        is_to_end.set()
+        families = await asyncio.gather(*scrapes)
+        assert gathered == 1 and all(len(each) == len(families[0]) > 20 for each in families)
+        assert {each.name for each in collector.describe()} == {each.name for each in families[0]}
+        assert not any(each.samples for each in collector.describe())
+        await loop.run_in_executor(None, lambda: list(collector.collect()))
+        assert gathered == 2
+
+    asyncio.run(go())
+
+
+def test_scrapes_that_wait_together_give_up_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "GATHER_TIMEOUT_S", 0.5)
+
+    async def go() -> None:
+        loop = asyncio.get_running_loop()
+
+        async def gather() -> Statistics:
+            await asyncio.sleep(3600)
+            raise AssertionError
+
+        collector = BrokerMetrics(gather, loop, None, None)  # type: ignore[arg-type]
+        ended = await asyncio.gather(
+            *(loop.run_in_executor(None, lambda: list(collector.collect())) for _ in range(3)), return_exceptions=True)
+        assert all(isinstance(each, TimeoutError) for each in ended)
+
+    asyncio.run(go())
