@@ -69,11 +69,11 @@ def _switch(default: bool, help: str, *, reloads: bool = False) -> Any:
 
 def _text(
     default: str, help: str, placeholder: str, choices: tuple[str, ...] = (), *, is_address: bool = False,
-    may_be_empty: bool = False, reloads: bool = False,
+    is_url: bool = False, may_be_empty: bool = False, reloads: bool = False,
 ) -> Any:
     return field(default=default, metadata={
         "help": help, "placeholder": placeholder, "choices": choices, "is_address": is_address,
-        "may_be_empty": may_be_empty, "reloads": reloads,
+        "is_url": is_url, "may_be_empty": may_be_empty, "reloads": reloads,
     })
 
 
@@ -260,7 +260,7 @@ class TracingSettings:
     enabled: bool = _switch(False, "trace calls; needs the packages of takhin[tracing]")
     endpoint: str = _text(
         "", "the collector, over OTLP/gRPC: http://HOST:PORT, or https://; empty: as OTEL_EXPORTER_OTLP_ENDPOINT says, "
-        "else http://localhost:4317", "URL", may_be_empty=True)
+        "else http://localhost:4317", "URL", is_url=True, may_be_empty=True)
     samples_per_million: int = _number(
         -1, "of calls whose client traces nothing, trace so many in a million", "", 0, 1_000_000,
         minus_one="as OTEL_TRACES_SAMPLER says, else all")

@@ -54,11 +54,14 @@ def check(option: "Option", source: str, value: object) -> str | int | bool:
             refuse(source, value, f"{option.allowed()}, not empty and without control characters")
         if metadata["choices"] and value not in metadata["choices"]:
             refuse(source, value, option.allowed())
+        if metadata["is_url"] and not re.match(r"https?://[^/]", value):
+            refuse(source, value, "http://HOST:PORT, or https://, with TLS")
         if metadata["is_address"]:
             try:
                 if option.key != "listen" or unix_path(value) is None:
                     split_listen(value)
             except ValueError:
+                # Also a host that no resolver is asked for: with an empty label, or one of more than 63 characters.
                 socket = "; or unix:PATH, of up to 107 letters, digits and /._+@,=~-" if option.key == "listen" else ""
                 refuse(source, value, f"HOST:PORT with a port of 0 to 65535, as 127.0.0.1:9092 or [::1]:9092{socket}")
     elif type(value) is int and not (metadata["minimum"] <= value <= metadata["maximum"]):

@@ -3,6 +3,8 @@
 import ipaddress
 import re
 
+# Of a part of a host's name.
+MAX_LABEL_CHARACTERS = 63
 # [IPv6] or a name or IPv4, then the port.
 _LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([A-Za-z0-9._-]{1,253})):([0-9]{1,5})", re.ASCII)
 # What neither a shell nor grpc's own reading of such an address takes for anything but itself.
@@ -17,6 +19,8 @@ def split_listen(listen: str) -> tuple[str, int]:
     bracketed, host, port = match.groups()
     if bracketed is not None:
         host = str(ipaddress.IPv6Address(bracketed))
+    elif not all(0 < len(label) <= MAX_LABEL_CHARACTERS for label in host.removesuffix(".").split(".")):
+        raise ValueError("a part of the host's name is empty or too long")
     if int(port) > 65535:
         raise ValueError("port above 65535")
     return host, int(port)

@@ -1,7 +1,9 @@
 """takhin config check: everything that would keep takhin-server from starting with these settings, told at once."""
 
+import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 from takhin.config import DEFAULT, Settings, gather_settings, has_authentication
@@ -13,12 +15,21 @@ def problems_of(environ: Mapping[str, str], config_file: str | None) -> tuple[li
     """What is wrong, a line each, and how many settings are given. Blocks for as long as reading the files takes."""
     settings, sources, problems = gather_settings({}, environ, config_file)
     if not problems:
-        problems = list(_at_the_start(settings))
+        problems = list(start_problems(settings, environ)) + list(_places(settings))
     return problems, sum(source != DEFAULT for source in sources.values())
 
 
-def _at_the_start(settings: Settings) -> Iterator[str]:
-    """What only looking can tell: certificates, keys, key sets, directories."""
+def load_trace_export() -> ModuleType:
+    """takhin.rpc.trace_export. Raises StartError where the packages that it needs are missing, or take offence at a
+    variable when they are imported."""
+    try:
+        return importlib.import_module("takhin.rpc.trace_export")
+    except (ImportError, ValueError) as problem:
+        raise StartError(f"tracing.enabled: {problem}") from None
+
+
+def start_problems(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
+    """What only looking can tell: certificates, keys, key sets, and what traces need."""
     from takhin.broker.broker import wall_clock_ms
     from takhin.rpc.authentication import Authentication
     from takhin.rpc.tls import tls_files
@@ -26,6 +37,12 @@ def _at_the_start(settings: Settings) -> Iterator[str]:
     yield from _refusal(lambda: tls_files(settings.tls))
     if has_authentication(settings):
         yield from _refusal(lambda: Authentication(settings, wall_clock_ms))
+    if settings.tracing.enabled:
+        yield from _refusal(lambda: load_trace_export().check_variables(environ))
+
+
+def _places(settings: Settings) -> Iterator[str]:
+    """Where it listens, and where its data are."""
     path = unix_path(settings.listen)
     if path is not None and not os.path.isdir(os.path.dirname(path) or "."):
         yield f"can't listen on {settings.listen}: there is no directory {os.path.dirname(path)}"

@@ -10,11 +10,13 @@ that is not printable are escaped: nothing that a client sent can pass for a lin
 
 import json
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 
 from takhin.cli.terminal import printable
 from takhin.rpc.current import NO_IDS, Ids, current_ids
+from takhin.rpc.seldom import Seldom
 
 HUMAN, JSON = "human", "json"
 MAX_MESSAGE_CHARACTERS = 16 * 1024
@@ -29,7 +31,7 @@ class HumanFormatter(logging.Formatter):
         text = _message(record)
         ids = _ids(record)
         told = [f"{name} {value}" for name, value in zip(("request", "trace"), ids, strict=True)
-                if value and value not in text]
+                if value and not _tells(text, value)]
         line = f"{_time(record)} {record.levelname:<8} {record.name}: {printable(text)}"
         if told:
             line += f" [{', '.join(told)}]"
@@ -63,12 +65,19 @@ def set_up_logging(level: str, log_format: str) -> None:
     """All of the process' log goes to standard error, in `log_format`, from `level` on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == JSON else HumanFormatter())
+    # A collector that is down would have it say so for as long as that lasts.
+    handler.addFilter(Seldom("opentelemetry"))
     # A closed standard error is no reason to write a traceback to it.
     logging.raiseExceptions = False
     # grpc.aio quotes metadata that it can't decode: a key or a token, perhaps. What handlers raise never reaches it.
     logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
     logging.captureWarnings(True)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+
+
+def _tells(text: str, value: str) -> bool:
+    """Whether the id stands in the text, not as a part of a longer word: "request=ID", "error ID: what"."""
+    return value in text and re.search(rf"(?<![\w.~/+@-]){re.escape(value)}(?![\w~/+=@-]|\.\w)", text) is not None
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -25,6 +25,7 @@ import click
 
 from takhin import __version__
 from takhin.cli.command import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+from takhin.cli.config_check import load_trace_export
 from takhin.cli.log_lines import JSON, set_up_logging
 from takhin.cli.malloc import give_memory_back, memory_bytes, tune_malloc
 from takhin.cli.program import Command, usage_line
@@ -308,11 +309,8 @@ def _trace_export(settings: Settings) -> "TraceExport | None":
     """None: nothing is traced, and nothing of OpenTelemetry imported. Raises StartError."""
     if not settings.tracing.enabled:
         return None
-    try:
-        from takhin.rpc.trace_export import TraceExport
-    except ImportError as problem:
-        raise StartError(f"tracing.enabled: {problem}") from None
-    return TraceExport(settings.tracing)
+    export: TraceExport = load_trace_export().TraceExport(settings.tracing)
+    return export
 
 
 @dataclass(slots=True)

@@ -36,6 +36,8 @@ async def check_free(listen: str) -> None:
         )
     except OSError as exc:
         raise StartError(f"can't listen on {listen}: the host is not known ({exc.strerror})") from None
+    except UnicodeError:
+        raise StartError(f"can't listen on {listen}: the host is not known (that is no host's name)") from None
     bound = 0
     for family, kind, protocol, _, address in found:
         try:

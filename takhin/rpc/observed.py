@@ -14,7 +14,7 @@ from typing import Any
 from takhin.errors import Code, TakhinError
 from takhin.rpc.call import Call, Kind, Method, StreamCall
 from takhin.rpc.current import Scope
-from takhin.rpc.log_fields import NOBODY, extra, fields_text
+from takhin.rpc.log_fields import NOBODY, extra, fields_text, note_trace
 
 # Of slow calls told one by one: a broker whose disk is slow does not fill it with that.
 MAX_SLOW_S = 10
@@ -60,6 +60,7 @@ class Observer:
                 response: bytes = await handler(request, call)
             except BaseException as failure:
                 took_ns = scope.leave()
+                note_trace(failure, scope.trace_id)
                 if took_ns > self._slow_ns:
                     self._slow(method, call, scope, took_ns, code_of(failure, call))
                 raise
@@ -112,6 +113,9 @@ async def _within(call: StreamCall, work: Awaitable[None]) -> None:
     scope = Scope(call)
     try:
         await work
+    except BaseException as failure:
+        note_trace(failure, scope.trace_id)
+        raise
     finally:
         scope.leave()
 

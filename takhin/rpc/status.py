@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from google.rpc import error_details_pb2, status_pb2
 
 from takhin.errors import DOMAIN, Reason, TakhinError, error
-from takhin.rpc.log_fields import extra
+from takhin.rpc.log_fields import extra, trace_of
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def _unexpected(exc: BaseException, request_id: str) -> TakhinError:
     # An exception's text may hold anything a client sent: no line of it may pass for a line of the log.
     record = _log.makeRecord(
         _log.name, logging.ERROR, __file__, 0, "internal error %s: %s", (request_id, type(exc).__name__), None,
-        extra=extra(request_id, {}))
+        extra=extra(request_id, {}, trace_of(exc)))
     record.exc_text = "\n".join(f"  {request_id} | {_printable(line)}" for line in text.split("\n"))
     _log.handle(record)
     return error(Reason.INTERNAL_ERROR, f"internal error {request_id}")

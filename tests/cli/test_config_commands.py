@@ -70,6 +70,8 @@ def test_check_says_everything_at_once(tmp_path: Path) -> None:
     ('listen = "unix:{dir}/no/where"', "there is no directory {dir}/no"),
     ('data_dir = "{dir}/server.pem"', "data_dir: {dir}/server.pem is not a directory"),
     ("listen = ", "is not TOML"),
+    ('listen = "a..b:9092"', "listen: 'a..b:9092' is not allowed; allowed: HOST:PORT"),
+    ('[tracing]\nenabled = true\nendpoint = "localhost:4317"', "'localhost:4317' is not allowed; allowed: http://HOST"),
 ])
 def test_check_looks_where_a_start_would(tmp_path: Path, text: str, told: str) -> None:
     Secured(tmp_path)
@@ -79,6 +81,20 @@ def test_check_looks_where_a_start_would(tmp_path: Path, text: str, told: str) -
     ran = takhin(None, "config", "check", path, status=2)
     (line,) = ran.err.splitlines()
     assert told.replace("{dir}", str(tmp_path)) in line, line
+
+
+def test_check_looks_for_what_traces_need(tmp_path: Path) -> None:
+    enabled = {"TAKHIN_TRACING__ENABLED": "true"}
+    takhin(None, "config", "check", **enabled)
+    bad = {"OTEL_EXPORTER_OTLP_HEADERS": "authorization: Bearer SECRET123"}
+    takhin(None, "config", "check", **bad)
+    told = takhin(None, "config", "check", status=2, **enabled, **bad).err
+    assert told.startswith("OTEL_EXPORTER_OTLP_HEADERS: header 1 can't be sent") and told.count("\n") == 1
+    assert "SECRET123" not in told
+    # Where they are not installed.
+    (tmp_path / "opentelemetry.py").write_text("raise ModuleNotFoundError(\"No module named 'opentelemetry'\")")
+    told = takhin(None, "config", "check", status=2, PYTHONPATH=str(tmp_path), **enabled).err
+    assert told.startswith("tracing.enabled: OpenTelemetry is needed: pip install 'takhin[tracing]'")
 
 
 def test_check_is_content_with_what_a_server_takes(tmp_path: Path) -> None:

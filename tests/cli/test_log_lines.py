@@ -14,6 +14,7 @@ import pytest
 from takhin.cli.log_lines import MAX_MESSAGE_CHARACTERS, MAX_STACK_CHARACTERS, HumanFormatter, JsonFormatter
 from takhin.rpc.call import Call
 from takhin.rpc.current import Scope
+from takhin.rpc.seldom import Seldom
 from tests.cli.test_server_process import Launch, launch  # noqa: F401 (a fixture)
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -106,6 +107,39 @@ def test_the_ids_of_the_call_under_way() -> None:
     finally:
         with pytest.raises(ValueError, match="left before"):
             scope.leave()
+
+
+@pytest.mark.parametrize(("text", "is_told"), [
+    ("of 12 itself", True), ("request=12", True), ("error 12: what", True), ("12", True), ("see 12.", True),
+    ("took 1200 ms", False), ("a-12", False), ("12-a", False), ("v0.12", False), ("12.5 s", False), ("of nobody", False),
+])
+def test_a_part_of_a_word_is_no_id(text: str, is_told: bool) -> None:
+    line = HumanFormatter().format(record(text, request_id="12"))
+    assert line.endswith(text if is_told else f"{text} [request 12]")
+
+
+def test_an_id_is_no_pattern() -> None:
+    assert HumanFormatter().format(record("of a+b", request_id="a+b")).endswith("of a+b")
+    assert HumanFormatter().format(record("of aab", request_id="a+b")).endswith("of aab [request a+b]")
+
+
+def test_what_comes_again_and_again_is_told_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr("takhin.rpc.seldom.time.monotonic", lambda: now_s)
+    seldom = Seldom("noisy", every_s=60)
+
+    def told(name: str, line: int) -> str | None:
+        made = logging.LogRecord(name, logging.WARNING, "file", line, "down: %d%%", (5,), None)
+        return made.getMessage() if seldom.filter(made) else None
+
+    assert [told("noisy.part", 1) for _ in range(4)] == ["down: 5%", None, None, None]
+    # Another one, and whoever is not meant.
+    assert told("noisy", 2) == "down: 5%" and [told("noisyish", 1) for _ in range(2)] == ["down: 5%"] * 2
+    now_s += 60
+    assert told("noisy.part", 1) == "down: 5% (3 more like this since the last one told)"
+    assert told("noisy.part", 1) is None
+    now_s += 60
+    assert told("noisy", 2) == "down: 5%"
 
 
 def test_fields_do_not_replace_what_every_line_has() -> None:

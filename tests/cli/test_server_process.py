@@ -360,6 +360,8 @@ def test_flag_over_environment_over_file_over_default(launch: Launch, tmp_path: 
     (["--config", "bad.toml"], {}, ["bad.toml", "max_mesage_bytes", "[grpc] max_message_bytes"]),
     (["--config", "missing.toml"], {}, ["missing.toml", "No such file"]),
     (["--listen", "9092"], {}, ["--listen", "'9092'", "HOST:PORT"]),
+    (["--insecure", "--listen", "a..b:0"], {}, ["--listen", "'a..b:0'", "HOST:PORT"]),
+    (["--listen", "127.0.0.1:0", "--metrics-listen", "a..b:0"], {}, ["--metrics-listen", "'a..b:0'", "HOST:PORT"]),
     (["--topics-partitions", "0"], {}, ["--topics-partitions: 0", "1 to"]),
     (["--lisen", "127.0.0.1:0"], {}, ["--lisen"]),
     (["--listen"], {}, ["--listen"]),

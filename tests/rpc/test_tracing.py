@@ -4,11 +4,13 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -23,12 +25,15 @@ from opentelemetry.trace import SpanKind, StatusCode
 import takhin
 import takhin.tracing
 from takhin.errors import Reason, error
+from takhin.rpc.audit import Audit
 from takhin.rpc.call import Call, Kind, StreamCall
-from takhin.rpc.current import current_ids
+from takhin.rpc.current import Scope, current_ids
+from takhin.rpc.log_fields import extra
 from takhin.rpc.observed import Observer
+from takhin.rpc.trace_export import check_variables
 from takhin.rpc.tracing import Tracing
 from takhin.v1 import takhin_pb2 as pb
-from tests.broker_process import DEADLINE_S, new_topic, produce, wait_until
+from tests.broker_process import DEADLINE_S, BrokerProcess, new_topic, produce, wait_until
 from tests.conftest import StartBroker
 from tests.front import Run, call_kind, client, each_kind
 from tests.secured import IS_DEFAULT
@@ -158,6 +163,36 @@ def test_lines_of_the_log_have_the_trace(run: Run, exporter: InMemorySpanExporte
 
     run(go())
     assert seen == [TRACE_ID] * 3
+
+
+def test_audit_lines_and_internal_errors_have_the_trace(
+    run: Run, exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    audit = Audit()
+
+    async def go_wrong(call: StreamCall) -> bytes:
+        audit.denied("test", None, call, error(Reason.ACCESS_DENIED, "no"))
+        audit.administered("test", None, call, "topic t")
+        raise ValueError("planted")
+
+    async def go() -> None:
+        async with client(*Observer().observed(Tracing().traced(each_kind(go_wrong)))) as channel:
+            for kind in Kind:
+                with pytest.raises(grpc.RpcError):
+                    await call_kind(channel, kind, timeout=10, metadata=(("traceparent", TRACEPARENT),))
+
+    run(go())
+    told = [(each.name, vars(each)["trace_id"]) for each in caplog.records if "trace_id" in vars(each)]
+    assert told == [("takhin.audit", TRACE_ID), ("takhin.audit", TRACE_ID), ("takhin.rpc.status", TRACE_ID)] * 3
+
+
+def test_another_call_has_another_trace() -> None:
+    scope = Scope(cast(Call, SimpleNamespace(request_id="r-1")), TRACE_ID)
+    try:
+        assert extra("r-1", {})["trace_id"] == TRACE_ID
+        assert extra("r-2", {})["trace_id"] == extra("", {})["trace_id"] == extra("r-1", {}, "")["trace_id"] == ""
+    finally:
+        scope.leave()
 
 
 def test_from_producer_to_consumer(
@@ -313,18 +348,57 @@ def test_a_share_is_traced(start_broker: StartBroker, collector: tuple[Collector
 
 
 def test_a_collector_that_is_not_there_is_no_harm(start_broker: StartBroker) -> None:
-    broker = start_broker("--tracing-enabled", "--tracing-endpoint", "http://127.0.0.1:1")
+    broker = start_broker(
+        "--tracing-enabled", "--tracing-endpoint", "http://127.0.0.1:1",
+        variables={"OTEL_BSP_SCHEDULE_DELAY": "50", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"})
     topic = new_topic(broker.stub())
-    for _ in range(10):
+    broker.wait_for_log("Failed to export traces")
+    deadline_s = time.monotonic() + 4
+    while time.monotonic() < deadline_s:
         produce(broker.stub(), topic, b"v")
+        time.sleep(0.05)
     broker.terminate()
+    # Each that it has to say, once.
+    told = [line.split(": ", 1)[1] for line in broker.stderr.splitlines() if " opentelemetry." in line]
+    assert len(told) == len({line[:20] for line in told}) <= 3, told
 
 
 def test_an_endpoint_that_is_none(start_broker: StartBroker) -> None:
     broker = start_broker()
     broker.terminate()
-    assert broker.start_or_end("--tracing-enabled", "--tracing-endpoint", "localhost:4317") == 1
-    assert "tracing.endpoint is 'localhost:4317': it begins with http://" in broker.stderr
+    assert broker.start_or_end("--tracing-enabled", "--tracing-endpoint", "localhost:4317") == 2
+    assert "--tracing-endpoint: 'localhost:4317' is not allowed; allowed: http://HOST:PORT" in broker.stderr
+
+
+@pytest.mark.parametrize(("name", "value", "told"), [
+    ("OTEL_EXPORTER_OTLP_HEADERS", "authorization: Bearer SECRET123", "HEADERS: header 1 can't be sent"),
+    ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "a=b, c=SECRET123%0ab", "TRACES_HEADERS: header 2 can't be sent"),
+    ("OTEL_EXPORTER_OTLP_HEADERS", "a=SECRET123%C3%A4", "HEADERS: header 1 can't be sent"),
+    ("OTEL_EXPORTER_OTLP_HEADERS", "a|b=SECRET123", "HEADERS: header 1 can't be sent"),
+    ("OTEL_EXPORTER_OTLP_COMPRESSION", "bogus", "traces can't be exported: Invalid value \"bogus\" for compression"),
+    ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "bogus", "traces can't be exported: Invalid value \"bogus\""),
+    ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nope", "OTEL_EXPORTER_OTLP_CERTIFICATE: /nope: can't be read: No such file"),
+    ("OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY", "/nope", "_TRACES_CLIENT_KEY: /nope: can't be read: No such file"),
+    ("OTEL_EXPORTER_OTLP_TIMEOUT", "abc", "traces can't be exported: could not convert string to float: 'abc'"),
+    ("OTEL_BSP_MAX_QUEUE_SIZE", "abc", "OTEL_BSP_MAX_QUEUE_SIZE is 'abc': it is a whole number, at least 1"),
+    ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "0", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE is '0': it is a whole number, at least 1"),
+    ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "999999", "traces can't be exported: max_export_batch_size must be"),
+    ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "abc", "tracing.enabled: OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT must be"),
+])
+def test_variables_that_are_wrong(tmp_path: Path, name: str, value: str, told: str) -> None:
+    broker = BrokerProcess(tmp_path / "b", variables={name: value})
+    try:
+        assert broker.start_or_end("--tracing-enabled", "--tracing-endpoint", "http://127.0.0.1:1") == 1
+    finally:
+        broker.close()
+    broker.check()
+    # A line, without what is secret.
+    assert told in broker.stderr and broker.stderr.count("\n") == 1 and "SECRET123" not in broker.stderr
+
+
+@pytest.mark.parametrize("value", ["", "a=b", " a=b , c=d=e,", "authorization=Bearer%20x", "authorization=Bearer x", "A=b"])
+def test_headers_that_are_right(value: str) -> None:
+    check_variables({"OTEL_EXPORTER_OTLP_HEADERS": value})
 
 
 WITHOUT = """

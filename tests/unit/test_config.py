@@ -110,6 +110,8 @@ def test_each_source_beats_the_next(tmp_path: Path, option: Option) -> None:
         in_file, in_environment, in_flag = False, True, False
     elif option.type is str and option.metadata["is_address"]:
         in_file, in_environment, in_flag = "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"
+    elif option.type is str and option.metadata["is_url"]:
+        in_file, in_environment, in_flag = "http://a:1", "https://b", "http://c"
     elif option.type is str:
         in_file, in_environment, in_flag = (option.metadata["choices"] * 2)[1:4] or ("a", "b", "c")
     else:
@@ -212,6 +214,8 @@ def test_what_is_no_directory(path: str) -> None:
     ("127.0.0.1:9092", ("127.0.0.1", 9092)),
     ("localhost:0", ("localhost", 0)),
     ("my-host.example:65535", ("my-host.example", 65535)),
+    ("my-host.example.:65535", ("my-host.example.", 65535)),
+    ("a" * 63 + ".b:1", ("a" * 63 + ".b", 1)),
     ("0.0.0.0:1", ("0.0.0.0", 1)),
     ("[::1]:9092", ("::1", 9092)),
     ("[::]:0", ("::", 0)),
@@ -232,10 +236,18 @@ def test_an_address_that_may_be_left_out() -> None:
     assert refusal({"metrics_listen": "9090"}, {}, None).startswith("--metrics-listen: '9090' is not allowed")
 
 
+@pytest.mark.parametrize("endpoint", ["localhost:4317", "127.0.0.1", "http://", "http:///x", "ftp://host", "HTTP"])
+def test_what_is_no_endpoint(endpoint: str) -> None:
+    message = refusal({}, {"TAKHIN_TRACING__ENDPOINT": endpoint}, None)
+    assert message == (
+        f"TAKHIN_TRACING__ENDPOINT: {endpoint!r} is not allowed; allowed: http://HOST:PORT, or https://, with TLS")
+
+
 @pytest.mark.parametrize("listen", [
     "", "9092", ":9092", "localhost", "localhost:", "localhost:http", "localhost:65536", "localhost:-1", "::1:9092",
     "::1", "[::1]", "[::1]9092", "[localhost]:9092", "[1.2.3.4]:9092", "[::g]:9092", "http://localhost:9092",
     "local host:9092", "localhost:9092 ", "localhost:9092\n", "localhost:٩٠٩٢", "localhost:000001",
+    "a..b:9092", ".:9092", "..:9092", ".a:9092", "a..:9092", "a" * 64 + ":9092", f"a.{'b' * 64}.c:9092",
 ])
 def test_what_is_no_address(listen: str) -> None:
     with pytest.raises(ValueError):
