@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from takhin.broker.sqlite_thread import OLDEST_SQLITE
 from takhin.cli.doctor_disk import disk_checks
+from takhin.cli.config_check import start_problems
 from takhin.cli.index_view import read_index_file
 from takhin.config import Settings, gather_settings
 from takhin.errors import StartError
@@ -47,6 +48,8 @@ def examine(environ: Mapping[str, str], config_file: str | None, data_dir: str |
     settings, _, problems = gather_settings({}, environ, config_file)
     if data_dir is not None:
         settings = replace(settings, data_dir=data_dir)
+    if not problems:
+        problems = list(start_problems(settings, environ))
     found = [Finding("settings", BAD, each, "takhin config check tells more") for each in problems]
     if not problems:
         found.append(Finding("settings", OK, f"of {config_file}" if config_file else "defaults and TAKHIN_* variables"))
@@ -110,16 +113,18 @@ def open_files(settings: Settings) -> Finding:
 def memory(settings: Settings) -> Finding:
     limits = settings.limits
     needed = PROGRAM_BYTES + limits.ring_bytes + limits.reader_bytes + limits.transaction_bytes_in_flight
+    # Clients that send much at once take these, too; most never do.
+    at_most = needed + limits.call_bytes + limits.all_streams_bytes_in_flight
     allowed, whose = memory_limit()
     found = (
-        f"{needed // MIB:,} MiB for program, ring_bytes, reader_bytes and transaction_bytes_in_flight, "
-        f"of {allowed // MIB:,} MiB ({whose})")
+        f"{needed // MIB:,} MiB for program, ring_bytes, reader_bytes and transaction_bytes_in_flight, {at_most // MIB:,} "
+        f"MiB with call_bytes and all_streams_bytes_in_flight, of {allowed // MIB:,} MiB ({whose})")
     if needed > allowed:
         return Finding("memory", BAD, found, "give it more, or lower limits.ring_bytes and limits.reader_bytes")
-    if needed > allowed * 3 // 4:
+    if at_most > allowed * 3 // 4:
         return Finding(
-            "memory", WARN, found, "leave a quarter for the page cache, clients' requests and their answers: more "
-            "memory, or lower limits.ring_bytes and limits.reader_bytes")
+            "memory", WARN, found, "leave a quarter for the page cache and what lies unused between: more memory, or "
+            "lower limits.ring_bytes, limits.reader_bytes, limits.call_bytes and limits.all_streams_bytes_in_flight")
     return Finding("memory", OK, found)
 
 

@@ -5,13 +5,14 @@ import os
 import shutil
 import socket
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from takhin.cli import doctor_checks
-from takhin.cli.doctor_checks import Finding, clock, memory, memory_limit, newest_append_ms
+from takhin.cli.doctor_checks import Finding, clock, memory, memory_limit, newest_append_ms, ports
 from takhin.cli.doctor_disk import filesystem, mount_of, sync_time
 from takhin.config import Settings
 from tests.broker_process import BrokerProcess, new_topic, produce
@@ -66,6 +67,19 @@ def test_what_is_bad(tmp_path: Path) -> None:
     wrong = takhin(
         None, "doctor", "--config", tmp_path / "takhin.toml", "--data-dir", tmp_path, status=1).objects
     assert [each["status"] for each in wrong if each["check"] == "settings"] == ["bad", "bad"]
+    # What takhin config check looks for, too.
+    (tmp_path / "takhin.toml").write_text('[tls]\ncert = "/no/where.pem"\nkey = "/no/where.key"\n')
+    found = doctor("--config", tmp_path / "takhin.toml", "--data-dir", tmp_path, status=1)
+    assert found["settings"]["status"] == "bad" and "/no/where.pem: can't be read" in found["settings"]["found"]
+
+
+def test_a_host_that_is_none(tmp_path: Path) -> None:
+    for host in "a..b", ".", "a" * 70:
+        found = doctor("--data-dir", tmp_path, status=1, TAKHIN_LISTEN=f"{host}:9")
+        assert found["settings"]["status"] == "bad" and "is not allowed; allowed: HOST:PORT" in found["settings"]["found"]
+    # Not known as settings, yet told in a line.
+    (found_there,) = ports(replace(Settings(), listen="a..b:9"), is_running=False)
+    assert found_there.found == "can't listen on a..b:9: the host is not known (that is no host's name)"
 
 
 def test_a_low_limit_of_open_files(tmp_path: Path) -> None:
@@ -134,7 +148,8 @@ def test_memory_of_control_groups(tmp_path: Path) -> None:
     assert memory_limit(str(tmp_path)) == (200_000_000, "the control group's")
 
 
-@pytest.mark.parametrize(("allowed", "status"), [(1 << 30, "ok"), (350 << 20, "warn"), (300 << 20, "bad")])
+@pytest.mark.parametrize(("allowed", "status"), [
+    (2 << 30, "ok"), (1 << 30, "warn"), (350 << 20, "warn"), (300 << 20, "bad")])
 def test_memory_against_the_budgets(monkeypatch: pytest.MonkeyPatch, allowed: int, status: str) -> None:
     monkeypatch.setattr(doctor_checks, "memory_limit", lambda: (allowed, "the control group's"))
     assert memory(Settings()).status == status
