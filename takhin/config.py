@@ -438,8 +438,18 @@ def reload_settings(running: Settings, loaded: Settings, new: Settings, sources:
     changes nothing, when the new values do not fit those that stay.
     """
     known = options()
-    values = {option.key: value_of(new if option.reloads else loaded, option) for option in known}
-    _fit_together(values, sources)
+    values: dict[str, Any] = {}
+    places = dict(sources)
+    for option in known:
+        key = option.key
+        if not option.reloads:
+            values[key] = value_of(loaded, option)
+            if values[key] != value_of(new, option):
+                places[key] = "the running broker's, until a restart"
+        else:
+            # A default gave way to bounds that are perhaps not in force.
+            values[key] = option.default if sources[key] == DEFAULT else value_of(new, option)
+    _fit_together(values, places)
     done = Reloaded([], [])
     for option in known:
         old, key = value_of(loaded, option), option.key

@@ -111,11 +111,20 @@ def test_a_file_that_is_wrong_changes_nothing(configured: Callable[..., Configur
     own.reload(
         "ERROR .*not reloaded, .*max_record_bytes: 20000000 is not allowed", topics__partitions=3,
         topics__max_record_bytes=20_000_000, grpc__max_message_bytes=40_000_000)
+    assert "10420224, which is grpc.max_message_bytes (the running broker's, until a restart) less" in own.broker.stderr
     own.path.unlink()
     own.hup("ERROR .*not reloaded, .*cannot be read")
     assert partitions_of_a_new_topic(own.stub) == 2
     own.reloaded("topics.partitions", 3)
     assert partitions_of_a_new_topic(own.stub) == 3
+
+
+def test_a_bound_that_waits_for_a_restart_lowers_nothing(configured: Callable[..., Configured]) -> None:
+    own = configured()
+    own.reload("needs a restart: grpc.max_message_bytes", grpc__max_message_bytes=131_072)
+    own.reload("reloaded: topics.partitions is 2 now", grpc__max_message_bytes=131_072, topics__partitions=2)
+    assert "topics.max_record_bytes" not in own.broker.stderr
+    assert produce(own.stub, new_topic(own.stub), b"x" * 200_000).offset == 0
 
 
 def test_flags_stay_what_they_were(start_broker: StartBroker, tmp_path: Path) -> None:
