@@ -14,6 +14,7 @@ from takhin.local_transport import DEFAULT_TIMEOUT_S, LocalTransport
 from takhin.rpc.call import MethodTable
 from takhin.rpc.health import Health, ServingStatus
 from takhin.rpc.observed import Observer
+from takhin.rpc.readiness import follow_readiness
 from takhin.rpc.security import Security
 from takhin.rpc.served import served
 from takhin.rpc.watched_files import watch
@@ -65,6 +66,7 @@ class Broker:
         self._health: Health | None = None
         self._front: "GrpcFront | None" = None
         self._watching: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
         self._clients: set[LocalTransport] = set()
         self._address: str | None = None
 
@@ -104,7 +106,7 @@ class Broker:
         try:
             await engine.start()
             self._engine = engine
-            table, self._health, _, self._table, _ = served(
+            table, self._health, services, self._table, _ = served(
                 engine, security.authentication, settings.auth.reflection, Observer(settings.slow_request_ms),
                 _tracing(settings))
             if self._listens:
@@ -114,6 +116,8 @@ class Broker:
                 self._watching = asyncio.create_task(watch(security.files, lambda: settings.tls.check_ms))
                 self._address = await self._front.start(settings.listen)
             self._health.set_all(ServingStatus.SERVING)
+            self._following = asyncio.create_task(
+                follow_readiness(engine, self._health, services, lambda unfit: None))
         except BaseException:
             await self.stop()
             raise
@@ -124,6 +128,9 @@ class Broker:
         if self._watching is not None:
             self._watching.cancel()
             self._watching = None
+        if self._following is not None:
+            self._following.cancel()
+            self._following = None
         if engine is not None:
             assert self._health is not None
             self._health.drain()

@@ -536,6 +536,7 @@ class Client:
     reset_offsets = _blocking(aio.Client.reset_offsets)
     commit_offsets = _blocking(aio.Client.commit_offsets)
     health = _blocking(aio.Client.health)
+    is_ready = _blocking(aio.Client.is_ready)
     producer = _making(aio.Client.producer, Producer)
     consumer = _making(aio.Client.consumer, Consumer)
     read = _making(aio.Client.read, Reader)

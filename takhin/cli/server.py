@@ -11,6 +11,7 @@ its environment when it is imported.
 """
 
 import asyncio
+import functools
 import importlib
 import logging
 import os
@@ -46,7 +47,6 @@ from takhin.errors import ConfigError, StartError
 if TYPE_CHECKING:
     from takhin.broker.broker import Broker
     from takhin.rpc.gates import Gates
-    from takhin.rpc.health import Health
     from takhin.rpc.observed import Observer
     from takhin.rpc.security import Security
     from takhin.rpc.trace_export import TraceExport
@@ -69,8 +69,6 @@ OTHER_OPEN_FILES = 128
 MEMORY_CHECK_S = 5.0
 MANY_CALLS = 500
 MUCH_MEMORY_BYTES = 32 << 20
-# How often it is asked whether the broker takes appends.
-READINESS_CHECK_S = 0.25
 # Imported in this order before anything starts, so that a broken installation is told in one line.
 MODULES = (
     "uvloop",
@@ -315,7 +313,7 @@ def _trace_export(settings: Settings) -> "TraceExport | None":
 
 @dataclass(slots=True)
 class _Served:
-    """A broker that has started, and what goes with it. status: what the service manager shows."""
+    """A broker that has started, and what goes with it. status: what the service manager shows while it is ready."""
 
     broker: "Broker"
     settings: Settings
@@ -338,7 +336,13 @@ async def _reload_when_told(served: _Served) -> None:
             _log.exception("reloading failed")
         if served.observer is not None:
             served.observer.slow_request_ms = served.settings.slow_request_ms
-        served.manager.ready(served.status)
+        served.manager.ready(_status(served))
+
+
+def _status(served: _Served) -> str:
+    """What the service manager shows: where it serves or, as long as that is so, why not everything."""
+    unfit = served.broker.unfit
+    return f"not ready: {unfit}" if unfit else served.status
 
 
 async def _serve_until_stopped(served_broker: _Served, stop: asyncio.Task[None]) -> str | None:
@@ -346,6 +350,7 @@ async def _serve_until_stopped(served_broker: _Served, stop: asyncio.Task[None])
     from takhin.rpc.grpc_front import GrpcFront
     from takhin.rpc.health import ServingStatus
     from takhin.rpc.observed import Observer
+    from takhin.rpc.readiness import follow_readiness
     from takhin.rpc.served import served
     from takhin.rpc.watched_files import watch
 
@@ -371,7 +376,8 @@ async def _serve_until_stopped(served_broker: _Served, stop: asyncio.Task[None])
     bound = await front.start(settings.listen)
     failed = asyncio.create_task(broker.wait_failed())
     health.set_all(ServingStatus.SERVING)
-    telling = asyncio.create_task(_tell_readiness(served_broker, health, ready))
+    telling = asyncio.create_task(
+        follow_readiness(broker, health, ready, functools.partial(_tell_readiness, served_broker)))
     watching = asyncio.create_task(watch(security.files, lambda: settings.tls.check_ms))
     served_broker.status = f"serving on {bound}"
     served_broker.manager.ready(served_broker.status)
@@ -410,23 +416,12 @@ async def _tend_memory(gates: "Gates") -> None:
             kept_bytes = memory_bytes()
 
 
-async def _tell_readiness(served_broker: _Served, health: "Health", services: Sequence[str]) -> None:
-    """Our own services are ready as long as appends are taken; the server as a whole, "", is alive meanwhile."""
-    from takhin.rpc.health import ServingStatus
-
-    told = ""
-    while True:
-        unfit = served_broker.broker.unfit
-        if unfit != told:
-            if unfit:
-                _log.warning("not ready: %s", unfit)
-            else:
-                _log.info("ready again")
-            served_broker.manager.status(f"not ready: {unfit}" if unfit else served_broker.status)
-            for service in services:
-                health.set(service, ServingStatus.NOT_SERVING if unfit else ServingStatus.SERVING)
-            told = unfit
-        await asyncio.sleep(READINESS_CHECK_S)
+def _tell_readiness(served_broker: _Served, unfit: str) -> None:
+    if unfit:
+        _log.warning("not ready: %s", unfit)
+    else:
+        _log.info("ready again")
+    served_broker.manager.status(_status(served_broker))
 
 
 def _announce(bound: str, metrics_bound: str, settings: Settings) -> None:

@@ -219,6 +219,17 @@ class Admin:
         answer = await self._call("HealthCheck", pb.HealthCheckRequest(), pb.HealthCheckResponse, timeout_s)
         return Health(answer.status, answer.version, answer.uptime_seconds)
 
+    async def is_ready(self, *, timeout_s: float | None = None) -> bool:
+        """Whether all of the broker's partitions take appends, as grpc.health.v1 tells it. Raises Unavailable where no
+        broker answers.
+        """
+        # Here: hardly anybody asks.
+        from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+        request = HealthCheckRequest(service=SERVICE.strip("/"))
+        answer = await self._transport.unary("/grpc.health.v1.Health/Check", request.SerializeToString(), timeout_s)
+        return HealthCheckResponse.FromString(answer).status == HealthCheckResponse.SERVING
+
 
 def _config_texts(configs: Mapping[str, object] | None) -> dict[str, str]:
     return {name: str(value) for name, value in (configs or {}).items()}

@@ -146,6 +146,20 @@ def test_no_answer_in_time() -> None:
     assert f"no answer from {address} in time; --timeout SECONDS waits longer" in done.complaint
 
 
+def test_alive_and_ready(shared_broker: BrokerProcess, tmp_path: Path) -> None:
+    (told,) = takhin(shared_broker, "health", "--ready").objects
+    assert told["status"] == "ready" and set(told) == {"status", "version", "uptime_s"}
+    # More than any disk has.
+    full = BrokerProcess(tmp_path / "full", "--limits-min-free-bytes", str(1 << 40)).start()
+    try:
+        full.wait_for_log("not ready: the disk is full")
+        assert takhin(full, "health").objects[0]["status"] == "healthy"
+        assert takhin(full, "health", "--ready", status=1).objects[0]["status"] == "not ready"
+    finally:
+        full.close()
+    takhin(None, "health", "--ready", "-b", NOBODY, status=5)
+
+
 def test_flag_over_variable_over_default(shared_broker: BrokerProcess) -> None:
     address = shared_broker.address
     assert takhin(None, "health", TAKHIN_BROKER=address).objects[0]["status"] == "healthy"

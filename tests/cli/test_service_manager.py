@@ -147,6 +147,9 @@ def test_what_keeps_it_from_being_ready_is_shown(tmp_path: Path) -> None:
         tmp_path / "b", "--limits-min-free-bytes", str(1 << 40), variables={"NOTIFY_SOCKET": manager.name}).start()
     try:
         wait_until(lambda: manager.next("STATUS")["STATUS"] == "not ready: the disk is full")
+        broker.send(signal.SIGHUP)
+        manager.next("RELOADING")
+        assert manager.next("READY") == {"READY": "1", "STATUS": "not ready: the disk is full"}
     finally:
         broker.close()
 

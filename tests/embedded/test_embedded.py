@@ -226,3 +226,16 @@ def test_the_transport(threaded: bool, caplog: pytest.LogCaptureFixture) -> None
             await used.unary("/s/Slow", b"")
 
     run(scenario)
+
+
+def test_a_full_disk_is_not_ready(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with takhin.Broker(tmp_path / "well") as broker, broker.client() as tk:
+            assert await tk.is_ready()
+        # More than any disk has.
+        async with takhin.Broker(tmp_path / "full", limits__min_free_bytes=1 << 40) as broker, broker.client() as tk:
+            while await tk.is_ready():
+                await asyncio.sleep(0.01)
+            assert (await tk.health()).status == "healthy"
+
+    run(scenario)
