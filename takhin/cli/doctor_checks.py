@@ -117,8 +117,8 @@ def memory(settings: Settings) -> Finding:
     at_most = needed + limits.call_bytes + limits.all_streams_bytes_in_flight
     allowed, whose = memory_limit()
     found = (
-        f"{needed // MIB:,} MiB for program, ring_bytes, reader_bytes and transaction_bytes_in_flight, {at_most // MIB:,} "
-        f"MiB with call_bytes and all_streams_bytes_in_flight, of {allowed // MIB:,} MiB ({whose})")
+        f"{needed // MIB:,} MiB for program, ring_bytes, reader_bytes and transaction_bytes_in_flight, "
+        f"{at_most // MIB:,} MiB with call_bytes and all_streams_bytes_in_flight, of {allowed // MIB:,} MiB ({whose})")
     if needed > allowed:
         return Finding("memory", BAD, found, "give it more, or lower limits.ring_bytes and limits.reader_bytes")
     if at_most > allowed * 3 // 4:

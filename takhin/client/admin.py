@@ -25,6 +25,11 @@ from takhin.v1 import takhin_pb2 as pb
 
 AnswerT = TypeVar("AnswerT", bound=ProtoMessage)
 
+# As bytes, so that no class of gRPC's is needed: grpc.health.v1.HealthCheckRequest of our service, and the
+# HealthCheckResponse that says SERVING.
+IS_READY = b"\x0a\x17takhin.v1.TakhinService"
+SERVING = b"\x08\x01"
+
 
 class Admin:
     """Calls of a broker. Each raises ClientError; `timeout_s` bounds it, None: the client's default."""
@@ -223,12 +228,7 @@ class Admin:
         """Whether all of the broker's partitions take appends, as grpc.health.v1 tells it. Raises Unavailable where no
         broker answers.
         """
-        # Here: hardly anybody asks.
-        from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-
-        request = HealthCheckRequest(service=SERVICE.strip("/"))
-        answer = await self._transport.unary("/grpc.health.v1.Health/Check", request.SerializeToString(), timeout_s)
-        return HealthCheckResponse.FromString(answer).status == HealthCheckResponse.SERVING
+        return await self._transport.unary("/grpc.health.v1.Health/Check", IS_READY, timeout_s) == SERVING
 
 
 def _config_texts(configs: Mapping[str, object] | None) -> dict[str, str]:

@@ -111,7 +111,8 @@ def test_the_ids_of_the_call_under_way() -> None:
 
 @pytest.mark.parametrize(("text", "is_told"), [
     ("of 12 itself", True), ("request=12", True), ("error 12: what", True), ("12", True), ("see 12.", True),
-    ("took 1200 ms", False), ("a-12", False), ("12-a", False), ("v0.12", False), ("12.5 s", False), ("of nobody", False),
+    ("took 1200 ms", False), ("a-12", False), ("12-a", False), ("v0.12", False), ("12.5 s", False),
+    ("of nobody", False),
 ])
 def test_a_part_of_a_word_is_no_id(text: str, is_told: bool) -> None:
     line = HumanFormatter().format(record(text, request_id="12"))

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from grpc_health.v1 import health_pb2
 
 import takhin
 from takhin.client import (
@@ -17,6 +18,7 @@ from takhin.client import (
     Unavailable,
     Unimplemented,
 )
+from takhin.client.admin import IS_READY, SERVING
 from takhin.errors import ConfigError, Reason, StartError
 from takhin.local_transport import LocalTransport, ThreadedTransport
 from takhin.rpc.call import Kind, Method, StreamCall, method_table
@@ -226,6 +228,12 @@ def test_the_transport(threaded: bool, caplog: pytest.LogCaptureFixture) -> None
             await used.unary("/s/Slow", b"")
 
     run(scenario)
+
+
+def test_the_bytes_that_ask_for_readiness_are_the_contract_s() -> None:
+    request = health_pb2.HealthCheckRequest(service="takhin.v1.TakhinService")
+    answer = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+    assert (IS_READY, SERVING) == (request.SerializeToString(), answer.SerializeToString())
 
 
 def test_a_full_disk_is_not_ready(tmp_path: Path) -> None:

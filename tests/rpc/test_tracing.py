@@ -396,7 +396,8 @@ def test_variables_that_are_wrong(tmp_path: Path, name: str, value: str, told: s
     assert told in broker.stderr and broker.stderr.count("\n") == 1 and "SECRET123" not in broker.stderr
 
 
-@pytest.mark.parametrize("value", ["", "a=b", " a=b , c=d=e,", "authorization=Bearer%20x", "authorization=Bearer x", "A=b"])
+@pytest.mark.parametrize("value", [
+    "", "a=b", " a=b , c=d=e,", "authorization=Bearer%20x", "authorization=Bearer x", "A=b"])
 def test_headers_that_are_right(value: str) -> None:
     check_variables({"OTEL_EXPORTER_OTLP_HEADERS": value})
 
