@@ -27,6 +27,7 @@ from takhin.counters import Histogram
 from takhin.rpc import metrics, metrics_http
 from takhin.rpc.metrics import BrokerMetrics
 from takhin.rpc.metrics_http import MAX_CONNECTIONS, ScrapeServer
+from takhin.rpc.seldom import Seldom
 from takhin.v1 import takhin_pb2 as pb
 from tests.broker_process import DEADLINE_S, BrokerProcess, commit, new_topic, produce, read
 from tests.conftest import StartBroker
@@ -283,8 +284,10 @@ class Serving:
 
 
 @pytest.fixture
-def serving() -> Iterator[Callable[..., Serving]]:
+def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Serving]]:
     made: list[Serving] = []
+    # One that has told nothing yet.
+    monkeypatch.setattr(metrics_http._log, "filters", [Seldom(metrics_http.__name__)])
 
     def make(*collectors: Collector) -> Serving:
         made.append(Serving(*collectors))
