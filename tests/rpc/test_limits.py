@@ -280,6 +280,7 @@ def test_bytes_of_calls(start_broker: StartBroker, strace: list[str]) -> None:
     with refused(EXHAUSTED, Reason.CALL_LIMIT) as refusal:
         produce(stub, topic, b"x" * 400_000)
     assert "limits.call_bytes" in refusal.message and refusal.metadata == {"limit_bytes": "1000000"}
+    assert (refusals(broker, "call_bytes"), refusals(broker, "calls")) == (1, 0)
     assert produce(stub, topic, b"x" * 100_000).offset == 2
     one.join()
     wait_until(lambda: used(broker, "call_bytes") == 0)
