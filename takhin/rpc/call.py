@@ -19,6 +19,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from takhin.counters import CallCounters
+from takhin.errors import Reason, error
 from takhin.gate import Gate
 
 
@@ -94,6 +95,9 @@ ServerStreamHandler = Callable[[bytes, StreamCall], Awaitable[None]]
 BidiHandler = Callable[[StreamCall], Awaitable[None]]
 
 
+# Of the request of a SERVER_STREAM, which is in memory for as long as the stream lasts, and of what else anybody may
+# send on a stream. Those that make sense have some hundred bytes.
+MAX_STREAM_REQUEST_BYTES = 64 * 1024
 # Of methods that no limit was set for.
 NO_LIMIT = 1 << 62
 
@@ -121,6 +125,20 @@ class Method:
     def service(self) -> str:
         """The full name of the service: "takhin.v1.TakhinService"."""
         return self.path[1:].rpartition("/")[0]
+
+    def check_size(self, request: bytes) -> None:
+        """For fronts, before the handler has it. Raises MESSAGE_TOO_LARGE."""
+        if self.kind is Kind.SERVER_STREAM:
+            check_stream_request(request)
+
+
+def check_stream_request(request: bytes) -> None:
+    """Raises MESSAGE_TOO_LARGE."""
+    if len(request) > MAX_STREAM_REQUEST_BYTES:
+        raise error(
+            Reason.MESSAGE_TOO_LARGE,
+            f"the request has {len(request)} bytes; on this stream at most {MAX_STREAM_REQUEST_BYTES} are taken",
+            limit_bytes=MAX_STREAM_REQUEST_BYTES)
 
 
 def host_of(call: Call) -> str:

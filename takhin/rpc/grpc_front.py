@@ -297,6 +297,7 @@ class GrpcFront:
             counters.note_received()
             self._calls += 1
             try:
+                method.check_size(request)
                 await handler(request, call)
                 call.echo()
             except (Exception, asyncio.CancelledError) as exc:
@@ -349,6 +350,7 @@ class GrpcFront:
             if method.enter is not None:
                 method.enter(call)
             request = await call.read_within(timeout_s)
+            method.check_size(request)
             if method.kind is Kind.SERVER_STREAM:
                 await handler(request, call)
                 return
