@@ -212,6 +212,31 @@ def test_topics_go_all_the_time(start_broker: StartBroker, tmp_path: Path, monke
     assert [list(whole_log(copy, name, 0).values()) for name in ("kept", "passing-1")] == [[b"value"]] * 2
 
 
+def test_a_topic_goes_within_a_look(start_broker: StartBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first look's metadata has it, its files are gone by the time that they are looked at: it is in the copy with
+    its records, or not at all."""
+    broker = start_broker()
+    stub = broker.stub()
+    for name in "kept", "going":
+        create_topic(stub, name)
+        produce(stub, name, b"value", acks=-1)
+    plain, looks = backup_look.copy_journal, []
+
+    def copy_journal(source: str, target: str) -> None:
+        plain(source, target)
+        looks.append(1)
+        if len(looks) == 1:
+            stub.DeleteTopic(pb.DeleteTopicRequest(name="going"), timeout=DEADLINE_S)
+            wait_until(lambda: not (broker.data_dir / "topics" / "2").exists())
+
+    monkeypatch.setattr(backup_look, "copy_journal", copy_journal)
+    copy_of(broker, tmp_path / "copy")
+    assert len(looks) == 2
+    copy = on(start_broker, tmp_path / "copy").stub()
+    assert copy.ListTopics(pb.ListTopicsRequest(), timeout=DEADLINE_S).topics == ["kept"]
+    assert list(whole_log(copy, "kept", 0).values()) == [b"value"]
+
+
 # Damage
 
 
