@@ -1,5 +1,6 @@
 """takhin backup beside starts, stops and full disks, and of what is damaged: nothing is lost without a word."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -417,7 +418,35 @@ def test_what_is_beside_it_stays(stopped: BrokerProcess, tmp_path: Path) -> None
 def test_two_at_once(stopped: BrokerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second one does not touch the first one's work; of the two, one has the name then."""
     before_it_copies(monkeypatch, lambda: takhin(None, "backup", stopped.data_dir, tmp_path / "copy") and None)
-    with pytest.raises(OSError, match="not empty"):
+    with pytest.raises(CommandError, match="is there already"):
+        backup_copy.backup(str(stopped.data_dir), str(tmp_path / "copy"), verify=False)
+    assert [path.name for path in tmp_path.glob("copy*")] == ["copy"]
+    assert "sound" in takhin(None, "segment", "verify", tmp_path / "copy").out.decode()
+
+
+@pytest.mark.parametrize("has_renameat2", [True, False])
+def test_an_empty_directory_that_came_meanwhile_stays(
+    stopped: BrokerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_renameat2: bool
+) -> None:
+    before_it_copies(monkeypatch, (tmp_path / "copy").mkdir)
+    if not has_renameat2:
+        monkeypatch.setattr(backup_copy, "_renameat2", lambda *_: errno.EINVAL)
+    with pytest.raises(CommandError, match="is there already"):
+        backup_copy.backup(str(stopped.data_dir), str(tmp_path / "copy"), verify=False)
+    assert [path.name for path in tmp_path.glob("copy*")] == ["copy"] and not list((tmp_path / "copy").iterdir())
+    (tmp_path / "copy").rmdir()
+    copy_of(stopped, tmp_path / "copy")
+
+
+def test_once_it_has_its_name_it_stays(
+    stopped: BrokerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted:
+        def sync_directory(self, _: str) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(backup_copy, "Files", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
         backup_copy.backup(str(stopped.data_dir), str(tmp_path / "copy"), verify=False)
     assert [path.name for path in tmp_path.glob("copy*")] == ["copy"]
     assert "sound" in takhin(None, "segment", "verify", tmp_path / "copy").out.decode()
