@@ -227,7 +227,7 @@ class _MemberStream:
     def _cut_off(self) -> None:
         logger.warning(
             "the member at %s of group %r takes nothing while others wait for memory: it is cut off",
-            self._call.peer, self._start.group_id,
+            self._call.peer or "a Unix socket", self._start.group_id,
         )
         self._call.cut()
 

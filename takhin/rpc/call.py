@@ -86,7 +86,8 @@ class StreamCall(Call, Protocol):
         """End the call at once, though the client takes nothing: what is on its way to it is given up.
 
         The client sees the call fail with UNAVAILABLE. A front that can't end one stream by force ends the connection,
-        with all its calls. The handler's write raises asyncio.CancelledError.
+        with all its calls; one that can't tell which that is, all connections of its socket. The handler's write raises
+        asyncio.CancelledError.
         """
 
 

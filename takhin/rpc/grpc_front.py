@@ -5,6 +5,7 @@ are `async def` through and through: grpc.aio would run anything else in a threa
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext, suppress
@@ -23,13 +24,15 @@ from takhin.errors import Code, Reason, StartError, error
 from takhin.rpc.arrival import Arriving
 from takhin.rpc.call import Kind, Method, MethodTable
 from takhin.rpc.connections import count_connections
-from takhin.rpc.fairness import Fairness, Messages, shut_down_connection
+from takhin.rpc.fairness import Fairness, Messages, shut_down_connection, shut_down_unix_connections
 from takhin.rpc.gates import too_many_bytes, too_many_calls
 from takhin.rpc.listening import check_free, check_path_free, only_for_group
 from takhin.rpc.request_id import REQUEST_ID_KEY, given_id, new_id
 from takhin.rpc.status import status_of
 from takhin.rpc.tls import Certificates
 from takhin.rpc.watched_files import WatchedFiles
+
+logger = logging.getLogger(__name__)
 
 _STATUS_DETAILS_KEY = "grpc-status-details-bin"
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -156,7 +159,16 @@ class GrpcCall:
     def cut(self) -> None:
         # grpc.aio can't do it: a status waits behind the message that the client does not take, and no call can be
         # reset. The connection can be, by the operating system.
-        shut_down_connection(self.peer)
+        path = self._messages.unix_path
+        if path is None:
+            shut_down_connection(self.peer)
+            return
+        # Which one it is grpc.aio does not tell of those that have no address.
+        count = shut_down_unix_connections(path)
+        if count:
+            logger.warning(
+                "all %d connections of unix:%s are ended: a reader takes nothing, and which one is its can't be told",
+                count, path)
 
 
 class GrpcFront:
@@ -207,7 +219,7 @@ class GrpcFront:
         await server.start()
         self._server = server
         if path is not None:
-            self._socket_path = path
+            self._socket_path = self._messages.unix_path = path
             self._bound = listen
         else:
             self._bound = f"{listen.rpartition(':')[0]}:{bound_port}"
