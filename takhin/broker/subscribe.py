@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 # Of what a member is to be told and does not take.
 MAX_OUTBOX = 1_000
+# Of offsets in answers to commits among that: whoever leaves so many is read no further.
+MAX_TOLD_OFFSETS = 10_000
 # Of a start, which by its other limits has no more: names of 1,000 topics, and its own.
 MAX_START_BYTES = 256 * 1024
 # Of any other request: a commit, or a seek, of all 10,000 partitions of a topic with the longest name has 2.7 MB.
@@ -174,6 +176,8 @@ class _MemberStream:
         # Joined was told of this stream: what comes before it is meant for one before.
         self._is_greeted = False
         self._outbox: deque[pb.SubscribeResponse | _Given] = deque()
+        # Offsets in the answers to commits that are there.
+        self._told_offsets = 0
         self._signal = Signal()
         self._deliveries: dict[GroupPartition, Delivery] = {}
         # Partitions that were this stream's: requests for them may still be on their way.
@@ -329,6 +333,8 @@ class _MemberStream:
             return
         if told.HasField("ping"):
             self._ping_waits = False
+        elif told.HasField("committed"):
+            self._told_offsets -= len(told.committed.offsets)
         message = told.SerializeToString()
         await self._budget.reserve(lease, len(message))
         await self._write(lease, message)
@@ -481,7 +487,7 @@ class _MemberStream:
             # Not to hold them until the next one comes.
             del data, request
             # A member that does not take its answers is read no further.
-            while (self._commits.is_full or len(self._outbox) > MAX_OUTBOX // 2) and not self._is_ending:
+            while self._has_enough() and not self._is_ending:
                 await asyncio.sleep(_FULL_PAUSE_S)
             if self._is_ending:
                 return
@@ -489,6 +495,10 @@ class _MemberStream:
         await asyncio.sleep(_TORN_DOWN_S)
         if not self._call.cancelled():
             await self._leave()
+
+    def _has_enough(self) -> bool:
+        is_told_enough = len(self._outbox) > MAX_OUTBOX // 2 or self._told_offsets >= MAX_TOLD_OFFSETS
+        return self._commits.is_full or is_told_enough
 
     def _reader_done(self, reader: "asyncio.Task[None]") -> None:
         if reader.cancelled():
@@ -606,6 +616,7 @@ class _MemberStream:
 
     def _answer_commit(self, answer: pb.Committed) -> None:
         if not self._is_ending:
+            self._told_offsets += len(answer.offsets)
             self._tell(pb.SubscribeResponse(committed=answer))
 
     # Time
