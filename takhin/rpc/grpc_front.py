@@ -38,6 +38,7 @@ _STATUS_DETAILS_KEY = "grpc-status-details-bin"
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 _COMPRESSION_LEVELS = {"gzip": 1, "deflate": 3}
 READ_CHUNK_BYTES = 1024 * 1024
+_NO_MESSAGE = "the call has no message"
 # How long stop() waits for handlers that were cancelled to run their `finally`.
 _UNWIND_S = 1.0
 
@@ -153,7 +154,7 @@ class GrpcCall:
                 f"the request has not come within {timeout_s:g} s (limits.request_arrival_ms), and many calls are open",
             ) from None
         if message is None:
-            raise error(Reason.MALFORMED_REQUEST, "the call has no message")
+            raise error(Reason.MALFORMED_REQUEST, _NO_MESSAGE)
         return message
 
     def cut(self) -> None:
@@ -264,7 +265,7 @@ class GrpcFront:
             method.gate, serve(method), self._refuse(method),
             # A handler of BIDI runs before there is a message, and sees for itself who calls.
             self._serve_busy(method) if method.kind is not Kind.BIDI else None,
-            takes_stream=method.kind is Kind.BIDI, gives_stream=method.kind is not Kind.UNARY)
+            takes_stream=method.kind is not Kind.UNARY)
 
     def _unary(self, method: Method) -> Callable[[bytes, Context], Awaitable[bytes | None]]:
         handler, counters, gate, messages = method.handler, method.counters, method.gate, self._messages
@@ -298,28 +299,14 @@ class GrpcFront:
 
         return unary
 
-    def _server_stream(self, method: Method) -> Callable[[bytes, Context], Awaitable[None]]:
-        handler, counters, messages = method.handler, method.counters, self._messages
+    def _server_stream(self, method: Method) -> Callable[[Any, Context], Awaitable[None]]:
+        """As BIDI: grpc.aio would keep a request that it has read itself until the call is over, and that may be when
+        a client takes its refusal."""
 
-        async def server_stream(request: bytes, context: Context) -> None:
-            call = GrpcCall(context, counters, messages)
-            if messages.are_counted:
-                messages.note_call(call.peer, len(request))
-            begun_ns = counters.begin()
-            counters.note_received()
-            self._calls += 1
-            try:
-                method.check_size(request)
-                await handler(request, call)
-                call.echo()
-            except (Exception, asyncio.CancelledError) as exc:
-                if await self._fail(exc, call, context):
-                    raise
-            finally:
-                counters.end(call.code, begun_ns)
-                self._done()
+        async def serve(call: GrpcCall) -> None:
+            await _serve_stream(method, call, await call.read())
 
-        return server_stream
+        return self._bidi(replace(method, handler=serve))
 
     def _bidi(self, method: Method) -> Callable[[Any, Context], Awaitable[None]]:
         handler, counters, messages = method.handler, method.counters, self._messages
@@ -361,11 +348,10 @@ class GrpcFront:
         async def serve(call: GrpcCall) -> None:
             if method.enter is not None:
                 method.enter(call)
-            request = await call.read_within(timeout_s)
-            method.check_size(request)
             if method.kind is Kind.SERVER_STREAM:
-                await handler(request, call)
+                await _serve_stream(method, call, await call.read_within(timeout_s))
                 return
+            request = await call.read_within(timeout_s)
             if not gate.take(request):
                 raise too_many_bytes(gate)
             try:
@@ -399,6 +385,8 @@ class GrpcFront:
             exc.__cause__ = cause
         status = status_of(exc, call.request_id)
         call.code = status.code
+        # It has the frames of the handler, and so the request; and the client may take its time to take the status.
+        exc.__traceback__ = None
         if self._stopped:
             raise asyncio.CancelledError from None  # no call is left to send it on
         try:
@@ -407,6 +395,14 @@ class GrpcFront:
         except grpc.aio.InternalError:
             pass  # the call ended meanwhile
         return False
+
+
+async def _serve_stream(method: Method, call: GrpcCall, request: bytes | None) -> None:
+    """Of a SERVER_STREAM."""
+    if request is None:
+        raise error(Reason.MALFORMED_REQUEST, _NO_MESSAGE)
+    method.check_size(request)
+    await method.handler(request, call)
 
 
 class _Handlers(grpc.GenericRpcHandler):
