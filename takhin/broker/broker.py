@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 # How long a partition whose write failed waits before it tries to take appends again.
 RESUME_AFTER_S = 1.0
+# How long a segment that could not be begun makes the broker unfit, when nobody tries again.
+OBSTACLE_TOLD_MS = 30_000
 
 
 def wall_clock_ms() -> int:
@@ -70,6 +72,7 @@ class Broker:
         self._halted: set[Partition] = set()
         # Those that take none until the next start.
         self._poisoned: set[Partition] = set()
+        self._obstructed: set[Partition] = set()
 
     @property
     def uptime_seconds(self) -> int:
@@ -96,7 +99,8 @@ class Broker:
         except StartError:
             LogStore.unlock(self._lock_fd)
             raise
-        self._store = LogStore(settings.data_dir, settings.limits, loop, self._clock_ms, self._on_halt)
+        self._store = LogStore(
+            settings.data_dir, settings.limits, loop, self._clock_ms, self._on_halt, self._on_obstacle)
         self.topics = Topics(settings, self._metadata, self._store, lambda: self._epoch, self._clock_ms)
         budget = self._budget = ReaderBudget(settings.limits.reader_bytes, settings.limits.slow_reader_ms)
         self.producers = Producers(
@@ -206,7 +210,12 @@ class Broker:
         self._poisoned = {
             each for each in self._poisoned if each.failure and each.failure[0] is not Reason.TOPIC_NOT_FOUND
         }
-        return f"{len(self._poisoned)} partitions take no appends until the next start" if self._poisoned else ""
+        if self._poisoned:
+            return f"{len(self._poisoned)} partitions take no appends until the next start"
+        # Nobody may have tried for long: then nothing is known.
+        since_ms = self._clock_ms() - OBSTACLE_TOLD_MS
+        self._obstructed = {each for each in self._obstructed if each.obstacle and each.obstacle_ms >= since_ms}
+        return f"segments of {len(self._obstructed)} partitions can't be begun" if self._obstructed else ""
 
     async def wait_failed(self) -> str:
         """Return, with what to tell the operator, when the broker can't go on."""
@@ -256,6 +265,10 @@ class Broker:
             self._halted.add(partition)
             if len(self._halted) == 1:
                 self._keep(self._resume())
+
+    def _on_obstacle(self, partition: Partition) -> None:
+        logger.error("%s; tried again with each append", partition.obstacle)
+        self._obstructed.add(partition)
 
     async def _resume(self) -> None:
         """Let halted partitions take appends again, in a new epoch: what they told of before the failure is void."""

@@ -195,7 +195,7 @@ def _topic(topic: Topic) -> TopicStatistics:
 
 def _state(partition: Partition) -> str:
     if partition.failure is None:
-        return "open"
+        return "paused" if partition.obstacle else "open"
     if partition.failure[0] is Reason.PARTITION_DAMAGED:
         return "quarantined"
     return "poisoned" if partition.failure_is_final else "paused"

@@ -89,9 +89,10 @@ class Committer:
 
     def __init__(
         self, files: Files, journal: Journal, max_unsynced: int, loop: asyncio.AbstractEventLoop,
-        clock_ms: Callable[[], int], on_halt: Callable[[Partition], None],
+        clock_ms: Callable[[], int], on_halt: Callable[[Partition], None], on_obstacle: Callable[[Partition], None],
     ):
         self.halted = on_halt
+        self.obstructed = on_obstacle
         self.syncs = 0
         self.journal_commits = 0
         # How long it took to write what came in a tick, to sync a partition's files, to write and sync an entry.

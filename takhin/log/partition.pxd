@@ -46,6 +46,10 @@ cdef class Partition:
     # None, or (reason, message): why nothing can be appended. final: until the next start.
     cdef readonly tuple failure
     cdef readonly bint failure_is_final
+    # None, or why no segment could be begun when one was last needed, and when that was, ms since the epoch. The next
+    # append tries again.
+    cdef readonly str obstacle
+    cdef readonly int64_t obstacle_ms
 
     # Whether a transaction has appended what stays in memory until it is decided: see hold.pyx.
     cdef readonly bint held

@@ -32,6 +32,8 @@ class Partition:
     read_bytes: int
     failure: tuple[Reason, str] | None
     failure_is_final: bool
+    obstacle: str | None
+    obstacle_ms: int
     unwritten: bool
     held: bool
     syncing: bool

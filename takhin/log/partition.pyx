@@ -45,9 +45,10 @@ cdef int64_t CHECKPOINT_BYTES = 16 * 1024 * 1024
 cdef class Partition:
     """The log of one partition.
 
-    committer: is told when there is something to write (touch), to sync (want_sync), or when the partition no longer
-    takes appends (halted). create_future makes futures of the event loop. segments: what recovery found, in order;
-    all of it counts as durable, or, with proven_offset, what lies below that. producers: what recovery knows of them.
+    committer: is told when there is something to write (touch), to sync (want_sync), when the partition no longer
+    takes appends (halted), or can't begin a segment for them (obstructed). create_future makes futures of the event
+    loop. segments: what recovery found, in order; all of it counts as durable, or, with proven_offset, what lies
+    below that. producers: what recovery knows of them.
     """
 
     def __init__(
@@ -295,13 +296,14 @@ cdef class Partition:
                     last.prepare_append()
                     self.active = last
                     self._checkpoint_bytes = last.size_bytes
+                    self.obstacle = None
                     return
             topic_directory = os.path.dirname(self.directory)
             self.cache.files.make_directory(topic_directory)
             self.cache.files.make_directory(self.directory)
             self._add_segment(now_ms)
         except OSError as problem:
-            raise self._storage_error(problem) from None
+            raise self._storage_error(problem, now_ms) from None
         # Whoever made them, before our D moves their names have to be on the disk.
         self._unsynced_directories += [os.path.dirname(topic_directory), topic_directory]
 
@@ -314,6 +316,7 @@ cdef class Partition:
         self.segments += (segment,)
         self.active = segment
         self._checkpoint_bytes = 0
+        self.obstacle = None
 
     def roll(self, int64_t now_ms):
         """Begin a new segment, if the active one holds anything and no transaction goes to it. Returns whether.
@@ -337,20 +340,22 @@ cdef class Partition:
         try:
             self._add_segment(now_ms)
         except OSError as problem:
-            raise self._storage_error(problem) from None
+            raise self._storage_error(problem, now_ms) from None
         self._unindexed.append(sealed)
         self._index_sealed()
         # The new segment is to be synced even if nothing is ever appended to it.
         self._committer.touch(self)
         return True
 
-    def _storage_error(self, problem):
+    def _storage_error(self, problem, int64_t now_ms):
         full = problem.errno == ENOSPC or problem.errno == EDQUOT
+        message = f"a segment of {self.topic}/{self.partition} can't be begun: {os.strerror(problem.errno)}"
+        is_known = self.obstacle == message
+        self.obstacle, self.obstacle_ms = message, now_ms
+        if not is_known:
+            self._committer.obstructed(self)
         return error(
-            Reason.DISK_FULL if full else Reason.WRITE_FAILED,
-            f"a segment of {self.topic}/{self.partition} can't be begun: {os.strerror(problem.errno)}",
-            topic=self.topic, partition=self.partition,
-        )
+            Reason.DISK_FULL if full else Reason.WRITE_FAILED, message, topic=self.topic, partition=self.partition)
 
     # Write: W
 

@@ -167,7 +167,8 @@ def _judge(
             later = bases[position:]
             overlaps = base_offset < expected
             missing = max(expected, log_start_offset)
-            if known.knows_end or overlaps or known.proven_offset > missing or any_proves(place, later, missing):
+            # Whether the log once went further is looked at below.
+            if known.knows_end or overlaps or any_proves(place, later, missing):
                 found.damage = where
             else:
                 # The end of the one before it had not reached the disk, though it ends with a whole batch; or its name.

@@ -54,7 +54,8 @@ class PartitionSpec:
 
 
 class LogStore:
-    """Opens, keeps and removes partitions. on_halt is told of a partition that no longer takes appends."""
+    """Opens, keeps and removes partitions. on_halt is told of a partition that no longer takes appends, on_obstacle of
+    one that can't begin a segment for them, each time for another reason."""
 
     def __init__(
         self,
@@ -63,6 +64,7 @@ class LogStore:
         loop: asyncio.AbstractEventLoop,
         clock_ms: Callable[[], int],
         on_halt: Callable[[Partition], None],
+        on_obstacle: Callable[[Partition], None] = lambda partition: None,
     ):
         self.data_dir = data_dir
         self._loop = loop
@@ -75,7 +77,7 @@ class LogStore:
         # Blocking work: recovery, reads that have to wait for the disk, removal of files.
         self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="takhin-log")
         self.committer = Committer(
-            self._files, self._journal, limits.open_files // 2, loop, clock_ms, on_halt
+            self._files, self._journal, limits.open_files // 2, loop, clock_ms, on_halt, on_obstacle
         )
         self.transactor = Transactor(self.committer, self._journal, clock_ms)
         # While less than min_free_bytes is free, nothing is appended.

@@ -132,8 +132,8 @@ def _of_broker(found: Statistics) -> Iterator[Metric]:
     yield _gauge("takhin_recovery_cut_bytes", "Torn ends of logs, cut by the start.", recovery.cut_bytes)
     partitions = GaugeMetricFamily(
         "takhin_partitions",
-        "Partitions by state: open; paused after a failed write; poisoned by a failed sync, until the next start; "
-        "quarantined, for damage.", labels=("state",))
+        "Partitions by state: open; paused after a failed write, or as no segment can be begun; poisoned by a failed "
+        "sync, until the next start; quarantined, for damage.", labels=("state",))
     for state in ("open", "paused", "poisoned", "quarantined"):
         partitions.add_metric((state,), found.partitions.get(state, 0))
     yield partitions

@@ -55,6 +55,7 @@ class LocalLog:
         self.directory = str(directory)
         self.loop = asyncio.new_event_loop()
         self.halted: list[Partition] = []
+        self.obstructed: list[Partition] = []
         self.now_ms = NOW_MS
         self._scan = ProduceRequest(100_000)
         os.makedirs(os.path.join(self.directory, "topics"), exist_ok=True)
@@ -64,8 +65,8 @@ class LocalLog:
 
         async def begin() -> None:
             self.store = LogStore(
-                self.directory, Limits(**limits), self.loop, lambda: self.now_ms, self.halted.append
-            )
+                self.directory, Limits(**limits), self.loop, lambda: self.now_ms, self.halted.append,
+                self.obstructed.append)
             self.found = await self.store.recover(specs, was_clean=was_clean, store_offsets=store_offsets)
             self.partitions = [
                 self.store.open_partition(spec, found, epoch) for spec, found in zip(specs, self.found, strict=True)
@@ -691,9 +692,14 @@ def test_something_in_the_directorys_place(log: LocalLog) -> None:
     place = Path(log.directory, "topics", str(TOPIC_ID))
     place.write_bytes(b"")
     log.refused(Reason.WRITE_FAILED)
+    log.now_ms += 1
     log.refused(Reason.WRITE_FAILED)
+    # Told once, however often it is tried.
+    assert log.obstructed == [log.partition] and log.partition.obstacle_ms == log.now_ms
+    assert log.partition.obstacle == "a segment of t/0 can't be begun: Not a directory"
     place.unlink()
     log.write(b"a")
+    assert log.partition.obstacle is None
     log.sync()
     assert values_of(log.partition) == [b"a"]
 
@@ -707,7 +713,7 @@ def test_a_removed_directory(log_in: LogIn, tmp_path: Path) -> None:
     log.append(b"b" * 100)
     log.tick()  # the segment that is open goes on
     log.refused(Reason.WRITE_FAILED, b"c" * 1000)
-    assert log.partition.failure is None
+    assert log.partition.failure is None and log.obstructed == [log.partition]
     aside.rename(directory)
     log.write(b"d" * 1000)
     log.sync()

@@ -19,7 +19,7 @@ from takhin.rpc.call import method_table
 from takhin.rpc.grpc_front import GrpcFront
 from takhin.rpc.health import SERVICE, Health, ServingStatus
 from takhin.v1 import takhin_pb2 as pb
-from tests.broker_process import DEADLINE_S, BrokerProcess, new_topic, produce
+from tests.broker_process import DEADLINE_S, BrokerProcess, error_info, new_topic, produce
 from tests.conftest import StartBroker
 from tests.front import Run
 
@@ -273,6 +273,23 @@ def test_a_poisoned_partition_makes_it_not_ready(start_broker: StartBroker, stra
     eventually(broker, (SERVING, NOT_SERVING))
     # Who is rid of it is well.
     broker.stub().DeleteTopic(pb.DeleteTopicRequest(name=topic), timeout=DEADLINE_S)
+    eventually(broker, (SERVING, SERVING))
+
+
+def test_a_segment_that_cannot_be_begun_makes_it_not_ready(start_broker: StartBroker) -> None:
+    broker = start_broker()
+    topic = new_topic(broker.stub())
+    place = broker.data_dir / "topics" / "1"
+    place.write_bytes(b"")
+    for _ in range(3):
+        with pytest.raises(grpc.RpcError) as refusal:
+            produce(broker.stub(), topic, b"x", acks=1)
+        assert error_info(refusal.value).reason == "WRITE_FAILED"
+    eventually(broker, (SERVING, NOT_SERVING))
+    assert broker.stderr.count("can't be begun: Not a directory; tried again with each append") == 1
+    assert "not ready: segments of 1 partitions can't be begun" in broker.stderr
+    place.unlink()
+    produce(broker.stub(), topic, b"x", acks=1)
     eventually(broker, (SERVING, SERVING))
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = (
-    "takhin", "tests", "proto", "docs", "deploy", "examples", "setup.py", "pyproject.toml", "README.md", "Makefile",
-    "Dockerfile", ".dockerignore",
+    "takhin", "tests", "bench", "proto", "docs", "deploy", "examples", "setup.py", "pyproject.toml", "README.md",
+    "Makefile", "Dockerfile", ".dockerignore",
 )
 _LEFT_OUT = {"__pycache__", ".pytest_cache", ".hypothesis"}
 
