@@ -14,6 +14,8 @@ cdef class Gate:
     cdef readonly int64_t used_bytes
     cdef readonly int64_t limit_bytes
     cdef readonly int64_t refused
+    # Calls refused for the bytes of their requests, which are not among those.
+    cdef readonly int64_t refused_bytes
 
     cdef inline void come(self) noexcept:
         self.open += 1

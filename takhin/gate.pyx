@@ -44,7 +44,7 @@ cdef class Gate:
         counted."""
         cdef int64_t size_bytes = PyBytes_GET_SIZE(request)
         if self.limit_bytes and self.used_bytes and self.used_bytes + size_bytes > self.limit_bytes:
-            self.refused += 1
+            self.refused_bytes += 1
             return False
         self.used_bytes += size_bytes
         return True

@@ -80,7 +80,7 @@ class Consuming:
         def cut() -> None:
             logger.warning(
                 "the reader at %s of %s/%d takes nothing while others wait for memory: it is cut off",
-                call.peer, partition.topic, partition.partition,
+                call.peer or "a Unix socket", partition.topic, partition.partition,
             )
             call.cut()
 

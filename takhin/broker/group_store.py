@@ -55,6 +55,16 @@ def ensure_group(db: sqlite3.Connection, group_id: str) -> None:
     db.execute("INSERT INTO consumer_groups (name) VALUES (?) ON CONFLICT DO NOTHING", (group_id,))
 
 
+def remove_unused_groups(db: sqlite3.Connection, group_id: str | None = None) -> None:
+    """Removes the group, or any, without members and commits."""
+    named, names = ("name = ? AND", (group_id,)) if group_id is not None else ("", ())
+    db.execute(
+        f"""DELETE FROM consumer_groups WHERE {named} NOT EXISTS (SELECT 1 FROM group_members WHERE group_ref = id)
+        AND NOT EXISTS (SELECT 1 FROM committed_offsets WHERE group_ref = id)""",
+        names,
+    )
+
+
 def store_members(
     db: sqlite3.Connection, group_id: str, generation: int, members: Iterable[tuple[str, str]], gone: Collection[str],
     now_ms: int,

@@ -8,6 +8,7 @@ told of an assignment it does not know; and all that happens while it stores is 
 import asyncio
 import logging
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
@@ -84,6 +85,9 @@ class LiveGroups:
         self._limits = limits
         self._wall_ms = wall_ms
         self._groups: dict[str, LiveGroup] = {}
+        # How many are about to join each group that has no members yet.
+        self._joining: Counter[str] = Counter()
+        self._forgetting: set[asyncio.Task[None]] = set()
         self._num_members = 0
         self._is_draining = False
 
@@ -107,6 +111,11 @@ class LiveGroups:
     async def load(self) -> None:
         """Take up the groups that the last run left: every member is away, and may come back within its grace."""
         now_ms = self._now_ms()
+        try:
+            await self._metadata.remove_unused_groups()
+        except TakhinError as problem:
+            if problem.reason is not Reason.DISK_FULL:
+                raise
         for stored in await self._metadata.load_members():
             live = self._groups[stored.group_id] = LiveGroup(stored.group_id, self._settings)
             for member in stored.members:
@@ -129,7 +138,7 @@ class LiveGroups:
         """Finish what is under way."""
         self._is_draining = True
         tasks = [live.settling for live in self._groups.values() if live.settling is not None]
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, *self._forgetting, return_exceptions=True)
         for live in self._groups.values():
             if live.timer is not None:
                 live.timer.cancel()
@@ -146,10 +155,28 @@ class LiveGroups:
         MEMBER_LIMIT, INCONSISTENT_ASSIGNOR, what the store raises.
         """
         self._check_join(description)
-        generation = 0
-        if group_id not in self._groups:
+        if group_id in self._groups:
+            return self._admit(group_id, description, member_id, stream, 0)
+        self._check_room(None)
+        self._joining[group_id] += 1
+        try:
             generation = await self._metadata.ensure_group(group_id, self._limits.groups)
             self._check_join(description)
+            return self._admit(group_id, description, member_id, stream, generation)
+        finally:
+            self._joining[group_id] -= 1
+            if not self._joining[group_id]:
+                del self._joining[group_id]
+                if group_id not in self._groups:
+                    # In a task of its own: whoever is cancelled does not cancel it.
+                    forgetting = asyncio.ensure_future(self._forget(group_id))
+                    self._forgetting.add(forgetting)
+                    forgetting.add_done_callback(self._forgotten)
+
+    def _admit(
+        self, group_id: str, description: Description, member_id: str, stream: MemberStream, generation: int
+    ) -> tuple[str, int, int]:
+        """As join(), into a group that is in the database. generation: of one that has no members."""
         live = self._groups.get(group_id)
         if live is None:
             live = LiveGroup(group_id, self._settings)
@@ -216,9 +243,20 @@ class LiveGroups:
             if self._topics.shape(name) is None:
                 raise error(Reason.TOPIC_NOT_FOUND, f"there is no topic {name!r}", topic=name)
 
-    def _check_room(self, live: LiveGroup) -> None:
+    async def _forget(self, group_id: str) -> None:
+        """Of a group that was made for who did not become its member: remove it, unless it has commits by then."""
+        # Who joins from now on makes it anew: the database does things in the order in which they are asked for.
+        if group_id not in self._joining and group_id not in self._groups:
+            await self._metadata.remove_unused_group(group_id)
+
+    def _forgotten(self, forgetting: "asyncio.Task[None]") -> None:
+        self._forgetting.discard(forgetting)
+        _report(forgetting)
+
+    def _check_room(self, live: LiveGroup | None) -> None:
+        """live: None: a group without members. Raises MEMBER_LIMIT."""
         limits = self._limits
-        if len(live.machine.members) >= limits.members_per_group:
+        if live is not None and len(live.machine.members) >= limits.members_per_group:
             raise error(
                 Reason.MEMBER_LIMIT,
                 f"group {live.group_id!r} has {limits.members_per_group} members, as many as a group may have "

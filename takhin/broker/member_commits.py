@@ -11,6 +11,8 @@ from takhin.v1 import takhin_pb2 as pb
 
 # A commit waits for the disk; a member that sends more of them than that is read no further.
 MAX_WAITING = 256
+# And who has so many offsets in them: a single commit may name many partitions.
+MAX_WAITING_OFFSETS = 10_000
 
 Offsets = Sequence[tuple[str, int, int]]
 
@@ -41,6 +43,7 @@ class MemberCommits:
         self._generation = generation
         self._interval_s = interval_s
         self._waiting: deque[_Asked] = deque()
+        self._waiting_offsets = 0
         self._processed: dict[GroupPartition, int] = {}
         self._next_s = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -48,7 +51,7 @@ class MemberCommits:
 
     @property
     def is_full(self) -> bool:
-        return len(self._waiting) >= MAX_WAITING
+        return len(self._waiting) >= MAX_WAITING or self._waiting_offsets >= MAX_WAITING_OFFSETS
 
     @property
     def is_idle(self) -> bool:
@@ -57,6 +60,7 @@ class MemberCommits:
     def add(self, commit_id: int, offsets: Offsets) -> None:
         """What the member asks for; answered with its id."""
         self._waiting.append(_Asked(commit_id, offsets, self._generation()))
+        self._waiting_offsets += len(offsets)
         self._start()
 
     def processed(self, key: GroupPartition, next_offset: int) -> None:
@@ -119,7 +123,7 @@ class MemberCommits:
 
     def _together(self) -> tuple[list[_Asked], Offsets]:
         """The commits that can be made as one: none goes back behind one before it, nor names a partition twice."""
-        taken = [self._waiting.popleft()]
+        taken = [self._next()]
         merged = _by_partition(taken[0].offsets)
         if len(merged) == len(taken[0].offsets):
             while self._waiting:
@@ -128,8 +132,13 @@ class MemberCommits:
                 if not own or is_double or any(own[each] < merged.get(each, 0) for each in own):
                     break
                 merged |= own
-                taken.append(self._waiting.popleft())
+                taken.append(self._next())
         return taken, [(topic, number, offset) for (topic, number), offset in merged.items()]
+
+    def _next(self) -> _Asked:
+        first = self._waiting.popleft()
+        self._waiting_offsets -= len(first.offsets)
+        return first
 
     async def _commit_processed(self) -> None:
         generation = self._generation()

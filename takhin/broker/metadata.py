@@ -15,7 +15,14 @@ from typing import Any, TypeVar
 
 from takhin.broker.access_store import ACCESS
 from takhin.broker.copy_mark import begin_apart
-from takhin.broker.group_store import GROUP_MEMBERS, StoredGroup, ensure_group, load_members, store_members
+from takhin.broker.group_store import (
+    GROUP_MEMBERS,
+    StoredGroup,
+    ensure_group,
+    load_members,
+    remove_unused_groups,
+    store_members,
+)
 from takhin.broker.sqlite_thread import Schema, SqliteThread
 from takhin.broker.transaction_store import TRANSACTIONS, last_transaction, store_transactions
 from takhin.errors import Reason, TakhinError, error
@@ -342,6 +349,14 @@ class MetadataStore:
     async def ensure_group(self, group_id: str, max_groups: int) -> int:
         """Makes the group when it is not there. Returns its generation. Raises GROUP_LIMIT."""
         return await self._db.write(lambda db: _ensure_group(db, group_id, max_groups))
+
+    async def remove_unused_group(self, group_id: str) -> None:
+        """Removes the group if it has neither members nor commits."""
+        await self._db.write(lambda db: remove_unused_groups(db, group_id))
+
+    async def remove_unused_groups(self) -> None:
+        """All groups that have neither: made for who did not become a member before the broker died."""
+        await self._db.write(remove_unused_groups)
 
     async def store_members(
         self, group_id: str, generation: int, members: Sequence[tuple[str, str]], gone: Sequence[str], now_ms: int

@@ -178,8 +178,11 @@ class _ProduceStream:
     async def read_requests(self) -> None:
         """Until the client has sent its last; waits while too much is unanswered."""
         while (request := await self._call.read()) is not None:
-            self._answers.append((self._producing.answer(request, self._topics), len(request)))
-            self._count(len(request))
+            size_bytes = len(request)
+            self._answers.append((self._producing.answer(request, self._topics), size_bytes))
+            # Not to hold it, uncounted, until the next one comes.
+            del request
+            self._count(size_bytes)
             self._wake()
             while self._has_enough():
                 await self._change()

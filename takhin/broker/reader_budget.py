@@ -40,10 +40,12 @@ def _while_writing(size_bytes: int) -> int:
 class Lease:
     """One stream's part of the budget. cut: ends the stream, whatever its reader does."""
 
-    __slots__ = ("cut", "waits", "writing_since_s", "writing_bytes", "written_since_s", "written_bytes")
+    __slots__ = ("cut", "cut_since_s", "waits", "writing_since_s", "writing_bytes", "written_since_s", "written_bytes")
 
     def __init__(self, cut: Callable[[], None]):
         self.cut = cut
+        # Since when its stream is on its way to an end; None: it was not cut off.
+        self.cut_since_s: float | None = None
         # Since when the transport has not taken the response it was handed; None: none is under way.
         self.writing_since_s: float | None = None
         self.writing_bytes = 0
@@ -212,5 +214,7 @@ class ReaderBudget:
             if needed_bytes <= 0:
                 break
             needed_bytes -= lease.writing_bytes + lease.written_bytes
-            # Its write fails now, and its stream closes the lease.
-            lease.cut()
+            if (lease.cut_since_s or since_s) <= since_s:
+                # Its write fails now, and its stream closes the lease: in a moment, which may be longer than a check.
+                lease.cut()
+                lease.cut_since_s = loop.time()

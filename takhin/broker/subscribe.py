@@ -34,6 +34,12 @@ logger = logging.getLogger(__name__)
 
 # Of what a member is to be told and does not take.
 MAX_OUTBOX = 1_000
+# Of offsets in answers to commits among that: whoever leaves so many is read no further.
+MAX_TOLD_OFFSETS = 10_000
+# Of a start, which by its other limits has no more: names of 1,000 topics, and its own.
+MAX_START_BYTES = 256 * 1024
+# Of any other request: a commit, or a seek, of all 10,000 partitions of a topic with the longest name has 2.7 MB.
+MAX_REQUEST_BYTES = 4 * 1024 * 1024
 # How long to wait, at the end of the requests, for the news that the call was cut off rather than ended.
 _TORN_DOWN_S = 0.05
 # How long to wait until there may be room for another request's answer.
@@ -88,9 +94,10 @@ class Subscribing:
         """One member, from its start until it leaves. Raises what ends its stream."""
         if self._is_draining:
             raise _draining_error()
-        start = await _read_first(call)
         host = call.peer.rpartition(":")[0]
-        stream = _MemberStream(self, call, read_start(start, host, self.consuming.max_bytes))
+        # Of the message itself nothing is kept: unknown fields of it would be, for as long as the member is one.
+        start = read_start(await _read_first(call), host, self.consuming.max_bytes)
+        stream = _MemberStream(self, call, start)
         self._streams.add(stream)
         try:
             await stream.run()
@@ -105,7 +112,7 @@ class Subscribing:
 
 
 async def _read_first(call: MemberCall) -> pb.SubscribeStart:
-    """Raises START_EXPECTED, SESSION_TIMEOUT, MALFORMED_REQUEST."""
+    """Raises START_EXPECTED, SESSION_TIMEOUT, MALFORMED_REQUEST, MESSAGE_TOO_LARGE."""
     reading = asyncio.ensure_future(call.read())
     try:
         done, _ = await asyncio.wait([reading], timeout=DEFAULT_SESSION_TIMEOUT_MS / 1000)
@@ -117,7 +124,7 @@ async def _read_first(call: MemberCall) -> pb.SubscribeStart:
     data = reading.result()
     if data is None:
         raise error(Reason.START_EXPECTED, "the requests ended before a start; the first request is start")
-    request = _parse(data)
+    request = _parse(data, MAX_START_BYTES)
     if request.WhichOneof("request") != "start":
         raise error(
             Reason.START_EXPECTED,
@@ -126,7 +133,13 @@ async def _read_first(call: MemberCall) -> pb.SubscribeStart:
     return request.start
 
 
-def _parse(data: bytes) -> pb.SubscribeRequest:
+def _parse(data: bytes, most_bytes: int) -> pb.SubscribeRequest:
+    if len(data) > most_bytes:
+        raise error(
+            Reason.MESSAGE_TOO_LARGE,
+            f"SubscribeRequest has {len(data)} bytes; at most {most_bytes} are taken, {MAX_START_BYTES} of the first",
+            limit_bytes=most_bytes,
+        )
     try:
         return pb.SubscribeRequest.FromString(data)
     except DecodeError:
@@ -163,6 +176,8 @@ class _MemberStream:
         # Joined was told of this stream: what comes before it is meant for one before.
         self._is_greeted = False
         self._outbox: deque[pb.SubscribeResponse | _Given] = deque()
+        # Offsets in the answers to commits that are there.
+        self._told_offsets = 0
         self._signal = Signal()
         self._deliveries: dict[GroupPartition, Delivery] = {}
         # Partitions that were this stream's: requests for them may still be on their way.
@@ -216,7 +231,7 @@ class _MemberStream:
     def _cut_off(self) -> None:
         logger.warning(
             "the member at %s of group %r takes nothing while others wait for memory: it is cut off",
-            self._call.peer, self._start.group_id,
+            self._call.peer or "a Unix socket", self._start.group_id,
         )
         self._call.cut()
 
@@ -318,6 +333,8 @@ class _MemberStream:
             return
         if told.HasField("ping"):
             self._ping_waits = False
+        elif told.HasField("committed"):
+            self._told_offsets -= len(told.committed.offsets)
         message = told.SerializeToString()
         await self._budget.reserve(lease, len(message))
         await self._write(lease, message)
@@ -461,14 +478,16 @@ class _MemberStream:
         loop = asyncio.get_running_loop()
         while (data := await self._call.read()) is not None:
             self._heard_s = loop.time()
-            request = _parse(data)
+            request = _parse(data, MAX_REQUEST_BYTES)
             kind = request.WhichOneof("request")
             if kind == "leave":
                 await self._leave()
                 return
             await self._handle(kind, request)
+            # Not to hold them until the next one comes.
+            del data, request
             # A member that does not take its answers is read no further.
-            while (self._commits.is_full or len(self._outbox) > MAX_OUTBOX // 2) and not self._is_ending:
+            while self._has_enough() and not self._is_ending:
                 await asyncio.sleep(_FULL_PAUSE_S)
             if self._is_ending:
                 return
@@ -476,6 +495,10 @@ class _MemberStream:
         await asyncio.sleep(_TORN_DOWN_S)
         if not self._call.cancelled():
             await self._leave()
+
+    def _has_enough(self) -> bool:
+        is_told_enough = len(self._outbox) > MAX_OUTBOX // 2 or self._told_offsets >= MAX_TOLD_OFFSETS
+        return self._commits.is_full or is_told_enough
 
     def _reader_done(self, reader: "asyncio.Task[None]") -> None:
         if reader.cancelled():
@@ -593,6 +616,7 @@ class _MemberStream:
 
     def _answer_commit(self, answer: pb.Committed) -> None:
         if not self._is_ending:
+            self._told_offsets += len(answer.offsets)
             self._tell(pb.SubscribeResponse(committed=answer))
 
     # Time

@@ -6,8 +6,9 @@ from takhin.cli.program import Command, Option
 
 _EPILOG = """\
 Exit status: 0 when the copy is whole; 1 when it could not be made: then nothing has the name DEST; 1 as well when
---verify finds it damaged, as DIR is: then DEST stays. To restore: copy DEST to where the data directory is to be, start
-a broker on it.
+--verify finds it damaged, as DIR is: then DEST stays. It gets its name last: interrupted after that, or unable to sync
+the directory it is in, the command fails too, and DEST stays, whole. To restore: copy DEST to where the data
+directory is to be, start a broker on it.
 """
 
 

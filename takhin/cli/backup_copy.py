@@ -7,6 +7,8 @@ round is done again; what is copied and has not changed since stays, and what ha
 Index files and snapshots vouch for a log up to an offset. They are copied only as far as the copy goes up to it.
 """
 
+import ctypes
+import errno
 import os
 import re
 import shutil
@@ -29,6 +31,9 @@ from takhin.log.segment import segment_name
 # Rounds of which something got away. The first may take hours, each further one what changed since.
 MAX_ROUNDS = 50
 _PAUSE_S = 0.05
+# Of renameat2(2), which Python does not have.
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
 
 
 @dataclass(slots=True)
@@ -52,11 +57,12 @@ def backup(data_dir: str, destination: str, *, verify: bool) -> int:
         copying = _Backup(data_dir, work)
         copying.run()
         _sync_tree(work, os.stat(data_dir))
-        os.rename(work, destination)
-        Files().sync_directory(os.path.dirname(destination))
+        _name(work, destination)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+    # From here on it is there, whatever happens.
+    Files().sync_directory(os.path.dirname(destination))
     with Output() as out:
         out.line(
             f"{shown}: {copying.num_partitions:,} partition{'' if copying.num_partitions == 1 else 's'}, "
@@ -76,7 +82,7 @@ def _checked(data_dir: str, destination: str) -> tuple[str, str]:
     parent, name = os.path.split(os.path.abspath(destination))
     destination = os.path.join(os.path.realpath(parent), name)
     if os.path.lexists(destination):
-        raise CommandError(f"{destination} is there already; name another directory", EXIT_USAGE)
+        raise _is_there(destination, EXIT_USAGE)
     if destination.startswith(data_dir + os.sep):
         raise CommandError(f"{destination} lies in {data_dir}; a backup belongs elsewhere", EXIT_USAGE)
     try:
@@ -87,6 +93,35 @@ def _checked(data_dir: str, destination: str) -> tuple[str, str]:
     if not os.path.isdir(parent):
         raise CommandError(f"{parent}, where {name} is to be, is no directory; make it first", EXIT_USAGE)
     return data_dir, destination
+
+
+def _name(work: str, destination: str) -> None:
+    """Give the directory its name, unless something has it by now: os.rename() would replace an empty directory. Raises
+    CommandError, OSError."""
+    problem = _renameat2(work, destination)
+    if problem in (errno.ENOSYS, errno.EINVAL):
+        # Not in this system, or not on this file system. So there is a moment in between.
+        problem = errno.EEXIST if os.path.lexists(destination) else 0
+        if not problem:
+            os.rename(work, destination)
+    if problem == errno.EEXIST:
+        raise _is_there(destination)
+    if problem:
+        raise OSError(problem, os.strerror(problem), destination)
+
+
+def _renameat2(source: str, target: str) -> int:
+    """Rename it unless the target is there. The error number; 0: it is done."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if function is None:
+        return errno.ENOSYS
+    function.argtypes = ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint
+    failed = function(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE)
+    return ctypes.get_errno() if failed else 0
+
+
+def _is_there(destination: str, status: int = EXIT_FAILED) -> CommandError:
+    return CommandError(f"{destination} is there already; name another directory", status)
 
 
 class _Backup:

@@ -14,7 +14,7 @@ has not begins in it, if that is before.
   is in J2, whole, if any of its records was in a segment by E. And M was read before it.
 - An entry that J1 and J2 do not show since the one before them, as the journal's file was begun anew, or that was taken
   back: the look is of no use, and another one follows. So it is when retention has taken away what M says is there,
-  when an epoch began, or a producer's name got a newer one.
+  when a topic was deleted, when an epoch began, or a producer's name got a newer one.
 """
 
 import os
@@ -167,6 +167,9 @@ def _look_beside(data_dir: str, work: str, seen: Callable[[dict[Key, Log]], None
         raise _NotNowError("entries of the journal are taken back, as the disk is full")
     if not _is_same_run(metadata, after):
         raise _NotNowError("epochs begin too often")
+    if {topic.id for topic in metadata.topics} - {topic.id for topic in after.topics}:
+        # Its files may have been gone when they were looked at; a deletion is in the metadata before that.
+        raise _NotNowError("topics are deleted too fast")
     if producer_names(again) != producer_names(work):
         raise _NotNowError("producers' names get new epochs too often")
     if _knows_more(journal, metadata):

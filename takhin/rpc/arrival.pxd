@@ -9,7 +9,6 @@ cdef class Arriving:
     cdef object serve_busy
     cdef object refuse
     cdef bint takes_stream
-    cdef bint gives_stream
 
 
 cdef class Arrival:

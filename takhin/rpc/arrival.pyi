@@ -9,13 +9,13 @@ class Arrival:
     request_deserializer: None
     response_serializer: None
     unary_unary: Callable[..., Awaitable[Any]] | None
-    unary_stream: Callable[..., Awaitable[Any]] | None
+    unary_stream: None
     stream_unary: None
     stream_stream: Callable[..., Awaitable[Any]] | None
 
 class Arriving:
     def __init__(
         self, gate: Gate, serve: Callable[..., Awaitable[Any]], refuse: Callable[..., Awaitable[Any]],
-        serve_busy: Callable[..., Awaitable[Any]] | None, *, takes_stream: bool, gives_stream: bool,
+        serve_busy: Callable[..., Awaitable[Any]] | None, *, takes_stream: bool,
     ) -> None: ...
     def arrive(self) -> Arrival: ...

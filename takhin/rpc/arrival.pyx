@@ -24,17 +24,16 @@ cdef class Arrival:
 
 @cython.final
 cdef class Arriving:
-    """Of one method. serve: its function, of whatever kind. refuse, serve_busy: functions that read and write messages
-    themselves, as stream_stream ones do: refuse is called when the gate is full, before a message is waited for;
-    serve_busy, where there is one, instead of serve when it is busy."""
+    """Of one method. serve: its function. refuse, serve_busy: functions that read and write messages themselves, as
+    stream_stream ones do, and serve where it takes_stream: refuse is called when the gate is full, before a message is
+    waited for; serve_busy, where there is one, instead of serve when it is busy."""
 
-    def __init__(self, Gate gate not None, serve, refuse, serve_busy, *, bint takes_stream, bint gives_stream):
+    def __init__(self, Gate gate not None, serve, refuse, serve_busy, *, bint takes_stream):
         self.gate = gate
         self.serve = serve
         self.refuse = refuse
         self.serve_busy = serve_busy
         self.takes_stream = takes_stream
-        self.gives_stream = gives_stream
 
     def arrive(self):
         """The handler of one call."""
@@ -53,9 +52,6 @@ cdef class Arriving:
         elif self.takes_stream:
             arrival.request_streaming = arrival.response_streaming = True
             arrival.stream_stream = self.serve
-        elif self.gives_stream:
-            arrival.response_streaming = True
-            arrival.unary_stream = self.serve
         else:
             arrival.unary_unary = self.serve
         return arrival

@@ -19,6 +19,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from takhin.counters import CallCounters
+from takhin.errors import Reason, error
 from takhin.gate import Gate
 
 
@@ -85,7 +86,8 @@ class StreamCall(Call, Protocol):
         """End the call at once, though the client takes nothing: what is on its way to it is given up.
 
         The client sees the call fail with UNAVAILABLE. A front that can't end one stream by force ends the connection,
-        with all its calls. The handler's write raises asyncio.CancelledError.
+        with all its calls; one that can't tell which that is, all connections of its socket. The handler's write raises
+        asyncio.CancelledError.
         """
 
 
@@ -94,6 +96,9 @@ ServerStreamHandler = Callable[[bytes, StreamCall], Awaitable[None]]
 BidiHandler = Callable[[StreamCall], Awaitable[None]]
 
 
+# Of the request of a SERVER_STREAM, which is in memory for as long as the stream lasts, and of what else anybody may
+# send on a stream. Those that make sense have some hundred bytes.
+MAX_STREAM_REQUEST_BYTES = 64 * 1024
 # Of methods that no limit was set for.
 NO_LIMIT = 1 << 62
 
@@ -121,6 +126,20 @@ class Method:
     def service(self) -> str:
         """The full name of the service: "takhin.v1.TakhinService"."""
         return self.path[1:].rpartition("/")[0]
+
+    def check_size(self, request: bytes) -> None:
+        """For fronts, before the handler has it. Raises MESSAGE_TOO_LARGE."""
+        if self.kind is Kind.SERVER_STREAM:
+            check_stream_request(request)
+
+
+def check_stream_request(request: bytes) -> None:
+    """Raises MESSAGE_TOO_LARGE."""
+    if len(request) > MAX_STREAM_REQUEST_BYTES:
+        raise error(
+            Reason.MESSAGE_TOO_LARGE,
+            f"the request has {len(request)} bytes; on this stream at most {MAX_STREAM_REQUEST_BYTES} are taken",
+            limit_bytes=MAX_STREAM_REQUEST_BYTES)
 
 
 def host_of(call: Call) -> str:

@@ -59,11 +59,13 @@ _BYTES_RECEIVED = struct.Struct("@128xQ")
 
 
 class Messages:
-    """What calls were sent, by peer, while somebody wants to know."""
+    """What calls were sent, by peer, while somebody wants to know. unix_path: where the front of them listens; None: on
+    TCP."""
 
-    __slots__ = ("_bytes", "are_counted")
+    __slots__ = ("_bytes", "are_counted", "unix_path")
 
     def __init__(self) -> None:
+        self.unix_path: str | None = None
         self.are_counted = False
         self._bytes: Counter[str] = Counter()
 
@@ -217,12 +219,38 @@ def shut_down_connection(peer: str) -> None:
     """Shut down the connection of this process whose other end is `peer` ("HOST:PORT")."""
     for found, connection in connections(None):
         if found == peer:
-            connection.shutdown(socket.SHUT_RDWR)
-            # What came and was not read yet would be read all the same.
-            with suppress(OSError):
-                while connection.recv(1 << 20, socket.MSG_DONTWAIT):
-                    pass
+            _shut_down(connection)
             return
+
+
+def shut_down_unix_connections(path: str) -> int:
+    """Shut down all connections to the socket of this process at `path`; how many there were, but for those that are
+    shut down already."""
+    count = 0
+    for connection in _sockets():
+        with suppress(OSError):
+            is_listening = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            is_ours = connection.family == socket.AF_UNIX and connection.getsockname() == path
+            if is_ours and not is_listening and not _is_at_its_end(connection):
+                _shut_down(connection)
+                count += 1
+    return count
+
+
+def _is_at_its_end(connection: socket.socket) -> bool:
+    """Whether nothing more can come."""
+    try:
+        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+
+
+def _shut_down(connection: socket.socket) -> None:
+    connection.shutdown(socket.SHUT_RDWR)
+    # What came and was not read yet would be read all the same.
+    with suppress(OSError):
+        while connection.recv(1 << 20, socket.MSG_DONTWAIT):
+            pass
 
 
 def connections(port: int | None) -> Iterator[tuple[str, socket.socket]]:

@@ -56,6 +56,7 @@ class Gates:
         """Calls refused so far, by limit."""
         return {
             "calls": self._calls.refused + self._checks.refused,
+            "call_bytes": self._calls.refused_bytes,
             "streams": self._streams.refused,
             "streams_per_client": self.clients.refused,
             "watch_streams": self._watches.refused,

@@ -5,6 +5,7 @@ are `async def` through and through: grpc.aio would run anything else in a threa
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext, suppress
@@ -23,7 +24,7 @@ from takhin.errors import Code, Reason, StartError, error
 from takhin.rpc.arrival import Arriving
 from takhin.rpc.call import Kind, Method, MethodTable
 from takhin.rpc.connections import count_connections
-from takhin.rpc.fairness import Fairness, Messages, shut_down_connection
+from takhin.rpc.fairness import Fairness, Messages, shut_down_connection, shut_down_unix_connections
 from takhin.rpc.gates import too_many_bytes, too_many_calls
 from takhin.rpc.listening import check_free, check_path_free, only_for_group
 from takhin.rpc.request_id import REQUEST_ID_KEY, given_id, new_id
@@ -31,10 +32,13 @@ from takhin.rpc.status import status_of
 from takhin.rpc.tls import Certificates
 from takhin.rpc.watched_files import WatchedFiles
 
+logger = logging.getLogger(__name__)
+
 _STATUS_DETAILS_KEY = "grpc-status-details-bin"
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 _COMPRESSION_LEVELS = {"gzip": 1, "deflate": 3}
 READ_CHUNK_BYTES = 1024 * 1024
+_NO_MESSAGE = "the call has no message"
 # How long stop() waits for handlers that were cancelled to run their `finally`.
 _UNWIND_S = 1.0
 
@@ -150,13 +154,22 @@ class GrpcCall:
                 f"the request has not come within {timeout_s:g} s (limits.request_arrival_ms), and many calls are open",
             ) from None
         if message is None:
-            raise error(Reason.MALFORMED_REQUEST, "the call has no message")
+            raise error(Reason.MALFORMED_REQUEST, _NO_MESSAGE)
         return message
 
     def cut(self) -> None:
         # grpc.aio can't do it: a status waits behind the message that the client does not take, and no call can be
         # reset. The connection can be, by the operating system.
-        shut_down_connection(self.peer)
+        path = self._messages.unix_path
+        if path is None:
+            shut_down_connection(self.peer)
+            return
+        # Which one it is grpc.aio does not tell of those that have no address.
+        count = shut_down_unix_connections(path)
+        if count:
+            logger.warning(
+                "all %d connections of unix:%s are ended: a reader takes nothing, and which one is its can't be told",
+                count, path)
 
 
 class GrpcFront:
@@ -207,7 +220,7 @@ class GrpcFront:
         await server.start()
         self._server = server
         if path is not None:
-            self._socket_path = path
+            self._socket_path = self._messages.unix_path = path
             self._bound = listen
         else:
             self._bound = f"{listen.rpartition(':')[0]}:{bound_port}"
@@ -252,7 +265,7 @@ class GrpcFront:
             method.gate, serve(method), self._refuse(method),
             # A handler of BIDI runs before there is a message, and sees for itself who calls.
             self._serve_busy(method) if method.kind is not Kind.BIDI else None,
-            takes_stream=method.kind is Kind.BIDI, gives_stream=method.kind is not Kind.UNARY)
+            takes_stream=method.kind is not Kind.UNARY)
 
     def _unary(self, method: Method) -> Callable[[bytes, Context], Awaitable[bytes | None]]:
         handler, counters, gate, messages = method.handler, method.counters, method.gate, self._messages
@@ -286,27 +299,14 @@ class GrpcFront:
 
         return unary
 
-    def _server_stream(self, method: Method) -> Callable[[bytes, Context], Awaitable[None]]:
-        handler, counters, messages = method.handler, method.counters, self._messages
+    def _server_stream(self, method: Method) -> Callable[[Any, Context], Awaitable[None]]:
+        """As BIDI: grpc.aio would keep a request that it has read itself until the call is over, and that may be when
+        a client takes its refusal."""
 
-        async def server_stream(request: bytes, context: Context) -> None:
-            call = GrpcCall(context, counters, messages)
-            if messages.are_counted:
-                messages.note_call(call.peer, len(request))
-            begun_ns = counters.begin()
-            counters.note_received()
-            self._calls += 1
-            try:
-                await handler(request, call)
-                call.echo()
-            except (Exception, asyncio.CancelledError) as exc:
-                if await self._fail(exc, call, context):
-                    raise
-            finally:
-                counters.end(call.code, begun_ns)
-                self._done()
+        async def serve(call: GrpcCall) -> None:
+            await _serve_stream(method, call, await call.read())
 
-        return server_stream
+        return self._bidi(replace(method, handler=serve))
 
     def _bidi(self, method: Method) -> Callable[[Any, Context], Awaitable[None]]:
         handler, counters, messages = method.handler, method.counters, self._messages
@@ -348,10 +348,10 @@ class GrpcFront:
         async def serve(call: GrpcCall) -> None:
             if method.enter is not None:
                 method.enter(call)
-            request = await call.read_within(timeout_s)
             if method.kind is Kind.SERVER_STREAM:
-                await handler(request, call)
+                await _serve_stream(method, call, await call.read_within(timeout_s))
                 return
+            request = await call.read_within(timeout_s)
             if not gate.take(request):
                 raise too_many_bytes(gate)
             try:
@@ -385,6 +385,8 @@ class GrpcFront:
             exc.__cause__ = cause
         status = status_of(exc, call.request_id)
         call.code = status.code
+        # It has the frames of the handler, and so the request; and the client may take its time to take the status.
+        exc.__traceback__ = None
         if self._stopped:
             raise asyncio.CancelledError from None  # no call is left to send it on
         try:
@@ -393,6 +395,14 @@ class GrpcFront:
         except grpc.aio.InternalError:
             pass  # the call ended meanwhile
         return False
+
+
+async def _serve_stream(method: Method, call: GrpcCall, request: bytes | None) -> None:
+    """Of a SERVER_STREAM."""
+    if request is None:
+        raise error(Reason.MALFORMED_REQUEST, _NO_MESSAGE)
+    method.check_size(request)
+    await method.handler(request, call)
 
 
 class _Handlers(grpc.GenericRpcHandler):

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection import aio as packaged
 
 from takhin.errors import Reason, error
-from takhin.rpc.call import Kind, Method, StreamCall
+from takhin.rpc.call import Kind, Method, StreamCall, check_stream_request
 
 _PACKAGE = "grpc.reflection.v1"
 _PACKAGE_ALPHA = "grpc.reflection.v1alpha"
@@ -58,7 +58,9 @@ class _Pool:
 
 
 async def _requests(call: StreamCall) -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:
+    # A message, and what is read from it, is kept until the next one comes: hence no large ones.
     while (message := await call.read()) is not None:
+        check_stream_request(message)
         try:
             yield reflection_pb2.ServerReflectionRequest.FromString(message)
         except DecodeError:

@@ -359,3 +359,60 @@ def test_a_database_from_before_groups_had_members(tmp_path: Path) -> None:
         assert list(group.members[0].owned) == [GroupPartition("new-topic", 0, bed.topics.shape("new-topic")[0])]
 
     run(tmp_path / "meta.db", scenario)
+
+
+def test_a_group_that_nobody_joined_in_the_end_is_gone(tmp_path: Path) -> None:
+    async def scenario(bed: Bed) -> None:
+        await bed.create("t", 1)
+        live, store = bed.groups.live, bed.store
+        # Cancelled before and after the group is made; the topic goes meanwhile.
+        for steps in range(1, 4):
+            joining = asyncio.ensure_future(bed.join(f"cancelled {steps}", "t"))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            joining.cancel()
+            await asyncio.gather(joining, return_exceptions=True)
+        # Of two at once the one that stays keeps it; and so does who comes while it is removed.
+        first, second = (asyncio.ensure_future(bed.join("kept", "t")) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        leaving = asyncio.ensure_future(bed.join("again", "t"))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.sleep(0)
+        await asyncio.gather(second, bed.join("again", "t"))
+        # One with commits stays.
+        await bed.groups.commit("committed", [("t", 0, 5)])
+        passing = asyncio.ensure_future(bed.join("committed", "t"))
+        await asyncio.sleep(0)
+        passing.cancel()
+        refused = asyncio.ensure_future(bed.join("refused", "t"))
+        await asyncio.sleep(0)
+        kept_topic = bed.topics.partitions.pop("t")
+        with pytest.raises(TakhinError):
+            await refused
+        bed.topics.partitions["t"] = kept_topic
+        await until(lambda: not live._forgetting)
+        assert await store.list_groups() == ["again", "committed", "kept"]
+        # As a broker that is killed leaves it.
+        await store.ensure_group("left", 100)
+
+    async def scenario_after(bed: Bed) -> None:
+        assert await bed.store.list_groups() == ["again", "committed", "kept"]
+
+    topics = run(tmp_path / "meta.db", scenario)
+    run(tmp_path / "meta.db", scenario_after, topics)
+
+
+def test_room_is_asked_for_before_a_group_is_made(tmp_path: Path) -> None:
+    async def scenario(bed: Bed) -> None:
+        await bed.create("t", 1)
+        bed.groups.live._limits = Limits(members=1)
+        await bed.join("g", "t")
+        writes = []
+        plain, bed.store.ensure_group = bed.store.ensure_group, lambda *given: writes.append(given) or plain(*given)
+        with pytest.raises(TakhinError) as refusal:
+            await bed.join("other", "t")
+        assert refusal.value.reason is Reason.MEMBER_LIMIT and not writes
+
+    run(tmp_path / "meta.db", scenario)

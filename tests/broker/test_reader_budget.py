@@ -240,13 +240,18 @@ def test_who_gives_up_waiting_leaves_nothing_behind() -> None:
 
 def test_a_slow_reader_is_cut_off_only_while_somebody_waits() -> None:
     async def scenario() -> None:
-        readers = Readers(MIB, slow_reader_ms=50)
+        readers = Readers(MIB, slow_reader_ms=200)
         slow = readers.open()
         await readers.begin(slow, 300_000)
-        await asyncio.sleep(0.15)
+        await asyncio.sleep(0.4)
         assert readers.cut == []
         waiting = asyncio.ensure_future(readers.begin(readers.open(), 300_000))
         while not readers.cut:
+            await asyncio.sleep(0.005)
+        # Once, however long its end takes; again when it did not come to one.
+        await asyncio.sleep(0.03)
+        assert readers.cut == [slow] and not waiting.done()
+        while len(readers.cut) < 2:
             await asyncio.sleep(0.005)
         assert set(map(id, readers.cut)) == {id(slow)} and not waiting.done()
         readers.close(slow)

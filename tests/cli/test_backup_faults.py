@@ -1,5 +1,6 @@
 """takhin backup beside starts, stops and full disks, and of what is damaged: nothing is lost without a word."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -212,6 +213,31 @@ def test_topics_go_all_the_time(start_broker: StartBroker, tmp_path: Path, monke
     assert [list(whole_log(copy, name, 0).values()) for name in ("kept", "passing-1")] == [[b"value"]] * 2
 
 
+def test_a_topic_goes_within_a_look(start_broker: StartBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first look's metadata has it, its files are gone by the time that they are looked at: it is in the copy with
+    its records, or not at all."""
+    broker = start_broker()
+    stub = broker.stub()
+    for name in "kept", "going":
+        create_topic(stub, name)
+        produce(stub, name, b"value", acks=-1)
+    plain, looks = backup_look.copy_journal, []
+
+    def copy_journal(source: str, target: str) -> None:
+        plain(source, target)
+        looks.append(1)
+        if len(looks) == 1:
+            stub.DeleteTopic(pb.DeleteTopicRequest(name="going"), timeout=DEADLINE_S)
+            wait_until(lambda: not (broker.data_dir / "topics" / "2").exists())
+
+    monkeypatch.setattr(backup_look, "copy_journal", copy_journal)
+    copy_of(broker, tmp_path / "copy")
+    assert len(looks) == 2
+    copy = on(start_broker, tmp_path / "copy").stub()
+    assert copy.ListTopics(pb.ListTopicsRequest(), timeout=DEADLINE_S).topics == ["kept"]
+    assert list(whole_log(copy, "kept", 0).values()) == [b"value"]
+
+
 # Damage
 
 
@@ -392,7 +418,35 @@ def test_what_is_beside_it_stays(stopped: BrokerProcess, tmp_path: Path) -> None
 def test_two_at_once(stopped: BrokerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second one does not touch the first one's work; of the two, one has the name then."""
     before_it_copies(monkeypatch, lambda: takhin(None, "backup", stopped.data_dir, tmp_path / "copy") and None)
-    with pytest.raises(OSError, match="not empty"):
+    with pytest.raises(CommandError, match="is there already"):
+        backup_copy.backup(str(stopped.data_dir), str(tmp_path / "copy"), verify=False)
+    assert [path.name for path in tmp_path.glob("copy*")] == ["copy"]
+    assert "sound" in takhin(None, "segment", "verify", tmp_path / "copy").out.decode()
+
+
+@pytest.mark.parametrize("has_renameat2", [True, False])
+def test_an_empty_directory_that_came_meanwhile_stays(
+    stopped: BrokerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_renameat2: bool
+) -> None:
+    before_it_copies(monkeypatch, (tmp_path / "copy").mkdir)
+    if not has_renameat2:
+        monkeypatch.setattr(backup_copy, "_renameat2", lambda *_: errno.EINVAL)
+    with pytest.raises(CommandError, match="is there already"):
+        backup_copy.backup(str(stopped.data_dir), str(tmp_path / "copy"), verify=False)
+    assert [path.name for path in tmp_path.glob("copy*")] == ["copy"] and not list((tmp_path / "copy").iterdir())
+    (tmp_path / "copy").rmdir()
+    copy_of(stopped, tmp_path / "copy")
+
+
+def test_once_it_has_its_name_it_stays(
+    stopped: BrokerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted:
+        def sync_directory(self, _: str) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(backup_copy, "Files", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
         backup_copy.backup(str(stopped.data_dir), str(tmp_path / "copy"), verify=False)
     assert [path.name for path in tmp_path.glob("copy*")] == ["copy"]
     assert "sound" in takhin(None, "segment", "verify", tmp_path / "copy").out.decode()

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import pytest
 
 from takhin.broker.statistics import OF_FRONTS
+from takhin.broker.subscribe import MAX_REQUEST_BYTES, MAX_START_BYTES
 from takhin.config import Option, options
 from takhin.errors import Code, Reason, error
+from takhin.rpc.call import MAX_STREAM_REQUEST_BYTES
 
 from .source import ROOT
 
@@ -112,6 +114,18 @@ def test_a_row_is_true(row: Row) -> None:
         assert error(Reason[reason], "").code is Code[code]
     named = re.findall(r"`([A-Z_]+)`", row.beyond)
     assert len(named) == len(re.findall(r"[A-Z_]+ `[A-Z_]+`", row.beyond))
+
+
+def constants() -> list[tuple[str, str]]:
+    """Of the table of what is no setting: how much, and what is told beyond it."""
+    return re.findall(r"^\| [^`|]+ \| (\d+ [KM]iB) \| ([A-Z_]+ `[A-Z_]+`) \|$", PAGE, re.MULTILINE)
+
+
+def test_what_is_no_setting() -> None:
+    told = f"{error(Reason.MESSAGE_TOO_LARGE, '').code.name} `{Reason.MESSAGE_TOO_LARGE}`"
+    assert constants() == [
+        (f"{MAX_STREAM_REQUEST_BYTES >> 10} KiB", told), (f"{MAX_START_BYTES >> 10} KiB", told),
+        (f"{MAX_REQUEST_BYTES >> 20} MiB", told)]
 
 
 @pytest.mark.parametrize("key", sorted(TIMES))

@@ -145,6 +145,11 @@ def names() -> Iterator[Case]:
             "UpdateTopic": pb.UpdateTopicRequest(name=name, num_partitions=3),
         }
         for method, request in requests.items():
+            if method == "ConsumeMessages" and len(name) > MIB:
+                yield case(
+                    "topic of 5 MiB", method, request, Code.RESOURCE_EXHAUSTED, Reason.MESSAGE_TOO_LARGE, "65536",
+                    limit_bytes="65536")
+                continue
             yield case(
                 f"topic {name[:20]!r}", method, request, INVALID, Reason.INVALID_TOPIC_NAME, shown, "1 to 249")
     missing = "no-such-topic"

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,15 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from bench import http2
 from takhin.errors import Reason
+from takhin.rpc.call import MAX_STREAM_REQUEST_BYTES
+from takhin.rpc.reflection import SERVICES
 from takhin.v1 import takhin_pb2 as pb
 from takhin.v1 import takhin_pb2_grpc
 from tests.broker_process import (
     DEADLINE_S,
     SERVICE,
     BrokerProcess,
+    chunk,
     error_info,
     new_topic,
     offsets,
@@ -30,6 +33,7 @@ from tests.broker_process import (
     wait_until,
 )
 from tests.conftest import StartBroker
+from tests.member import Member, places
 from tests.rpc.test_metrics import of, scrape
 from tests.rpc.test_transactions_rpc import append, transact
 from tests.secured import IS_DEFAULT, Secured
@@ -280,6 +284,7 @@ def test_bytes_of_calls(start_broker: StartBroker, strace: list[str]) -> None:
     with refused(EXHAUSTED, Reason.CALL_LIMIT) as refusal:
         produce(stub, topic, b"x" * 400_000)
     assert "limits.call_bytes" in refusal.message and refusal.metadata == {"limit_bytes": "1000000"}
+    assert (refusals(broker, "call_bytes"), refusals(broker, "calls")) == (1, 0)
     assert produce(stub, topic, b"x" * 100_000).offset == 2
     one.join()
     wait_until(lambda: used(broker, "call_bytes") == 0)
@@ -366,6 +371,93 @@ def test_health_watches(start_broker: StartBroker) -> None:
     watches[0].cancel()
     wait_until(lambda: used(broker, "watch_streams") == 1)
     assert next(stub.Watch(health_pb2.HealthCheckRequest(), timeout=DEADLINE_S)).status == 1
+
+
+# Requests of streams
+
+
+@pytest.mark.parametrize("limit", ["1000", "3"], ids=["idle", "busy"])
+def test_the_request_of_a_stream_is_small(start_broker: StartBroker, limit: str) -> None:
+    """It stays in memory for as long as the stream lasts, which may be forever. Busy: who calls is asked first."""
+    broker = start_broker("--limits-streams", limit, "--limits-watch-streams", limit)
+    channel, topic = broker.channel(), new_topic(broker.stub())
+    requests = {
+        "/grpc.health.v1.Health/Watch": health_pb2.HealthCheckRequest(),
+        CONSUME: pb.ConsumeMessagesRequest(topic=topic, until_end=True),
+        f"/{SERVICES[1]}/ServerReflectionInfo": reflection_pb2.ServerReflectionRequest(list_services=""),
+    }
+    for path, request in requests.items():
+        raw = request.SerializeToString()
+        # In a field that nobody knows, which has a tag and a length before it.
+        filled_bytes = MAX_STREAM_REQUEST_BYTES - len(raw) - 5
+
+        def call(more_bytes: int, path: str = path, raw: bytes = raw) -> Any:
+            message = raw + chunk(1000, b"x" * more_bytes)
+            if "Reflection" in path:
+                return channel.stream_stream(path)(iter([message]), timeout=DEADLINE_S)
+            return channel.unary_stream(path)(message, timeout=DEADLINE_S)
+
+        for more_bytes in filled_bytes + 1, 9 << 20:
+            with refused(EXHAUSTED, Reason.MESSAGE_TOO_LARGE) as refusal:
+                list(call(more_bytes))
+            assert refusal.metadata == {"limit_bytes": str(MAX_STREAM_REQUEST_BYTES)}
+        served = call(filled_bytes)
+        assert next(served)
+        served.cancel()
+
+
+@pytest.mark.parametrize("case", ["produce", "pong", "start"])
+def test_a_request_that_was_answered_is_not_kept(start_broker: StartBroker, case: str) -> None:
+    """A stream that waits for its next request holds nothing of the one before it."""
+    broker = start_broker()
+    stub = broker.stub()
+    topic = new_topic(stub)
+    start = pb.SubscribeRequest(start=pb.SubscribeStart(group_id="g", topics=[topic])).SerializeToString()
+    # What is not known stays with the message that it is in.
+    method, requests, count = {
+        "produce": ("ProduceMessageStream", [chunk(1, b"nowhere") + chunk(1000, b"x" * 9_000_000)], 12),
+        "pong": ("Subscribe", [start, chunk(9, b"") + chunk(1000, b"x" * 4_000_000)], 25),
+        "start": ("Subscribe", [start + chunk(1, chunk(1000, b"x" * 250_000))], 300),
+    }[case]
+    over = threading.Event()
+
+    def sent() -> Iterator[bytes]:
+        yield from requests
+        over.wait()
+
+    channel = broker.channel()
+
+    def opened() -> Any:
+        call = channel.stream_stream(f"/{SERVICE}/{method}")(sent(), timeout=DEADLINE_S)
+        assert next(call)
+        return call
+
+    calls = [opened()]
+    before = broker.rss_anon_bytes()
+    calls += [opened() for _ in range(count)]
+    sent_bytes = count * len(requests[-1])
+    time.sleep(1)
+    wait_until(lambda: broker.rss_anon_bytes() - before < sent_bytes / 2)
+    assert not any(call.done() for call in calls)
+    over.set()
+    for call in calls:
+        call.cancel()
+
+
+def test_requests_of_a_member_have_a_bound(start_broker: StartBroker) -> None:
+    """A commit of all partitions of a large topic with the longest name is within it, and so is any start."""
+    stub = start_broker().stub()
+    topic, longest = new_topic(stub), "x" * 249
+    member = Member(stub, "g", topic)
+    member.wait_for("assigned")
+    answer = member.commit(*((longest, number, 1 << 60) for number in range(10_000)))
+    assert answer.reason == Reason.FENCED_GENERATION and len(answer.offsets) == 10_000
+    member.send(commit=pb.CommitOffsets(offsets=places((longest * 17_000, 0, 0))))
+    assert member.refused() == (EXHAUSTED, Reason.MESSAGE_TOO_LARGE)
+    assert Member(stub, "g", *[longest] * 1_100).refused() == (EXHAUSTED, Reason.MESSAGE_TOO_LARGE)
+    topics = [f"{number:0249}" for number in range(1_000)]
+    most = Member(stub, "\U0001d306" * 249, *topics, client_id="\U0001d306" * 249, instance_id="\U0001d306" * 249)
+    assert most.refused() == (grpc.StatusCode.NOT_FOUND, Reason.TOPIC_NOT_FOUND)
 
 
 # Transactions

@@ -8,7 +8,7 @@ from takhin.v1 import takhin_pb2 as pb
 from takhin.v1 import takhin_pb2_grpc
 from tests.broker_process import MIB, BrokerProcess, Stub, new_topic, produce, wait_until
 from tests.conftest import StartBroker
-from tests.member import Member
+from tests.member import Member, places
 from tests.rpc.test_slow_readers import NARROW, fill
 
 STALLED = 100
@@ -79,3 +79,27 @@ def test_one_slow_member_does_not_slow_the_others(broker: BrokerProcess, capsys:
     assert delays_s[-1] < 5, "as long as nothing: it did not wait for the other one"
     slow.call.cancel()
     fast.leave()
+
+
+def test_a_member_that_takes_no_answers_is_read_no_further(start_broker: StartBroker) -> None:
+    """Its commits are large, and so are their answers: few of them are held."""
+    broker = start_broker()
+    stub = broker.stub()
+    topic = new_topic(stub)
+    offsets = places(*(("x" * 249, number, 1 << 60) for number in range(10_000)))
+    warm = Member(stub, "g", topic)
+    warm.wait_for("assigned")
+    for number in range(3):
+        warm.send(commit=pb.CommitOffsets(id=number, offsets=offsets))
+    warm.wait(lambda: len(warm.of("committed")) == 3)
+    before = peak = broker.rss_anon_bytes()
+    member = Member(narrow_stub(broker), "other", topic, reads=False)
+    for number in range(80):
+        member.send(commit=pb.CommitOffsets(id=number, offsets=offsets))
+    until_s = time.monotonic() + 5
+    while time.monotonic() < until_s:
+        peak = max(peak, broker.rss_anon_bytes())
+        time.sleep(0.02)
+    # All of them have 215 MB.
+    assert peak - before < 80 * MIB
+    member.call.cancel()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import grpc
 import pytest
@@ -178,6 +179,28 @@ def test_a_reader_that_takes_nothing_is_cut_off(start_broker: StartBroker) -> No
     assert "takes nothing while others wait for memory" in broker.stderr
     assert produce(stub, topic, b"after", acks=-1).error == ""
     assert values(read(stub, topic, offset=8)) == [b"after"]
+
+
+def test_readers_that_take_nothing_on_a_unix_socket_hold_nobody_up(tmp_path: Path, start_broker: StartBroker) -> None:
+    """No connection of theirs can be told from others: all are ended, once, and whoever reads comes again."""
+    broker = start_broker("--limits-slow-reader-ms", "500", listen=f"unix:{tmp_path}/socket")
+    stub = broker.stub()
+    topic = new_topic(stub)
+    for number in range(80):
+        produce(stub, topic, bytes([number]) * 900_000, acks=1)
+    with stalled(broker, topic, 60) as calls:
+        time.sleep(1)
+        found = resuming(takhin_pb2_grpc.TakhinServiceStub(broker.channel()), topic)
+        assert [record.value[0] for record in found] == list(range(80))
+        for call in calls:
+            wait_until(call.done)
+            assert call.code() is grpc.StatusCode.UNAVAILABLE
+    assert "the reader at a Unix socket of " in broker.stderr
+    assert f"connections of unix:{tmp_path}/socket are ended" in broker.stderr
+    # One line for each reader at most, and for the 8 connections together.
+    assert broker.stderr.count("takes nothing while others wait for memory") <= 60
+    assert broker.stderr.count(" connections of unix:") <= 3
+    assert produce(stub, topic, b"after", acks=-1).offset == 80
 
 
 def test_a_reader_that_takes_nothing_keeps_its_stream_while_nobody_waits(start_broker: StartBroker) -> None:

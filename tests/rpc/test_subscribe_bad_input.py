@@ -180,10 +180,32 @@ def test_limits(start_broker: StartBroker) -> None:
     assert join("a").refused() == (EXHAUSTED, Reason.MEMBER_LIMIT)
     members.append(join("b"))
     assert join("b").refused() == (EXHAUSTED, Reason.MEMBER_LIMIT)
-    assert join("c").refused() == (EXHAUSTED, Reason.GROUP_LIMIT)
     assert not any(member.ended for member in members)
     members[0].leave()
+    assert join("c").refused() == (EXHAUSTED, Reason.GROUP_LIMIT)
     assert not join("b").ended
+
+
+def test_who_is_refused_or_leaves_at_once_leaves_no_group_behind(start_broker: StartBroker) -> None:
+    broker = start_broker("--limits-members", "2", "--limits-groups", "100")
+    stub = broker.stub()
+    topic = new_topic(stub)
+
+    def groups() -> list[str]:
+        found = stub.ListConsumerGroups(pb.ListConsumerGroupsRequest(), timeout=DEADLINE_S).groups
+        return [each.group_id for each in found]
+
+    Member(stub, "there", topic).wait_for("assigned")
+    for number in range(300):
+        member = Member(stub, f"cancelled {number}", topic, reads=False)
+        time.sleep(random.uniform(0, 0.004))
+        member.call.cancel()
+        member.requests.put(None)
+    wait_until(lambda: groups() == ["there"])
+    Member(stub, "there", topic).wait_for("assigned")
+    for number in range(20):
+        assert Member(stub, f"refused {number}", topic).refused() == (EXHAUSTED, Reason.MEMBER_LIMIT)
+    assert groups() == ["there"]
 
 
 # Bytes that no stub would send
