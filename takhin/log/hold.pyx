@@ -105,10 +105,8 @@ cdef class Hold:
 
         -1: that is not in memory any more; make_durable(written_offset) comes first.
         """
-        cdef Partition partition = self.partition
-        if partition.durable_offset < partition.written_offset and not partition.ring.holds(partition.durable_offset):
-            return -1
-        return self.size()
+        # With nothing else that is not durable that is where what is held begins, which is always in memory.
+        return self.size() if self.partition.ring.holds(self.partition.durable_offset) else -1
 
     def drop(self):
         """Take it back, in the tick in which it was appended: nobody was told of it."""

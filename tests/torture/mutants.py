@@ -57,6 +57,8 @@ EQUIVALENT: dict[tuple[str, str, str, int], str] = {
         "its caller, find_timestamp, has had the record skipped: the length ends before `end`",
     ("takhin/log/reader.pyx", "_take_records", "at < end", 1):
         "at the end skip_record() finds no record, and the loop ends just there",
+    ("takhin/log/transaction.py", "_check_size", "needed > room", 1):
+        "it spares the work: what the entry needs exactly is held against the room again, and refused in the same way",
     ("takhin/log/segment.pyx", "_check_at", "left > file_size - position", 1):
         "what is not there is found missing when it is read, with the same answer; only more is read for it",
 }
