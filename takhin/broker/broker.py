@@ -72,6 +72,7 @@ class Broker:
         self._halted: set[Partition] = set()
         # Those that take none until the next start.
         self._poisoned: set[Partition] = set()
+        # Those where no segment could be begun the last time one was needed.
         self._obstructed: set[Partition] = set()
 
     @property
@@ -206,16 +207,14 @@ class Broker:
         nothing."""
         if self._store.is_low_on_space:
             return "the disk is full"
-        # Whoever was closed since, as its topic was deleted, says so.
-        self._poisoned = {
-            each for each in self._poisoned if each.failure and each.failure[0] is not Reason.TOPIC_NOT_FOUND
-        }
+        self._poisoned = {each for each in self._poisoned if not _is_deleted(each)}
         if self._poisoned:
             return f"{len(self._poisoned)} partitions take no appends until the next start"
-        # Nobody may have tried for long: then nothing is known.
+        self._obstructed = {each for each in self._obstructed if each.obstacle and not _is_deleted(each)}
+        # Where nobody has tried for long, nothing is known.
         since_ms = self._clock_ms() - OBSTACLE_TOLD_MS
-        self._obstructed = {each for each in self._obstructed if each.obstacle and each.obstacle_ms >= since_ms}
-        return f"segments of {len(self._obstructed)} partitions can't be begun" if self._obstructed else ""
+        count = sum(each.obstacle_ms >= since_ms for each in self._obstructed)
+        return f"segments of {count} partitions can't be begun" if count else ""
 
     async def wait_failed(self) -> str:
         """Return, with what to tell the operator, when the broker can't go on."""
@@ -303,3 +302,8 @@ class Broker:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("a task of the broker failed", exc_info=task.exception())
+
+
+def _is_deleted(partition: Partition) -> bool:
+    """Whoever was closed, as its topic was deleted, says so."""
+    return partition.failure is not None and partition.failure[0] is Reason.TOPIC_NOT_FOUND
