@@ -7,10 +7,11 @@ the tests have to notice.
     python -m tests.torture.mutants --only recovery.py
 
 mutant_sites.py says what a safeguard is. The sources are copied to build/mutants and compiled there once, with a switch
-at each of them. Then all tests run without a mutant, to tell which of them reach which site; that is kept for as long
-as neither sources nor tests change. Then, mutant by mutant, the tests that reach it run, the quickest first, until one
-fails, crashes or hangs. That test is believed only when it passes once more without the mutant: on a busy machine tests
-fail for other reasons, too.
+at each of them. Each mutant that was killed before has the test run that killed it then (killers.json, which a run
+writes anew): most die of it. For the others all tests run without a mutant, to tell which of them reach which site; that
+is kept for as long as neither sources nor tests change. Then, mutant by mutant, the tests that reach it run, the
+quickest first, until one fails, crashes or hangs. A test is believed only when it passes once more without the mutant:
+on a busy machine tests fail for other reasons, too.
 """
 
 import argparse
@@ -37,6 +38,9 @@ from tests.torture.mutant_switch import CYTHON_PREAMBLE, PYTHON_PREAMBLE
 from tests.torture.mutant_tests import Chooser, Process, Reach, Recorder
 
 PLACE = ROOT / "build" / "mutants"
+KILLERS = Path(__file__).with_name("killers.json")
+# pytest's status when no test was chosen.
+_NO_TESTS = 5
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -212,6 +216,9 @@ class Trial:
         """What follows from a run: a verdict, or None: there is more to run."""
         status = ended.ended_with
         self.seconds += ended.seconds
+        if status == _NO_TESTS:
+            # What killed it once is there no more.
+            status = 0
         if status not in (0, 1) and status >= 0:
             raise RuntimeError(f"mutant {self.number}: pytest ended with {status}\n{ended.tail}")
         if self.suspect is not None:
@@ -303,6 +310,54 @@ def _test_files(place: Path, tests: tuple[str, ...]) -> list[str]:
     return [name for name in names if name not in _LEFT_OUT and (ROOT / name).exists()]
 
 
+@dataclass
+class Killers:
+    """Which test killed each mutant the last time, by the site's key as text, and how many seconds it takes."""
+
+    known: dict[str, tuple[str, float]]
+
+    @classmethod
+    def read(cls, path: Path = KILLERS) -> "Killers":
+        return cls({key: (test, seconds) for key, (test, seconds) in json.loads(path.read_text()).items()})
+
+    def write(self, path: Path = KILLERS) -> None:
+        rows = ",\n".join(f"{json.dumps(key)}: {json.dumps(self.known[key])}" for key in sorted(self.known))
+        path.write_text(f"{{\n{rows}\n}}\n")
+
+    def reach(self, sites: list[Site], numbers: list[int]) -> list[Reach]:
+        """Of those of these sites that have one."""
+        found = ((number, self.known.get(_key(sites[number]))) for number in numbers)
+        return [Reach(killer[0], killer[1], [number]) for number, killer in found if killer is not None]
+
+    def note(self, site: Site, verdict: Verdict, reach: list[Reach]) -> None:
+        """What a run has found."""
+        if verdict.outcome in ("killed", "hung", "crashed") and verdict.test:
+            seconds = next((each.seconds for each in reach if each.test == verdict.test), 1.0)
+            self.known[_key(site)] = verdict.test, seconds
+        elif verdict.outcome in ("survived", "unreached", "equivalent"):
+            self.known.pop(_key(site), None)
+
+
+def _key(site: Site) -> str:
+    path, function, text, number = site.key
+    return f"{path} {function}: {text}" + (f" ({number})" if number > 1 else "")
+
+
+def judge_all(copy: Copy, killers: Killers, numbers: list[int]) -> Iterator[Verdict]:
+    """What becomes of these mutants: first of those whose killer is known. Notes new killers."""
+    known = killers.reach(copy.sites, numbers)
+    again = set(numbers)
+    for verdict in copy.judge([each.sites[0] for each in known], known):
+        if verdict.outcome not in ("survived", "unreached"):
+            again.discard(verdict.number)
+            yield verdict
+    if again:
+        reach = copy.reach()
+        for verdict in copy.judge([number for number in numbers if number in again], reach):
+            killers.note(copy.sites[verdict.number], verdict, reach)
+            yield verdict
+
+
 def figures(verdicts: list[Verdict], wanted: int, seed: int, seconds: float) -> str:
     """The last line."""
     of = Counter(verdict.outcome for verdict in verdicts)
@@ -336,18 +391,19 @@ def main() -> int:
     if unknown:
         print(f"mutants: no such sites any more: {unknown}", file=sys.stderr)
         return 1
-    reach = copy.reach()
+    killers = Killers.read()
     numbers = [number for number, site in enumerate(copy.sites) if arguments.only in str(site)]
     wanted = len(copy.sites)
     random.Random(arguments.seed).shuffle(numbers)
     verdicts = []
-    for verdict in copy.judge(numbers[: arguments.count], reach):
+    for verdict in judge_all(copy, killers, numbers[: arguments.count]):
         verdicts.append(verdict)
         site = copy.sites[verdict.number]
         by = f" by {verdict.test}" if verdict.test else ""
         print(f"{verdict.outcome}{by} ({verdict.seconds:.0f} s): {site}", flush=True)
         if arguments.seconds is not None and time.monotonic() - begun_s > arguments.seconds:
             break
+    killers.write()
     print(figures(verdicts, wanted, arguments.seed, time.monotonic() - begun_s), flush=True)
     return 1 if any(verdict.outcome in ("survived", "unreached") for verdict in verdicts) else 0
 

@@ -11,7 +11,8 @@ import pytest
 from tests.broker_process import BrokerProcess
 from tests.torture.copied_tree import ROOT
 from tests.torture.mutant_sites import Site, all_sites, sites_in, with_switches
-from tests.torture.mutants import EQUIVALENT, Copy, Verdict, figures
+from tests.torture.mutant_tests import Reach
+from tests.torture.mutants import EQUIVALENT, Copy, Killers, Verdict, figures
 
 PLACE = ROOT / "build" / "mutants-share"
 # One of each language.
@@ -140,6 +141,29 @@ def test_a_switch_takes_out_its_site_alone() -> None:
     with pytest.raises(KeyError):
         run(SOURCE, "at >= end", b"ab", 2, 1, 4)
     assert run(SOURCE, "crc != 3", b"ab", 2, 1, 4) == [1]
+
+
+def test_who_killed_a_mutant_is_tried_first_the_next_time(tmp_path: Path) -> None:
+    sites = sites_in("takhin/log/x.py", SOURCE)
+    path = tmp_path / "killers.json"
+    path.write_text("{}")
+    killers = Killers.read(path)
+    killers.note(sites[0], Verdict(0, "killed", "tests/a.py::b"), [Reach("tests/a.py::b", 0.5)])
+    killers.note(sites[1], Verdict(1, "crashed", "tests/a.py::c"), [])
+    killers.write(path)
+    killers = Killers.read(path)
+    assert killers.reach(sites, [2, 1, 0]) == [Reach("tests/a.py::c", 1.0, [1]), Reach("tests/a.py::b", 0.5, [0])]
+    killers.note(sites[1], Verdict(1, "survived"), [])
+    assert killers.reach(sites, [0, 1]) == [Reach("tests/a.py::b", 0.5, [0])]
+
+
+def test_every_known_killer_is_of_a_site_and_a_test_that_are_there() -> None:
+    # By what does not move, so this fails when one was renamed: make mutants writes the file anew.
+    known = Killers.read().known
+    sites = all_sites(ROOT)
+    assert len(known) == len(Killers.read().reach(sites, list(range(len(sites)))))
+    files = {test.partition("::")[0] for test, _ in known.values()}
+    assert [file for file in files if not (ROOT / file).exists()] == []
 
 
 def test_the_line_of_figures() -> None:
