@@ -6,12 +6,12 @@ the tests have to notice.
     python -m tests.torture.mutants --list
     python -m tests.torture.mutants --only recovery.py
 
-mutant_sites.py says what a safeguard is. The sources are copied to build/mutants and compiled there once, with a switch
-at each of them. Each mutant that was killed before has the test run that killed it then (killers.json, which a run
-writes anew): most die of it. For the others all tests run without a mutant, to tell which of them reach which site; that
-is kept for as long as neither sources nor tests change. Then, mutant by mutant, the tests that reach it run, the
-quickest first, until one fails, crashes or hangs. A test is believed only when it passes once more without the mutant:
-on a busy machine tests fail for other reasons, too.
+mutant_sites.py says what a safeguard is. The sources are copied to build/mutants and compiled there once, with a
+switch at each of them. Each mutant that was killed before has the test run that killed it then (killers.json, which a
+run writes anew): most die of it. For the others all tests run without a mutant, to tell which of them reach which
+site; that is kept for as long as neither sources nor tests change. Then, mutant by mutant, the tests that reach it
+run, the quickest first, until one fails, crashes or hangs. A test is believed only when it passes once more without
+the mutant: on a busy machine tests fail for other reasons, too.
 """
 
 import argparse
