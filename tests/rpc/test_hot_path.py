@@ -146,7 +146,8 @@ def test_hot_rpcs_construct_no_message(counting: BrokerProcess, counter: Counter
         call = consume(stub, topic, offset=-2, max_wait_ms=50)
         assert next(call).caught_up
         produce(stub, topic, b"new")
-        assert values(next(call).records) == [b"new"]
+        # On a busy machine it has told before that there is nothing yet.
+        assert values(next(response for response in call if response.records).records) == [b"new"]
         call.cancel()
 
     assert counter.during(follow) == (0, "")
