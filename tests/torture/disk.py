@@ -336,19 +336,39 @@ def content_after(file: File, rng: random.Random, overall: str) -> bytes:
 
 
 def _content_by_blocks(file: File, way: str, rng: random.Random) -> bytes:
-    """Each block as after one of the changes that touch it."""
-    sizes = [len(file.synced)]
-    content = bytearray(file.synced)
+    """Each block as after one of the changes that touch it.
+
+    That a file was made shorter is in the file system's journal: it happened or not, never by halves. What is left of
+    the page where it ends is zeroed by itself, though, and may be on the disk before.
+    """
+    content, whole = bytearray(file.synced), bytearray(file.synced)
+    writes: list[Change] = []
     for change in file.changes:
-        end = change.position + len(change.data or b"")
-        sizes.append(end if change.data is None else max(sizes[-1], end))
+        size = len(whole)
+        _apply(whole, change)
+        if change.data is not None or change.position >= size:
+            writes.append(change)
+            continue
+        rest = min(size, -(-change.position // PAGE_BYTES) * PAGE_BYTES) - change.position
+        if rest:
+            writes.append(Change(change.number, change.position, bytes(rest)))
+        if rng.random() < 0.5:
+            content = _blocks_after(content, writes, way, rng)
+            _apply(content, change)
+            writes = []
+    return bytes(_blocks_after(content, writes, way, rng))
+
+
+def _blocks_after(base: bytearray, changes: list[Change], way: str, rng: random.Random) -> bytearray:
+    """The same of changes that make no file shorter."""
+    sizes = [len(base)]
+    content = bytearray(base)
+    for change in changes:
+        sizes.append(max(sizes[-1], change.position + len(change.data or b"")))
     blocks: dict[int, list[int]] = {}
-    for number, change in enumerate(file.changes):
-        if change.data is None:
-            touched = range(min(sizes[number], change.position) // BLOCK_BYTES, -(-sizes[number] // BLOCK_BYTES))
-        else:
-            touched = range(change.position // BLOCK_BYTES, -(-(change.position + len(change.data)) // BLOCK_BYTES))
-        for block in touched:
+    for number, change in enumerate(changes):
+        end = change.position + len(change.data or b"")
+        for block in range(change.position // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
             blocks.setdefault(block, []).append(number)
     places = sorted(blocks)
     chosen = {places[number] for number in _chosen(len(places), way, rng)} if way != "torn" else set(places)
@@ -358,11 +378,9 @@ def _content_by_blocks(file: File, way: str, rng: random.Random) -> bytes:
             continue
         # Torn: the block as it was at any moment; else as it was last.
         for number in numbers[: rng.randint(0, len(numbers))] if way == "torn" else numbers:
-            _apply_to_block(content, file.changes[number], block, sizes[number])
+            _apply_to_block(content, changes[number], block)
     size = sizes[-1] if rng.random() < 0.5 else _some_size(sizes, rng)
-    if size > len(content):
-        content.extend(bytes(size - len(content)))
-    return bytes(content[:size])
+    return content[:size]
 
 
 def _some_size(sizes: list[int], rng: random.Random) -> int:
@@ -375,14 +393,9 @@ def _some_size(sizes: list[int], rng: random.Random) -> int:
     return sizes[at]
 
 
-def _apply_to_block(content: bytearray, change: Change, block: int, size_before: int) -> None:
-    start, end = block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES
-    if change.data is None:
-        start = max(start, change.position)
-        end = min(end, len(content))
-        if start < end:
-            content[start:end] = bytes(end - start)
-        return
-    start = max(start, change.position)
-    end = min(end, change.position + len(change.data))
-    content[start:end] = change.data[start - change.position : end - change.position]
+def _apply_to_block(content: bytearray, change: Change, block: int) -> None:
+    data = change.data or b""
+    start = max(block * BLOCK_BYTES, change.position)
+    end = min((block + 1) * BLOCK_BYTES, change.position + len(data))
+    if start < end:
+        content[start:end] = data[start - change.position : end - change.position]

@@ -158,4 +158,14 @@ def test_a_truncate_may_not_have_happened(tmp_path: Path) -> None:
         tmp_path, made("/d/a"), written("/d/a", b"x" * 10), synced("/d/a"), synced("/d"),
         op(Kind.TRUNCATE, "/d/a", position=3),
     )
-    assert (("a", b"xxx"),) in found and (("a", b"x" * 10),) in found
+    # What is left of its last page is zeroed by itself.
+    assert found == {(("a", content),) for content in (b"xxx", b"x" * 10, b"xxx" + bytes(7))}
+
+
+def test_a_truncate_leaves_no_half_of_what_it_takes(tmp_path: Path) -> None:
+    found = outcomes(
+        tmp_path, made("/d/a"), written("/d/a", b"x" * 20_000), synced("/d/a"), synced("/d"),
+        op(Kind.TRUNCATE, "/d/a", position=0), written("/d/a", b"y"),
+    )
+    old = b"x" * 19_999
+    assert found == {(("a", content),) for content in (b"", b"y", b"\0", b"x" + old, b"y" + old)}
