@@ -224,14 +224,14 @@ def _first_damage(base: Base, files: Files) -> tuple[str, int, int] | None:
 
 
 def _whole_behind(base: Base, files: Files, segment: str, position: int, later: list[str]) -> Iterator[Place]:
-    """Also those of another segment, where files were exchanged: a batch tells what was durable wherever it stands."""
+    """Also those of another segment, where files were exchanged, or that were shifted, where blocks of other lengths
+    were: a batch tells what was durable wherever it stands."""
     for name in [segment, *later]:
         is_own = files[name][:SEGMENT_HEADER_SIZE] == base.files[name][:SEGMENT_HEADER_SIZE]
+        begin = position + 1 if name == segment else 0
         for origin in [name] if is_own else base.segments:
             for place in base.places[origin]:
-                if name == segment and place.start <= position:
-                    continue
-                if files[name][place.start : place.end] == base.files[origin][place.start : place.end]:
+                if files[name].find(base.files[origin][place.start : place.end], begin) >= 0:
                     yield place
 
 
