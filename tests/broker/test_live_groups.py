@@ -239,6 +239,15 @@ def test_members_come_back_in_the_next_run(tmp_path: Path) -> None:
     run(path, third, topics)
 
 
+async def commit_under_way(bed: Bed, stream: Stream, offset: int) -> "asyncio.Task[None]":
+    """The second one of partition 0: it waits for the log's sync, until may_sync is set."""
+    (partition,) = bed.topics.partitions["t"]
+    partition.may_sync.clear()
+    commit = asyncio.ensure_future(bed.commit(stream, 0, offset))
+    await until(lambda: partition.syncs == 2)
+    return commit
+
+
 def test_a_commit_under_way_when_the_partition_is_lost_is_fenced(tmp_path: Path) -> None:
     async def scenario(bed: Bed) -> None:
         await bed.create("t", 1)
@@ -246,9 +255,7 @@ def test_a_commit_under_way_when_the_partition_is_lost_is_fenced(tmp_path: Path)
         stream = await bed.join("g", "t")
         await until(lambda: stream.has)
         await bed.commit(stream, 0, 3)
-        partition.may_sync.clear()
-        commit = asyncio.ensure_future(bed.commit(stream, 0, 50))
-        await until(lambda: partition.syncs == 2)
+        commit = await commit_under_way(bed, stream, 50)
         bed.groups.live.leave("g", stream.member_id, stream)
         other = await bed.join("g", "t")
         await until(lambda: other.has)
@@ -271,9 +278,7 @@ def test_a_commit_of_what_was_lost_and_given_again_is_fenced(tmp_path: Path) -> 
         stream = await bed.join("g", "t")
         await until(lambda: stream.has)
         await bed.commit(stream, 0, 3)
-        partition.may_sync.clear()
-        under_way = asyncio.ensure_future(bed.commit(stream, 0, 50))
-        await until(lambda: partition.syncs == 2)
+        under_way = await commit_under_way(bed, stream, 50)
         # As when the time to give it back has passed, and then nobody else is there to have it.
         group, key = bed.groups.live.get("g"), GroupPartition("t", 0, topic_id)
         assert group is not None

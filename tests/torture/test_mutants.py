@@ -159,10 +159,10 @@ def test_who_killed_a_mutant_is_tried_first_the_next_time(tmp_path: Path) -> Non
 
 def test_every_known_killer_is_of_a_site_and_a_test_that_are_there() -> None:
     # By what does not move, so this fails when one was renamed: make mutants writes the file anew.
-    known = Killers.read().known
+    killers = Killers.read()
     sites = all_sites(ROOT)
-    assert len(known) == len(Killers.read().reach(sites, list(range(len(sites)))))
-    files = {test.partition("::")[0] for test, _ in known.values()}
+    assert len(killers.known) == len(killers.reach(sites, list(range(len(sites)))))
+    files = {test.partition("::")[0] for test, _ in killers.known.values()}
     assert [file for file in files if not (ROOT / file).exists()] == []
 
 
