@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import sqlite3
 import threading
 import time
@@ -204,7 +205,8 @@ def test_the_copy_of_what_was_killed(start_broker: StartBroker, tmp_path: Path) 
     for thread in load.threads:
         thread.join(DEADLINE_S)
     ran = takhin(None, "backup", "--verify", broker.data_dir, tmp_path / "copy")
-    assert b": sound; not stopped cleanly" in ran.out
+    # It may have been killed within a write: then there is a torn tail, which nobody was promised.
+    assert re.search(rb": sound(?: but for what the next start cuts)?; not stopped cleanly", ran.out), ran.out
     stub = on(start_broker, tmp_path / "copy").stub()
     for (topic, partition, offset), value in load.durable.items():
         log = whole_log(stub, topic, partition) if topic == "kept" else None

@@ -6,7 +6,7 @@ Each bug is a function of its name, which puts something wrong in the place of s
 import asyncio
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -174,15 +174,21 @@ def appends_stay_refused() -> None:
 
 def untyped_refusals() -> None:
     """A full disk is told of as an internal error."""
-    result = produce._Pending.result
+    # Both what waits for its write as the disk gets full, and what is refused because it is full.
+    for name in ("produce", "produce_to"):
+        setattr(Producing, name, _untyped(getattr(Producing, name)))
 
-    async def result_or_bug(self: Any) -> bytes:
+
+def _untyped(method: Callable[..., Awaitable[bytes]]) -> Callable[..., Awaitable[bytes]]:
+    async def result_or_bug(*arguments: Any) -> bytes:
         try:
-            return await result(self)
+            return await method(*arguments)
         except TakhinError as problem:
+            if problem.reason is not Reason.DISK_FULL:
+                raise
             raise RuntimeError("something went wrong") from problem
 
-    produce._Pending.result = result_or_bug  # type: ignore[method-assign]
+    return result_or_bug
 
 
 def ends_when_the_disk_is_full() -> None:
