@@ -2,10 +2,12 @@
 
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
 
+from takhin.codec.crc32c import crc32c
 from takhin.codec.messages import ProduceRequest
 from takhin.errors import Reason, TakhinError
 from takhin.log.partition import Partition
@@ -26,6 +28,7 @@ from tests.log.test_partition import (
     segments_of,
     values_of,
 )
+from tests.model.codec_model import masked
 
 WRITTEN = 2
 _scan = ProduceRequest(100_000)
@@ -331,6 +334,18 @@ def test_a_snapshot_that_is_not_whole(log_in: LogIn, tmp_path: Path, kind: str) 
     assert known(again.partition) == before
     assert known(again.partitions[1]).keys() == {7}
     assert again.store.producers.used == 4
+
+
+@pytest.mark.parametrize("offset", [-1, 1 << 53, -1 << 63])
+def test_a_snapshot_of_no_offset(log: LocalLog, offset: int) -> None:
+    """Its checksum is right, and it was not written here."""
+    fill(log)
+    written = log.partition.producers.encode(10)
+    sums = written[12:16] + struct.pack("<q", offset) + written[24:]
+    forged = written[:8] + struct.pack("<I", masked(crc32c(sums))) + sums
+    assert ProducerStates.decode(forged, TOPIC_ID, 0, ProducerBudget(100)) is None
+    told = ProducerStates.decode(written, TOPIC_ID, 0, ProducerBudget(100))
+    assert told is not None and told.snapshot_offset == 10
 
 
 def test_an_older_snapshot_is_as_good(log: LocalLog, log_in: LogIn) -> None:

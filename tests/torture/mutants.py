@@ -65,6 +65,10 @@ EQUIVALENT: dict[tuple[str, str, str, int], str] = {
         "it spares the work: what the entry needs exactly is held against the room again, and refused in the same way",
     ("takhin/log/segment.pyx", "_check_at", "left > file_size - position", 1):
         "what is not there is found missing when it is read, with the same answer; only more is read for it",
+    ("takhin/log/committer.py", "_begin_journal", "[commit.fd]", 1):
+        "of a new file's header: nothing counts on it before an entry is behind it, whose sync is of the same file",
+    ("takhin/broker/access_control.py", "find_key", "len(presented) > MAX_KEY_CHARACTERS", 1):
+        "it spares the work: what is longer than any key has no key's hash",
 }
 
 
@@ -92,7 +96,7 @@ class Copy:
         copy_tree(self.place, self._changed)
         if self.only is not None:
             # The others as they are, so that they are not compiled.
-            for compiled in (ROOT / "takhin").glob("*/*.so"):
+            for compiled in (ROOT / "takhin").rglob("*.so"):
                 if str(compiled.relative_to(ROOT)).partition(".")[0] not in self._compiled():
                     shutil.copy2(compiled, self.place / compiled.relative_to(ROOT))
         compile_tree(self.place, TAKHIN_DEBUG="1")
