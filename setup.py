@@ -18,6 +18,7 @@ ANNOTATE = os.environ.get("TAKHIN_ANNOTATE") == "1"
 MODULES = [
     "takhin.counters",
     "takhin.gate",
+    "takhin.outcome",
     "takhin.codec.crc32c",
     "takhin.codec.wire",
     "takhin.codec.batch",
@@ -37,6 +38,7 @@ MODULES = [
     "takhin.log.reader",
     "takhin.log.timesearch",
     "takhin.log.sync",
+    "takhin.broker.appending",
     "takhin.rpc.current",
     "takhin.rpc.arrival",
     "takhin.cli.format",

@@ -23,3 +23,8 @@ cdef class CallCounters:
     cdef readonly int64_t sent
     cdef readonly Histogram durations
     cdef int64_t handled[NUM_CODES]
+
+
+cdef class SlowCalls:
+    cdef public int64_t limit_ns
+    cdef readonly object tell

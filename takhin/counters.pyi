@@ -1,4 +1,5 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 CALL_BOUNDS_S: tuple[float, ...]
 
@@ -18,3 +19,8 @@ class CallCounters:
     def note_received(self) -> None: ...
     def note_sent(self) -> None: ...
     def handled_by_code(self) -> dict[int, int]: ...
+
+class SlowCalls:
+    limit_ns: int
+    tell: Callable[[Any, int, int], None]
+    def __init__(self, limit_ns: int, tell: Callable[[Any, int, int], None]) -> None: ...

@@ -82,3 +82,15 @@ cdef class CallCounters:
         """How many calls have ended, for each code that any has ended with."""
         cdef int code
         return {code: self.handled[code] for code in range(NUM_CODES) if self.handled[code]}
+
+
+@cython.final
+cdef class SlowCalls:
+    """Whom to tell of calls of a method that take longer than limit_ns, which may be changed.
+
+    tell(call, took_ns, code) does it.
+    """
+
+    def __init__(self, int64_t limit_ns, tell):
+        self.limit_ns = limit_ns
+        self.tell = tell

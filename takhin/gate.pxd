@@ -25,3 +25,5 @@ cdef class Gate:
 
     cdef inline bint busy(self) noexcept:
         return self.open * BUSY_SHARE >= self.limit
+
+    cdef bint take_bytes(self, int64_t size_bytes) noexcept

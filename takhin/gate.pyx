@@ -42,7 +42,9 @@ cdef class Gate:
     def take(self, bytes request not None):
         """Count a request's bytes; whether that is within the limit, or there are no others. If not, they are not
         counted."""
-        cdef int64_t size_bytes = PyBytes_GET_SIZE(request)
+        return self.take_bytes(PyBytes_GET_SIZE(request))
+
+    cdef bint take_bytes(self, int64_t size_bytes) noexcept:
         if self.limit_bytes and self.used_bytes and self.used_bytes + size_bytes > self.limit_bytes:
             self.refused_bytes += 1
             return False

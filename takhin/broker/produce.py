@@ -7,16 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from takhin.broker.appending import Appending, ack_timeout, append_error, draining_error, failure_answer
 from takhin.broker.producers import Producers
-from takhin.broker.topics import Topic, Topics, partition_of
-from takhin.codec.messages import ProduceRequest, encode_produce_failure
+from takhin.broker.topics import Topics, TopicSource
 from takhin.config import Limits
-from takhin.errors import Reason, TakhinError, error
+from takhin.errors import Reason, TakhinError
 from takhin.log.partition import Partition
 
-# takhin.v1.Durability, by required_acks.
+# Of required_acks.
 ACKS_NONE, ACKS_WRITTEN, ACKS_DURABLE = 0, 1, -1
-_DURABILITY = {ACKS_NONE: 1, ACKS_WRITTEN: 2, ACKS_DURABLE: 3}
 
 
 class RequestStream(Protocol):
@@ -25,12 +24,6 @@ class RequestStream(Protocol):
     async def read(self) -> bytes | None: ...
 
     async def write(self, message: bytes) -> None: ...
-
-
-class TopicSource(Protocol):
-    """Where a request finds its topic: Topics, or what of them somebody may write to."""
-
-    def get_encoded(self, name: bytes) -> Topic: ...
 
 
 @dataclass(slots=True)
@@ -48,45 +41,40 @@ class _Pending:
             try:
                 failure = await asyncio.wait_for(self.done, self.timeout_ms / 1000)
             except TimeoutError:
-                raise error(
-                    Reason.ACK_TIMEOUT,
-                    f"no acknowledgement within timeout_ms ({self.timeout_ms}): the records are appended, whether they "
-                    "are on the disk is unknown",
-                    topic=self.partition.topic, partition=self.partition.partition,
-                ) from None
+                raise ack_timeout(self.partition, self.timeout_ms) from None
         else:
             failure = await self.done
         if failure is not None:
-            raise error(*failure, topic=self.partition.topic, partition=self.partition.partition)
+            raise append_error(self.partition, failure)
         return self.response
 
 
 class Producing:
-    """Takes produce requests as bytes. clock_ms: milliseconds since the epoch."""
+    """Takes produce requests as bytes. clock_ms: milliseconds since the epoch. appending: for whoever does without
+    coroutines."""
 
     def __init__(self, topics: Topics, producers: Producers, limits: Limits, clock_ms: Callable[[], int]):
-        self._topics = topics
-        self._producers = producers
         self._limits = limits
-        self._clock_ms = clock_ms
-        self._request = ProduceRequest(limits.records_per_request)
+        self.appending = Appending(topics, producers, limits, clock_ms)
         self._readers: set[asyncio.Task[None]] = set()
-        self._draining = False
-        # Of requests on all produce streams that are not answered.
-        self.streams_bytes = 0
+
+    @property
+    def streams_bytes(self) -> int:
+        """Of requests on all produce streams that are not answered."""
+        return self.appending.streams_bytes
 
     def begin_drain(self) -> None:
         """Refuse what comes from now on; streams answer what they have read, and end."""
-        self._draining = True
+        self.appending.begin_drain()
         for reader in self._readers:
             reader.cancel()
 
     async def produce(self, request: bytes) -> bytes:
         """Append the records of a ProduceMessageRequest; returns the encoded answer.
 
-        Raises what the request is refused for (see ProduceRequest.read and _append), what the append failed with.
+        Raises what the request is refused for (see Appending.append), what the append failed with.
         """
-        answer = self._append(request, self._topics)
+        answer = self._append(request, None)
         return answer if type(answer) is bytes else await answer.result()
 
     async def produce_to(self, request: bytes, topics: TopicSource) -> bytes:
@@ -99,9 +87,9 @@ class Producing:
 
         A refused request is answered with error, code and reason, and the stream goes on.
         """
-        if self._draining:
+        if self.appending.is_draining:
             raise draining_error()
-        stream = _ProduceStream(self, call, self._limits, topics or self._topics)
+        stream = _ProduceStream(self, call, self._limits, topics)
         reader = asyncio.ensure_future(stream.read_requests())
         reader.add_done_callback(stream.end_of_requests)
         self._readers.add(reader)
@@ -111,61 +99,30 @@ class Producing:
             self._readers.discard(reader)
             reader.cancel()
             stream.close()
-        if self._draining:
+        if self.appending.is_draining:
             raise draining_error()
 
-    def _append(self, request: bytes, topics: TopicSource) -> bytes | _Pending:
-        if self._draining:
-            raise draining_error()
-        scan = self._request
-        scan.read(request)
-        topic = topics.get_encoded(scan.topic)
-        acks = scan.required_acks
-        durability = _DURABILITY.get(acks)
-        if durability is None:
-            raise error(
-                Reason.INVALID_ACKS, f"required_acks {acks} is not known: 0 (none), 1 (written) or -1 (durable)"
-            )
-        if scan.timeout_ms < 0:
-            raise error(Reason.INVALID_LIMIT, f"timeout_ms {scan.timeout_ms} is negative; 0 waits without a limit")
-        check_record_sizes(topic, scan)
-        number = scan.partition
-        if scan.is_conditional:
-            partition = named_partition(topic, scan)
-            if scan.has_producer:
-                self._producers.check(scan.producer_id, scan.producer_epoch)
-            known = partition.check(scan, durability)
-            if known is not None:
-                return _answered_again(partition, *known, acks, scan.timeout_ms)
-        partition = choose_partition(topic, scan) if number == -1 else partition_of(topic, number)
-        response = partition.append(scan, self._clock_ms(), durability)
-        if acks == ACKS_NONE:
-            return response
-        if acks == ACKS_WRITTEN:
-            return _Pending(response, partition.written(), 0, partition)
-        return _Pending(response, partition.durable(), scan.timeout_ms, partition)
+    def _append(self, request: bytes, topics: TopicSource | None) -> bytes | _Pending:
+        appending = self.appending
+        response = appending.append(request, topics)
+        done = appending.wait()
+        return response if done is None else _Pending(response, done, appending.timeout_ms, appending.partition)
 
-    def answer(self, request: bytes, topics: TopicSource) -> bytes | _Pending:
+    def answer(self, request: bytes, topics: TopicSource | None) -> bytes | _Pending:
         """As _append, with a refusal as an answer."""
         try:
             return self._append(request, topics)
         except TakhinError as refusal:
-            return self.failure(refusal)
-
-    def failure(self, refusal: TakhinError) -> bytes:
-        """A ProduceMessageResponse that tells of an error."""
-        return encode_produce_failure(
-            refusal.metadata.get("topic", "").encode(), int(refusal.metadata.get("partition", 0)), refusal.message,
-            refusal.code, refusal.reason.value,
-        )
+            return failure_answer(refusal)
 
 
 class _ProduceStream:
     """One produce stream: requests are read and appended by one task, answers written by another."""
 
-    def __init__(self, producing: Producing, call: RequestStream, limits: Limits, topics: TopicSource):
+    def __init__(self, producing: Producing, call: RequestStream, limits: Limits, topics: TopicSource | None):
         self._topics = topics
         self._producing = producing
+        self._appending = producing.appending
         self._call = call
         self._max_requests = limits.stream_requests_in_flight
         self._max_bytes = limits.stream_bytes_in_flight
@@ -191,11 +148,11 @@ class _ProduceStream:
         """Whether nothing more is read until an answer was written. Who has none to wait for is never held up."""
         if len(self._answers) >= self._max_requests or self._bytes >= self._max_bytes:
             return True
-        return self._producing.streams_bytes >= self._max_bytes_of_all and bool(self._answers)
+        return self._appending.streams_bytes >= self._max_bytes_of_all and bool(self._answers)
 
     def _count(self, size_bytes: int) -> None:
         self._bytes += size_bytes
-        self._producing.streams_bytes += size_bytes
+        self._appending.streams_bytes += size_bytes
 
     def end_of_requests(self, reader: "asyncio.Task[None]") -> None:
         """The task of read_requests has ended, perhaps before it began."""
@@ -216,7 +173,7 @@ class _ProduceStream:
                 try:
                     answer = await answer.result()
                 except TakhinError as failure:
-                    answer = self._producing.failure(failure)
+                    answer = failure_answer(failure)
             await self._call.write(answer)
             self._answers.popleft()
             self._count(-size_bytes)
@@ -237,50 +194,3 @@ class _ProduceStream:
             if not self._changed.done():
                 self._changed.set_result(None)
             self._changed = None
-
-
-def check_record_sizes(topic: Topic, scan: ProduceRequest) -> None:
-    """Raises RECORD_TOO_LARGE."""
-    if scan.largest_record_bytes > topic.config.max_record_bytes:
-        raise error(
-            Reason.RECORD_TOO_LARGE,
-            f"a record of {scan.largest_record_bytes} bytes is larger than max.message.bytes of {topic.name!r}, "
-            f"{topic.config.max_record_bytes}",
-            topic=topic.name, max_record_bytes=topic.config.max_record_bytes,
-        )
-
-
-def named_partition(topic: Topic, scan: ProduceRequest) -> Partition:
-    """Of a request that is conditional. Raises INVALID_PARTITION, PARTITION_NOT_FOUND."""
-    if scan.partition == -1:
-        raise error(
-            Reason.INVALID_PARTITION,
-            "a request with producer or expected_offset names its partition: what they say is said of one",
-            topic=topic.name, partition=-1,
-        )
-    return partition_of(topic, scan.partition)
-
-
-def choose_partition(topic: Topic, scan: ProduceRequest) -> Partition:
-    """By the records' key; without one, the same partition for all of a batch, then the next."""
-    number = scan.key_partition(len(topic.partitions))
-    if number < 0:
-        if scan.is_batch or not topic.partitions[topic.sticky].unwritten:
-            topic.sticky = (topic.sticky + 1) % len(topic.partitions)
-        number = topic.sticky
-    return topic.partitions[number]
-
-
-def _answered_again(
-    partition: Partition, response: bytes, end_offset: int, acks: int, timeout_ms: int
-) -> bytes | _Pending:
-    """The answer to a duplicate whose records lie below end_offset: when its own required_acks is reached."""
-    if acks == ACKS_NONE:
-        return response
-    done = partition.written_to(end_offset) if acks == ACKS_WRITTEN else partition.durable_to(end_offset)
-    return response if done is None else _Pending(response, done, timeout_ms if acks == ACKS_DURABLE else 0, partition)
-
-
-def draining_error() -> TakhinError:
-    """What is told to who comes while the broker shuts down."""
-    return error(Reason.DRAINING, "the broker is shutting down; try again")

@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from takhin.broker.metadata import MetadataStore, TopicRow
 from takhin.broker.topic_config import TopicConfig, check_config_name, parse_topic_config
@@ -36,6 +37,12 @@ class Topic:
     @property
     def size_bytes(self) -> int:
         return sum(partition.size_bytes for partition in self.partitions)
+
+
+class TopicSource(Protocol):
+    """Where a request finds its topic: Topics, or what of them somebody may write to."""
+
+    def get_encoded(self, name: bytes) -> Topic: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,20 +6,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from takhin.broker.appending import check_record_sizes, choose_partition, draining_error, named_partition
 from takhin.broker.groups import GroupCoordinator
 from takhin.broker.metadata import MetadataStore, OffsetCommit
 from takhin.broker.permissions import WritableTopics
-from takhin.broker.produce import (
-    ACKS_DURABLE,
-    ACKS_NONE,
-    TopicSource,
-    check_record_sizes,
-    choose_partition,
-    draining_error,
-    named_partition,
-)
+from takhin.broker.produce import ACKS_DURABLE, ACKS_NONE
 from takhin.broker.producers import Producers
-from takhin.broker.topics import Topics, partition_of
+from takhin.broker.topics import Topics, TopicSource, partition_of
 from takhin.codec.messages import ProduceRequest
 from takhin.codec.transaction import TransactionRequest, encode_transaction
 from takhin.config import Limits

@@ -33,6 +33,8 @@ cdef class ProduceRequest:
     cdef uint32_t _capacity
     cdef uint32_t _limit
     cdef bytes _request
+    cpdef int64_t key_partition(self, uint32_t num_partitions) except -2
+    cdef int read_at(self, const uint8_t* data, size_t size) except -1
     cdef int _add(self, const uint8_t* record, size_t size) noexcept
     cdef int _read(self, const uint8_t* end) noexcept
     cdef int _read_producer(self, const Field* producer) noexcept

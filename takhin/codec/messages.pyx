@@ -69,14 +69,18 @@ cdef class ProduceRequest:
         Raises InvalidArgument: MALFORMED_REQUEST, MALFORMED_RECORD, NO_RECORD, RECORD_AND_RECORDS, TOO_MANY_RECORDS,
         INVALID_PRODUCER, INVALID_OFFSET.
         """
+        self._request = None
+        self.read_at(<const uint8_t*>PyBytes_AS_STRING(request), len(request))
+        self._request = request
+
+    cdef int read_at(self, const uint8_t* data, size_t size) except -1:
+        """As read(), of bytes that stay where they are for as long as what it tells is asked for."""
         cdef int fault
-        cdef Py_ssize_t size = len(request)
         if size > 0x7FFFFFFF:
             raise error(Reason.MALFORMED_REQUEST, "a request is below 2 GiB")
         if self._capacity > SPANS_KEPT:
             self._shrink()
-        self._request = request
-        self.data = <const uint8_t*>PyBytes_AS_STRING(request)
+        self.data = data
         self.topic = b""
         self.partition = 0
         self.required_acks = 0
@@ -100,6 +104,7 @@ cdef class ProduceRequest:
             )
         if self.is_conditional:
             self._check_condition()
+        return 0
 
     cdef int _read(self, const uint8_t* end) noexcept:
         # Negative: the fault lies within a record.
@@ -254,7 +259,7 @@ cdef class ProduceRequest:
             raise MemoryError()
         raise error(Reason.MALFORMED_REQUEST, f"ProduceMessageRequest can't be read: {fault_text(fault)}")
 
-    def key_partition(self, uint32_t num_partitions):
+    cpdef int64_t key_partition(self, uint32_t num_partitions) except -2:
         """The partition that the records' keys ask for, -1 when none of them has a key.
 
         It is murmur2 of the key, as Kafka's default partitioner has it. Raises InvalidArgument KEYS_SPAN_PARTITIONS

@@ -4,6 +4,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from takhin.codec.batch cimport BatchHeader
 from takhin.codec.messages cimport ProduceRequest, ResponsePrefix
+from takhin.outcome cimport Outcome
 from takhin.log.producers cimport ProducerState, ProducerStates
 from takhin.log.ring cimport Ring
 from takhin.log.segment cimport FileCache, Segment
@@ -69,8 +70,13 @@ cdef class Partition:
     cdef list _written_waiters
     cdef list _durable_waiters      # of this tick
     cdef list _sync_waiters         # (offset, futures)
+    cdef Outcome _written_outcome   # among those of this tick, for all who share it
+    cdef Outcome _durable_outcome
     cdef object _data_future        # shared: whoever waits for it must not cancel it
 
+    cpdef object append(self, ProduceRequest request, int64_t now_ms, int durability)
+    cdef Outcome written_outcome(self)
+    cdef Outcome durable_outcome(self)
     cdef int _note_producer(
         self, ProducerState producer, ProduceRequest request, int64_t base_offset, int64_t first_timestamp_ms,
         int64_t now_ms

@@ -23,6 +23,7 @@ from takhin.codec.batch cimport (
 from takhin.codec.messages cimport ProduceRequest, RecordSpan, ResponsePrefix
 from takhin.codec.wire cimport SAFE_INT64
 from takhin.log.hold cimport check_held
+from takhin.outcome cimport Outcome
 from takhin.log.producers cimport (
     VERDICT_APPEND,
     VERDICT_DUPLICATE,
@@ -151,7 +152,7 @@ cdef class Partition:
             )
         return None
 
-    def append(self, ProduceRequest request not None, int64_t now_ms, int durability):
+    cpdef object append(self, ProduceRequest request, int64_t now_ms, int durability):
         """Append the request's records: one batch, or with others of this tick a part of one.
 
         A request that is conditional was given to check() before. Returns the encoded ProduceMessageResponse that is
@@ -424,6 +425,8 @@ cdef class Partition:
         if self._durable_waiters:
             self._sync_waiters.append((self.written_offset, self._durable_waiters))
             self._durable_waiters = []
+            # Who appends from now on waits for another sync.
+            self._durable_outcome = None
             self._committer.want_sync(self)
 
     def give_up_waiting(self, failure):
@@ -519,31 +522,51 @@ cdef class Partition:
 
     # What others wait for
 
-    def written(self):
-        """A future: None when all that was appended so far is with the operating system, else why it is not."""
+    def written(self, bint shared=False):
+        """A future: None when all that was appended so far is with the operating system, else why it is not.
+
+        shared: an Outcome instead, the same for all who ask so in a tick.
+        """
+        if shared:
+            return self.written_outcome()
         future = self._create_future()
         self._written_waiters.append(future)
         return future
 
-    def durable(self):
-        """A future: None when all that was appended so far is on the disk, else why that is not known."""
+    def durable(self, bint shared=False):
+        """A future: None when all that was appended so far is on the disk, else why that is not known. shared: as for
+        written()."""
+        if shared:
+            return self.durable_outcome()
         future = self._create_future()
         self._durable_waiters.append(future)
         return future
 
-    def written_to(self, int64_t offset):
-        """As written(), for what was appended below offset; None: it is."""
-        return None if offset <= self.written_offset else self.written()
+    cdef Outcome written_outcome(self):
+        if self._written_outcome is None or self._written_outcome.is_done:
+            self._written_outcome = Outcome()
+            self._written_waiters.append(self._written_outcome)
+        return self._written_outcome
 
-    def durable_to(self, int64_t offset):
+    cdef Outcome durable_outcome(self):
+        if self._durable_outcome is None or self._durable_outcome.is_done:
+            self._durable_outcome = Outcome()
+            self._durable_waiters.append(self._durable_outcome)
+        return self._durable_outcome
+
+    def written_to(self, int64_t offset, bint shared=False):
+        """As written(), for what was appended below offset; None: it is."""
+        return None if offset <= self.written_offset else self.written(shared)
+
+    def durable_to(self, int64_t offset, bint shared=False):
         """As durable(), for what was appended below offset; None: it is. Raises what `failure` says."""
         if offset <= self.durable_offset:
             return None
         if self.failure_is_final:
             raise error(*self.failure, topic=self.topic, partition=self.partition)
         if offset > self.written_offset:
-            return self.durable()
-        future = self._create_future()
+            return self.durable(shared)
+        future = Outcome() if shared else self._create_future()
         self._sync_waiters.append((offset, [future]))
         self._committer.want_sync(self)
         return future

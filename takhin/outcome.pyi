@@ -1,0 +1,16 @@
+"""What becomes of what was appended in a tick, told to all who wait for it without a future each."""
+
+from typing import final
+
+from takhin.errors import Reason
+
+class Waiter: ...
+
+@final
+class Outcome:
+    @property
+    def is_done(self) -> bool: ...
+    @property
+    def failure(self) -> tuple[Reason, str] | None: ...
+    def done(self) -> bool: ...
+    def set_result(self, failure: tuple[Reason, str] | None) -> None: ...

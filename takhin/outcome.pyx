@@ -1,0 +1,40 @@
+"""What becomes of what was appended in a tick, told to all who wait for it without a future each.
+
+A future is one waiter's, who may cancel it, and tells him in a turn of the loop to come. An outcome is shared, nobody
+cancels it, and it tells at once: as whoever asked in the same tick gets the same answer, a tick of ten thousand appends
+needs one.
+"""
+
+cimport cython
+
+
+cdef class Waiter:
+    """Somebody who is told."""
+
+    cdef void settled(self, Outcome outcome) noexcept:
+        """The outcome is there. Called from within a write or the end of a sync: must not append."""
+
+
+@cython.final
+cdef class Outcome:
+    """Stands where a future of the log does: done() and set_result()."""
+
+    def __cinit__(self):
+        self._waiters = []
+
+    cdef int add(self, Waiter waiter) except -1:
+        """Tell this one, too. It is not done."""
+        self._waiters.append(waiter)
+        return 0
+
+    def done(self):
+        """Whether it is known."""
+        return self.is_done
+
+    def set_result(self, object failure):
+        """It is known: None, or (reason, message)."""
+        waiters, self._waiters = self._waiters, []
+        self.failure = failure
+        self.is_done = True
+        for waiter in waiters:
+            (<Waiter>waiter).settled(self)
