@@ -12,14 +12,17 @@ TEST_JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile
 SOURCES := $(shell find takhin -name '*.pyx' -o -name '*.pxd') setup.py
 
-.PHONY: help venv build dev debug annotate proto docs run test secured asan bench clean
+.PHONY: help venv build dev debug annotate proto docs run test secured asan bench bench-cpp clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make run       start the broker on 127.0.0.1:9092 with its data in ./data"
 	@echo "make test      run the test suite (PYTEST_ARGS='-k name' for a part, TEST_JOBS=n)"
+	@echo "                TAKHIN_TEST_FRONT=grpc or fast: all of it on that front; the RPC tests else run on each"
 	@echo "make secured   the tests of the RPCs on brokers with TLS and authentication"
+	@echo "make conformance  gRPC clients in Python, C++, Go, Node, Java, and tools, against both fronts (ARGS=...)"
 	@echo "make bench     measure: handlers in process, then load against a running broker"
+	@echo "make bench-cpp compile the C++ load clients of python -m bench.fronts"
 	@echo "make crash, groups, powercut, torn, rot, faults, diskfull, fuzz, mutants: break it on purpose (N=rounds SEED=n SECONDS=n)"
 	@echo "make asan      the tests of the compiled parts on a build with sanitizers"
 	@echo "make build     compile the extensions (after 'make -f Makefile.proto proto' when proto/ changed)"
@@ -39,7 +42,12 @@ $(VENV)/.installed: pyproject.toml
 
 venv: $(VENV)/.installed
 
-build/.built: $(VENV)/.installed $(SOURCES)
+# What the fast front is linked with: once it is there, "make build" has more to build.
+NGHTTP2 := build/.nghttp2-$(shell pkg-config --modversion libnghttp2 2>/dev/null || echo none)
+$(NGHTTP2):
+	@mkdir -p build && rm -f build/.nghttp2-* && touch $@
+
+build/.built: $(VENV)/.installed $(SOURCES) $(NGHTTP2)
 	$(BIN)/python setup.py -q build_ext --inplace --parallel 2
 	@mkdir -p build && touch $@
 
@@ -83,11 +91,38 @@ $(TORTURE): build
 asan: build
 	$(BIN)/python -m tests.torture.asan
 
+# gRPC clients of several languages against both fronts: ARGS='--client go --front fast --allow-missing'.
+.PHONY: conformance
+conformance: build
+	$(BIN)/python -m tests.conformance $(ARGS)
+
 bench: build
 	$(BIN)/python -m pytest bench/micro.py -q --benchmark-columns=median,mean,stddev,rounds,iterations
 	$(BIN)/python -m bench.load
 	$(BIN)/python -m bench.groups
 	$(BIN)/python -m bench.python_client
+
+# The clients and the bare server of bench.fronts; needs libgrpc++-dev, protobuf-compiler-grpc and libnghttp2-dev.
+BENCH := build/bench
+BENCH_CXX := $(CXX) -std=c++17 -O2 -Wall -Wextra -I$(BENCH)
+BENCH_GENERATED := $(BENCH)/takhin.pb.o $(BENCH)/takhin.grpc.pb.o
+
+bench-cpp: $(BENCH)/raw_client $(BENCH)/load_client $(BENCH)/bare_server
+
+$(BENCH)/takhin/v1/takhin.pb.cc: proto/takhin/v1/takhin.proto
+	@mkdir -p $(BENCH)
+	protoc -Iproto --cpp_out=$(BENCH) --grpc_out=$(BENCH) --plugin=protoc-gen-grpc=$$(command -v grpc_cpp_plugin) $<
+$(BENCH)/takhin/v1/takhin.grpc.pb.cc: $(BENCH)/takhin/v1/takhin.pb.cc
+
+$(BENCH)/%.o: $(BENCH)/takhin/v1/%.cc
+	$(BENCH_CXX) -c -o $@ $<
+
+$(BENCH)/raw_client: $(wildcard bench/cpp/raw_*) bench/cpp/common.h
+	@mkdir -p $(BENCH)
+	$(BENCH_CXX) -o $@ bench/cpp/raw_client.cc $$(pkg-config --cflags --libs libnghttp2)
+
+$(BENCH)/load_client $(BENCH)/bare_server: $(BENCH)/%: bench/cpp/%.cc bench/cpp/common.h $(BENCH_GENERATED)
+	$(BENCH_CXX) -o $@ $< $(BENCH_GENERATED) $$(pkg-config --cflags --libs grpc++ protobuf) -pthread
 
 clean:
 	rm -rf build $(VENV) *.egg-info

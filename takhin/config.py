@@ -276,6 +276,9 @@ class Settings:
     listen: str = _text(
         "127.0.0.1:9092", "address to serve on; port 0 picks a free one; unix:PATH is a Unix socket", "HOST:PORT",
         is_address=True)
+    fast_listen: str = _text(
+        "127.0.0.1:9093", "address of the fast front, which serves the same beside the other, where it is built; port "
+        "0 picks a free one; unix:PATH is a Unix socket; empty: none", "HOST:PORT", is_address=True, may_be_empty=True)
     insecure: bool = _switch(
         False, "serve where other machines reach it though TLS or authentication is missing")
     metrics_listen: str = _text(
@@ -508,6 +511,11 @@ def _fit_together(values: dict[str, Any], sources: Mapping[str, str]) -> None:
         values[key] = bound
 
 
+def _port(address: str) -> int | None:
+    """None: of a Unix socket."""
+    return None if unix_path(address) is not None else split_listen(address)[1]
+
+
 def _access_problems(values: Mapping[str, Any], sources: Mapping[str, str]) -> Iterator[str]:
     """TLS and authentication: that what belongs together is there, and that nothing is open to others by mistake."""
     for key, needed in (
@@ -521,16 +529,22 @@ def _access_problems(values: Mapping[str, Any], sources: Mapping[str, str]) -> I
         yield (
             f"{sources['auth.admins']}: without authentication there is no principal; set auth.keys, auth.admin_key, "
             "auth.jwks or tls.client_ca")
+    if values["listen"] == values["fast_listen"] and sources["fast_listen"] != DEFAULT and (
+        _port(values["listen"]) != 0
+    ):
+        yield f"{sources['fast_listen']}: {values['fast_listen']} is listen's already; the fast front needs its own"
     if values["metrics_listen"] and not values["insecure"] and not is_loopback(values["metrics_listen"]):
         yield (
             f"{sources['metrics_listen']}: {values['metrics_listen']} can be reached from other machines, and metrics, "
             "which name topics and groups, are served without TLS and authentication; --insecure serves them there all "
             "the same")
-    if values["insecure"] or is_loopback(values["listen"]) or (values["tls.cert"] and has_auth):
+    if values["insecure"] or (values["tls.cert"] and has_auth):
         return
     missing = " and ".join(
         what for what, there in [("TLS (--tls-cert, --tls-key)", values["tls.cert"]), (
             "authentication (--auth-keys, --auth-jwks, --tls-client-ca)", has_auth)] if not there)
-    yield (
-        f"{sources['listen']}: {values['listen']} can be reached from other machines, and {missing} is missing; "
-        "--insecure serves there all the same")
+    for key in ("listen", "fast_listen"):
+        if values[key] and not is_loopback(values[key]):
+            yield (
+                f"{sources[key]}: {values[key]} can be reached from other machines, and {missing} is missing; "
+                "--insecure serves there all the same")

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from takhin.config import Option
 
 VARIABLE_PREFIX = "TAKHIN_"
+# Addresses that may be Unix sockets.
+_UNIX_TOO = ("listen", "fast_listen")
 FILE_VARIABLE = "TAKHIN_CONFIG"
 # What the options of takhin's commands begin with: TAKHIN_TOPIC_CREATE_PARTITIONS.
 _COMMANDS = (
@@ -58,11 +60,11 @@ def check(option: "Option", source: str, value: object) -> str | int | bool:
             refuse(source, value, "http://HOST:PORT, or https://, with TLS")
         if metadata["is_address"]:
             try:
-                if option.key != "listen" or unix_path(value) is None:
+                if option.key not in _UNIX_TOO or unix_path(value) is None:
                     split_listen(value)
             except ValueError:
                 # Also a host that no resolver is asked for: with an empty label, or one of more than 63 characters.
-                socket = "; or unix:PATH, of up to 107 letters, digits and /._+@,=~-" if option.key == "listen" else ""
+                socket = "; or unix:PATH, of up to 107 letters, digits and /._+@,=~-" if option.key in _UNIX_TOO else ""
                 refuse(source, value, f"HOST:PORT with a port of 0 to 65535, as 127.0.0.1:9092 or [::1]:9092{socket}")
     elif type(value) is int and not (metadata["minimum"] <= value <= metadata["maximum"]):
         if not (value == -1 and metadata["minus_one"]):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 # -P: not what lies in the current directory under the same name.
 _PROGRAM = (sys.executable, "-P", "-m", "takhin.cli.attached")
-_SERVING = re.compile(r"takhin: serving on (\S+:[0-9]+)\n")
+_SERVING = re.compile(r"takhin: serving on (\S+:[0-9]+)")
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 30.0
 # So much of its log is told when it does not start.
@@ -28,7 +28,8 @@ class ServerFailed(Exception):
 
 class ServerProcess:
     """takhin-server on directory/data, its log in directory/log. listen: HOST:PORT, with port 0 a free one; a restart
-    keeps what was chosen. flags: of takhin-server.
+    keeps what was chosen. flags: of takhin-server; without --fast-listen there it has no fast front, as several may run
+    at once.
 
     Attributes: address (HOST:PORT, from when it serves on), directory, data_dir, log_path.
     """
@@ -46,7 +47,9 @@ class ServerProcess:
         """Start it; returns when it serves. Raises ServerFailed, OSError."""
         if self._popen is not None:
             raise ServerFailed("the broker runs already")
-        command = [*_PROGRAM, "--listen", self.address or self._listen, "--data-dir", str(self.data_dir), *self._flags]
+        command = [
+            *_PROGRAM, "--listen", self.address or self._listen, "--data-dir", str(self.data_dir), "--fast-listen", "",
+            *self._flags]
         with self.log_path.open("ab") as log:
             # In a process group of its own: Ctrl-C at the terminal is for us, and we end it in order.
             self._popen = subprocess.Popen(
@@ -70,7 +73,8 @@ class ServerProcess:
                 self._popen.wait()
                 break
             line += more
-        return line.decode(errors="replace")
+        # Those of the fast front and of metrics may be with it.
+        return line.decode(errors="replace").partition("\n")[0]
 
     @property
     def pid(self) -> int | None:

@@ -27,11 +27,13 @@ from takhin.codec.batch import BATCH_HEADER_SIZE, Batch, read_batch
 from takhin.errors import DOMAIN, Reason
 from takhin.v1 import takhin_pb2 as pb
 from takhin.v1 import takhin_pb2_grpc
+from tests import fronts
 from tests.secured import Secured, secured_by_default
 
 SERVER = (sys.executable, "-m", "takhin.cli.server")
 SERVICE = "takhin.v1.TakhinService"
 SERVING = re.compile(r"takhin: serving on (\S+)\n")
+FAST_FRONT = re.compile(r"takhin: fast front on (\S+)\n")
 METRICS = re.compile(r"takhin: metrics on (\S+:[0-9]+)\n")
 # Far more than anything here takes: a test that waits so long has failed.
 DEADLINE_S = 60
@@ -48,12 +50,14 @@ class BrokerProcess:
 
     flags: of takhin-server. prefix: what runs it, strace for example; "{data}" there is its data directory. program: in
     place of takhin-server. variables: of its environment. secured: with TLS and authentication; None: as the whole run
-    is, see tests/secured.py. check() is for the end of a test.
+    is, see tests/secured.py. front: whose address is the broker's for its clients, "grpc" or "fast"; None: that of the
+    test, see tests/fronts.py. listen: where that front is to serve. check() is for the end of a test.
     """
 
     def __init__(
         self, directory: Path, *flags: str, prefix: Sequence[str] = (), program: Sequence[str] = SERVER,
-        variables: Mapping[str, str] | None = None, listen: str = "127.0.0.1:0", secured: Secured | None = None
+        variables: Mapping[str, str] | None = None, listen: str = "127.0.0.1:0", secured: Secured | None = None,
+        front: str | None = None,
     ):
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
@@ -66,7 +70,8 @@ class BrokerProcess:
         self.listen = listen
         # Whoever runs it under strace may look for the messages on the wire.
         self.secured = secured or secured_by_default(encrypted=not prefix)
-        self.address = ""
+        self.address = self.grpc_address = ""
+        self.front = front or fronts.current
         # With --metrics-listen: where to scrape.
         self.metrics_address = ""
         self._popen: subprocess.Popen[bytes] | None = None
@@ -80,7 +85,7 @@ class BrokerProcess:
         self.launch(*more_flags)
         match = SERVING.fullmatch(self._line())
         assert match, f"it does not serve; standard error:\n{self.stderr}"
-        self.address = match[1]
+        self.address = self._address(match[1])
         if "--metrics-listen" in self.flags:
             match = METRICS.fullmatch(self._line())
             assert match, "it does not say where its metrics are"
@@ -93,14 +98,26 @@ class BrokerProcess:
         match = SERVING.fullmatch(self._line())
         if match is None:
             return self.wait()
-        self.address = match[1]
+        self.address = self._address(match[1])
         return None
+
+    def _address(self, grpc_address: str) -> str:
+        """Of the front that is tested."""
+        self.grpc_address = grpc_address
+        if self.front == fronts.GRPC:
+            return grpc_address
+        match = FAST_FRONT.fullmatch(self._line())
+        assert match, f"it does not say where its fast front is; standard error:\n{self.stderr}"
+        return match[1]
 
     def launch(self, *more_flags: str) -> None:
         """Start it, and wait for nothing."""
         assert self._popen is None
         prefix = [word.replace("{data}", str(self.data_dir)) for word in self.prefix]
-        command = [*prefix, *self.program, "--listen", self.listen, "--data-dir", str(self.data_dir)]
+        # The front that is not tested is not there, or on any port.
+        where = (self.listen, "") if self.front == fronts.GRPC else ("127.0.0.1:0", self.listen)
+        command = [
+            *prefix, *self.program, "--listen", where[0], "--fast-listen", where[1], "--data-dir", str(self.data_dir)]
         if self.secured is not None:
             command += self.secured.flags
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("TAKHIN_", "GRPC_"))}

@@ -17,13 +17,28 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import grpc
 import pytest
 
+from tests import fronts
 from tests.broker_process import BrokerProcess, Stub, new_topic
 
 StartBroker = Callable[..., BrokerProcess]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before any fixture of the test is made."""
+    callspec = getattr(item, "callspec", None)
+    fronts.current = callspec.params.get("front", fronts.DEFAULT) if callspec is not None else fronts.DEFAULT
+
+
+@pytest.fixture(scope="session")
+def front() -> str:
+    """The front that the test is run against; tests/rpc has each. What outlives a test, and depends on it, asks for
+    it."""
+    return fronts.DEFAULT
+
+
 @pytest.fixture
-def start_broker(tmp_path: Path) -> Iterator[StartBroker]:
+def start_broker(tmp_path: Path, front: str) -> Iterator[StartBroker]:
     """start_broker(*flags, prefix=...): a broker of the test's own; each further one has another directory."""
     started: list[BrokerProcess] = []
 
@@ -45,20 +60,27 @@ def broker(start_broker: StartBroker) -> BrokerProcess:
 
 
 @pytest.fixture(scope="session")
-def _session_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
-    process = BrokerProcess(tmp_path_factory.mktemp("shared")).start()
-    yield process
-    process.terminate()
-    process.check()
+def _session_brokers() -> Iterator[dict[str, BrokerProcess]]:
+    """By front."""
+    started: dict[str, BrokerProcess] = {}
+    yield started
+    for process in started.values():
+        process.terminate()
+        process.check()
 
 
 @pytest.fixture
-def shared_broker(_session_broker: BrokerProcess) -> Iterator[BrokerProcess]:
-    """One broker for all tests that leave it as it was but for topics and groups of their own."""
-    since = len(_session_broker.stderr)
-    yield _session_broker
-    _session_broker.check(since)
-    assert _session_broker.running, "the test ended the shared broker"
+def shared_broker(
+    _session_brokers: dict[str, BrokerProcess], tmp_path_factory: pytest.TempPathFactory, front: str
+) -> Iterator[BrokerProcess]:
+    """One broker for all tests that leave it as it was but for topics and groups of their own; one a front."""
+    if front not in _session_brokers:
+        _session_brokers[front] = BrokerProcess(tmp_path_factory.mktemp(f"shared-{front}")).start()
+    broker = _session_brokers[front]
+    since = len(broker.stderr)
+    yield broker
+    broker.check(since)
+    assert broker.running, "the test ended the shared broker"
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from grpc_status import rpc_status
 
 from takhin.config import GrpcSettings
 from takhin.rpc.call import Call, Kind, Method, StreamCall, method_table
-from takhin.rpc.grpc_front import GrpcFront
+from tests.fronts import new_front
 
 SERVICE = "test.v1.Test"
 PLANTED = "planted-secret"
@@ -39,7 +39,7 @@ def bidi(handler: Callable[..., Any], name: str = "Bidi") -> Method:
 
 @asynccontextmanager
 async def serving(*methods: Method, grace_ms: int = 1000, **settings: Any) -> AsyncIterator[str]:
-    front = GrpcFront(method_table(methods), GrpcSettings(**settings))
+    front = new_front(method_table(methods), GrpcSettings(**settings))
     address = await front.start("127.0.0.1:0")
     try:
         yield address

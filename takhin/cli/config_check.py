@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
+from takhin.cli.fast_front import load_fast_front
 from takhin.config import DEFAULT, Settings, gather_settings, has_authentication
 from takhin.errors import ConfigError, StartError
 from takhin.listen_address import unix_path
@@ -15,7 +16,8 @@ def problems_of(environ: Mapping[str, str], config_file: str | None) -> tuple[li
     """What is wrong, a line each, and how many settings are given. Blocks for as long as reading the files takes."""
     settings, sources, problems = gather_settings({}, environ, config_file)
     if not problems:
-        problems = list(start_problems(settings, environ)) + list(_places(settings))
+        is_fast_asked = sources["fast_listen"] != DEFAULT
+        problems = [*start_problems(settings, environ, is_fast_asked=is_fast_asked), *_places(settings)]
     return problems, sum(source != DEFAULT for source in sources.values())
 
 
@@ -28,8 +30,9 @@ def load_trace_export() -> ModuleType:
         raise StartError(f"tracing.enabled: {problem}") from None
 
 
-def start_problems(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
-    """What only looking can tell: certificates, keys, key sets, and what traces need."""
+def start_problems(settings: Settings, environ: Mapping[str, str], *, is_fast_asked: bool) -> Iterator[str]:
+    """What only looking can tell: certificates, keys, key sets, what traces need, and whether the fast front is built,
+    where somebody has set fast_listen."""
     from takhin.broker.broker import wall_clock_ms
     from takhin.rpc.authentication import Authentication
     from takhin.rpc.tls import tls_files
@@ -39,13 +42,16 @@ def start_problems(settings: Settings, environ: Mapping[str, str]) -> Iterator[s
         yield from _refusal(lambda: Authentication(settings, wall_clock_ms))
     if settings.tracing.enabled:
         yield from _refusal(lambda: load_trace_export().check_variables(environ))
+    if is_fast_asked and settings.fast_listen:
+        yield from _refusal(load_fast_front)
 
 
 def _places(settings: Settings) -> Iterator[str]:
     """Where it listens, and where its data are."""
-    path = unix_path(settings.listen)
-    if path is not None and not os.path.isdir(os.path.dirname(path) or "."):
-        yield f"can't listen on {settings.listen}: there is no directory {os.path.dirname(path)}"
+    for address in (settings.listen, settings.fast_listen):
+        path = unix_path(address)
+        if path is not None and not os.path.isdir(os.path.dirname(path) or "."):
+            yield f"can't listen on {address}: there is no directory {os.path.dirname(path)}"
     yield from _directory(settings.data_dir)
 
 

@@ -18,8 +18,9 @@ from typing import NamedTuple
 from takhin.broker.sqlite_thread import OLDEST_SQLITE
 from takhin.cli.doctor_disk import disk_checks
 from takhin.cli.config_check import start_problems
+from takhin.cli.fast_front import is_wanted
 from takhin.cli.index_view import read_index_file
-from takhin.config import Settings, gather_settings
+from takhin.config import DEFAULT, Settings, gather_settings
 from takhin.errors import StartError
 from takhin.listen_address import unix_path
 
@@ -45,11 +46,12 @@ class Finding(NamedTuple):
 
 def examine(environ: Mapping[str, str], config_file: str | None, data_dir: str | None) -> list[Finding]:
     """All checks, in order. Blocks for as long as some fifty syncs take."""
-    settings, _, problems = gather_settings({}, environ, config_file)
+    settings, sources, problems = gather_settings({}, environ, config_file)
+    is_fast_asked = sources["fast_listen"] != DEFAULT
     if data_dir is not None:
         settings = replace(settings, data_dir=data_dir)
     if not problems:
-        problems = list(start_problems(settings, environ))
+        problems = list(start_problems(settings, environ, is_fast_asked=is_fast_asked))
     found = [Finding("settings", BAD, each, "takhin config check tells more") for each in problems]
     if not problems:
         found.append(Finding("settings", OK, f"of {config_file}" if config_file else "defaults and TAKHIN_* variables"))
@@ -60,7 +62,7 @@ def examine(environ: Mapping[str, str], config_file: str | None, data_dir: str |
     if holder is not None:
         found.append(Finding("lock", OK, f"a broker uses the data directory (process {holder or 'unknown'})"))
     found += disk_checks(nearest_directory(settings.data_dir), settings.limits.min_free_bytes, Finding)
-    found += ports(settings, is_running=holder is not None)
+    found += ports(settings, is_fast_asked=is_fast_asked, is_running=holder is not None)
     return found + list(clock(settings.data_dir))
 
 
@@ -197,14 +199,18 @@ def _owner(path: str, above: os.stat_result) -> int:
         return above.st_uid
 
 
-def ports(settings: Settings, *, is_running: bool) -> Iterator[Finding]:
-    """That the addresses can be had; where a broker runs, it has them."""
+def ports(settings: Settings, *, is_fast_asked: bool, is_running: bool) -> Iterator[Finding]:
+    """That the addresses can be had; where a broker runs, it has them. Without that of the fast front, unless somebody
+    has set it, the broker makes do."""
     from takhin.rpc.listening import check_free, check_path_free
 
-    for key, address in (("listen", settings.listen), ("metrics_listen", settings.metrics_listen)):
+    fast = settings.fast_listen if is_wanted(settings, is_asked=is_fast_asked) else ""
+    for key, address in (
+        ("listen", settings.listen), ("fast_listen", fast), ("metrics_listen", settings.metrics_listen)
+    ):
         if not address:
             continue
-        path = unix_path(address) if key == "listen" else None
+        path = unix_path(address) if key != "metrics_listen" else None
         try:
             if path is not None:
                 check_path_free(path)
@@ -213,6 +219,9 @@ def ports(settings: Settings, *, is_running: bool) -> Iterator[Finding]:
         except StartError as problem:
             if is_running and "in use" in str(problem):
                 yield Finding(key, OK, f"{address} is in use, and a broker runs")
+            elif key == "fast_listen" and not is_fast_asked:
+                yield Finding(key, WARN, str(problem), "the broker serves without the fast front, unless it is given "
+                              'another address (fast_listen); "" for none')
             else:
                 yield Finding(key, BAD, str(problem), f"end what has it, or choose another one ({key})")
         else:

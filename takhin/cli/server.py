@@ -5,7 +5,8 @@ Exit status: 0 after SIGTERM or SIGINT, 1 when it cannot start or must give up, 
 
 SIGHUP has settings, certificates and keys read again (reload.py); systemd is told how it goes (service_manager.py).
 
-Standard output gets one line when it serves, and one for metrics; everything else goes to standard error. grpc, uvloop
+Standard output gets one line when it serves, one for the fast front, and one for metrics; everything else goes to
+standard error. grpc, uvloop
 and the broker are imported only once the settings are known: --help and a mistyped flag answer at once, and grpc reads
 its environment when it is imported.
 """
@@ -27,6 +28,7 @@ import click
 from takhin import __version__
 from takhin.cli.command import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from takhin.cli.config_check import load_trace_export
+from takhin.cli.fast_front import is_wanted, load_fast_front, start_fast_front
 from takhin.cli.log_lines import JSON, set_up_logging
 from takhin.cli.malloc import give_memory_back, memory_bytes, tune_malloc
 from takhin.cli.program import Command, usage_line
@@ -35,6 +37,7 @@ from takhin.cli.reload import Reloading
 from takhin.cli.service_manager import ServiceManager
 from takhin.cli.terminal import complain, open_standard_streams, write
 from takhin.config import (
+    DEFAULT,
     Option,
     Settings,
     has_authentication,
@@ -99,17 +102,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return load_settings_with_sources(values, os.environ, config_file)
 
     try:
-        loaded, _ = load()
+        loaded, sources = load()
     except ConfigError as exc:
         _complain(str(exc))
         return EXIT_USAGE
     signals = _Signals()
     signals.install()
     set_up_logging(loaded.log_level, loaded.log_format)
-    settings = _prepare_process(loaded)
+    is_fast_asked = sources["fast_listen"] != DEFAULT
+    settings = _prepare_process(loaded, num_fronts=1 + is_wanted(loaded, is_asked=is_fast_asked))
     try:
         _load()
-        return _run(settings, signals, Reloading(load, loaded, settings, _set_log_level))
+        if is_fast_asked and settings.fast_listen:
+            load_fast_front()
+        return _run(settings, is_fast_asked, signals, Reloading(load, loaded, settings, _set_log_level))
     except StartError as exc:
         _give_up(settings, str(exc))
         return EXIT_FAILED
@@ -163,8 +169,8 @@ beats the file:
   --grpc-max-message-bytes  TAKHIN_GRPC__MAX_MESSAGE_BYTES  [grpc]
                                                             max_message_bytes = 10485760
 
-Once it serves it writes to standard output: "takhin: serving on HOST:PORT", and with metrics_listen a second line,
-"takhin: metrics on HOST:PORT". Logs go to standard error.
+Once it serves it writes to standard output: "takhin: serving on HOST:PORT", where the fast front is built "takhin: fast
+front on HOST:PORT", and with metrics_listen "takhin: metrics on HOST:PORT", a line each. Logs go to standard error.
 SIGTERM and SIGINT end it in order: streams are told to end, what is buffered is synced. A second one ends it at once.
 SIGHUP has the settings that may change while it runs, certificates and keys read again.
 
@@ -251,18 +257,20 @@ class _Signals:
             self._wake()
 
 
-def _run(settings: Settings, signals: _Signals, reloading: Reloading) -> int:
+def _run(settings: Settings, is_fast_asked: bool, signals: _Signals, reloading: Reloading) -> int:
     import uvloop
 
     manager = ServiceManager(os.environ)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(settings, signals, reloading, manager))
+            return runner.run(_serve(settings, is_fast_asked, signals, reloading, manager))
     finally:
         manager.close()
 
 
-async def _serve(settings: Settings, signals: _Signals, reloading: Reloading, manager: ServiceManager) -> int:
+async def _serve(
+    settings: Settings, is_fast_asked: bool, signals: _Signals, reloading: Reloading, manager: ServiceManager
+) -> int:
     """The broker's life. Gives the exit status. Raises StartError."""
     from takhin.broker.broker import Broker
     from takhin.rpc.security import Security
@@ -282,7 +290,7 @@ async def _serve(settings: Settings, signals: _Signals, reloading: Reloading, ma
     try:
         if signals.received is None:
             failure = await _serve_until_stopped(
-                _Served(broker, settings, security, traces, signals, reloading, manager), stop)
+                _Served(broker, settings, is_fast_asked, security, traces, signals, reloading, manager), stop)
     finally:
         manager.stopping()
         stop.cancel()
@@ -313,10 +321,12 @@ def _trace_export(settings: Settings) -> "TraceExport | None":
 
 @dataclass(slots=True)
 class _Served:
-    """A broker that has started, and what goes with it. status: what the service manager shows while it is ready."""
+    """A broker that has started, and what goes with it. is_fast_asked: somebody has set fast_listen. status: what the
+    service manager shows while it is ready."""
 
     broker: "Broker"
     settings: Settings
+    is_fast_asked: bool
     security: "Security"
     traces: "TraceExport | None"
     signals: _Signals
@@ -347,6 +357,7 @@ def _status(served: _Served) -> str:
 
 async def _serve_until_stopped(served_broker: _Served, stop: asyncio.Task[None]) -> str | None:
     """Serve until `stop` is done or the broker must give up: then gives the reason. Raises StartError."""
+    from takhin.rpc.fronts import Fronts
     from takhin.rpc.grpc_front import GrpcFront
     from takhin.rpc.health import ServingStatus
     from takhin.rpc.observed import Observer
@@ -364,6 +375,7 @@ async def _serve_until_stopped(served_broker: _Served, stop: asyncio.Task[None])
     table, health, ready, _, gates = served(
         broker, security.authentication, settings.auth.reflection, observer, tracing)
     front = GrpcFront(table, settings.grpc, security.tls, settings.limits)
+    fronts = Fronts([front])
     metrics = None
     metrics_bound = ""
     if settings.metrics_listen:
@@ -371,20 +383,30 @@ async def _serve_until_stopped(served_broker: _Served, stop: asyncio.Task[None])
         from takhin.rpc.metrics import MetricsServer
 
         metrics = MetricsServer(
-            table.values(), broker.statistics, asyncio.get_running_loop(), gates, front)
+            table.values(), broker.statistics, asyncio.get_running_loop(), gates, fronts)
         metrics_bound = metrics.start(settings.metrics_listen)
     bound = await front.start(settings.listen)
+    fast_bound = ""
+    try:
+        if fast := await start_fast_front(
+            settings, is_asked=served_broker.is_fast_asked, table=table, security=security
+        ):
+            fronts.add(fast[0])
+            fast_bound = fast[1]
+    except StartError:
+        await front.stop(0)
+        raise
     failed = asyncio.create_task(broker.wait_failed())
     health.set_all(ServingStatus.SERVING)
     telling = asyncio.create_task(
         follow_readiness(broker, health, ready, functools.partial(_tell_readiness, served_broker)))
     watching = asyncio.create_task(watch(security.files, lambda: settings.tls.check_ms))
-    served_broker.status = f"serving on {bound}"
+    served_broker.status = f"serving on {bound}" + (f", fast front on {fast_bound}" if fast_bound else "")
     served_broker.manager.ready(served_broker.status)
     reloading = asyncio.create_task(_reload_when_told(served_broker))
     tending = asyncio.create_task(_tend_memory(gates))
     try:
-        _announce(bound, metrics_bound, settings)
+        _announce(bound, fast_bound, metrics_bound, settings)
         await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
         return failed.result() if failed.done() else None
     finally:
@@ -396,7 +418,7 @@ async def _serve_until_stopped(served_broker: _Served, stop: asyncio.Task[None])
         telling.cancel()
         health.drain()
         broker.begin_drain()
-        await front.stop(settings.grpc.shutdown_grace_ms)
+        await fronts.stop(settings.grpc.shutdown_grace_ms)
         if metrics is not None:
             # To the end: what happens while it drains is seen, too.
             await metrics.stop()
@@ -424,16 +446,22 @@ def _tell_readiness(served_broker: _Served, unfit: str) -> None:
     served_broker.manager.status(_status(served_broker))
 
 
-def _announce(bound: str, metrics_bound: str, settings: Settings) -> None:
+def _announce(bound: str, fast_bound: str, metrics_bound: str, settings: Settings) -> None:
     if metrics_bound and not is_loopback(metrics_bound):
         _log.warning("metrics on %s can be read from other machines, without authentication", metrics_bound)
     missing = [what for what, there in [
         ("encryption", settings.tls.cert), ("authentication", has_authentication(settings))] if not there]
-    if missing and not is_loopback(bound):
-        _log.warning("%s can be reached from other machines, without %s (--insecure)", bound, " and ".join(missing))
-    _log.info("version %s serves on %s, data in %s", __version__, bound, os.path.abspath(settings.data_dir))
+    for address in (bound, fast_bound):
+        if missing and address and not is_loopback(address):
+            _log.warning(
+                "%s can be reached from other machines, without %s (--insecure)", address, " and ".join(missing))
+    _log.info(
+        "version %s serves on %s, data in %s", __version__, " and ".join(filter(None, (bound, fast_bound))),
+        os.path.abspath(settings.data_dir))
     # Not sys.stdout: what a closed pipe leaves in its buffer would turn the exit status into 120.
-    lines = f"takhin: serving on {bound}\n" + (f"takhin: metrics on {metrics_bound}\n" if metrics_bound else "")
+    lines = f"takhin: serving on {bound}\n" + "".join(
+        f"takhin: {what} on {address}\n" for what, address in (
+            ("fast front", fast_bound), ("metrics", metrics_bound)) if address)
     if not write(1, lines):
         _log.warning("standard output is closed: could not announce there that it serves")
 
@@ -452,17 +480,17 @@ def _load() -> None:
             raise StartError(f"cannot load {name}: {exc}{hint}") from exc
 
 
-def _prepare_process(settings: Settings) -> Settings:
+def _prepare_process(settings: Settings, *, num_fronts: int) -> Settings:
     """Process-wide switches. Gives the settings, with fewer open files and connections where the operating system
     allows fewer."""
     for name, value in GRPC_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     tune_malloc(os.environ)
-    return _raise_open_files(settings)
+    return _raise_open_files(settings, num_fronts)
 
 
-def _raise_open_files(settings: Settings) -> Settings:
+def _raise_open_files(settings: Settings, num_fronts: int) -> Settings:
     """Raise the soft limit of open files to the hard one: the usual 1024 is for programs that use select."""
     import resource
 
@@ -476,7 +504,7 @@ def _raise_open_files(settings: Settings) -> Settings:
         return settings
     # Half of them for segment files; the rest is for connections, but for what the process needs besides.
     files = min(settings.limits.open_files, max(16, soft // 2))
-    connections = min(settings.grpc.max_connections, max(16, soft - files - OTHER_OPEN_FILES))
+    connections = min(settings.grpc.max_connections, max(16, (soft - files - OTHER_OPEN_FILES) // num_fronts))
     for key, wanted, most in (
         ("limits.open_files", settings.limits.open_files, files),
         ("grpc.max_connections", settings.grpc.max_connections, connections),

@@ -107,14 +107,18 @@ class Guard:
             return self._entered(name, method, self._unary(name, rule, method.handler))
         assert isinstance(rule, Streamed)
         if self._authentication is None:
-            is_counted = self._clients is not None and method.kind is not Kind.UNARY
-            return replace(method, handler=self._counted(method)) if is_counted else method
+            return self._counted(method) if self._clients is not None and method.kind is not Kind.UNARY else method
         return self._entered(name, method, getattr(self, _HANDLERS[name]))
 
     def _entered(self, name: str, method: Method, handler: Callable[..., Awaitable[Any]]) -> Method:
-        return replace(method, handler=handler, enter=lambda call: self.enter(name, call))
+        is_unary = method.kind is Kind.UNARY
+        return replace(
+            method, handler=handler, enter=lambda call: self.enter(name, call),
+            # What a stream may do is looked at again while it lasts, which only the handler does.
+            appending=method.appending if is_unary else None,
+            topics=(lambda call: self._topics(self.enter(name, call), call)) if is_unary else None)
 
-    def _counted(self, method: Method) -> Callable[..., Awaitable[None]]:
+    def _counted(self, method: Method) -> Method:
         handler, clients = method.handler, self._clients
         assert clients is not None
 
@@ -126,7 +130,9 @@ class Guard:
             with clients.holding(host_of(call)):
                 await handler(call)
 
-        return of_request if method.kind is Kind.SERVER_STREAM else of_call
+        return replace(
+            method, handler=of_request if method.kind is Kind.SERVER_STREAM else of_call,
+            holding=lambda call: clients.holding(host_of(call)))
 
     # Who calls
 

@@ -14,13 +14,18 @@ A front tells the client the request id: beside every error, and beside a succes
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from takhin.counters import CallCounters
+from takhin.counters import CallCounters, SlowCalls
 from takhin.errors import Reason, error
 from takhin.gate import Gate
+
+if TYPE_CHECKING:
+    from takhin.broker.appending import Appending
+    from takhin.broker.topics import TopicSource
 
 
 class Kind(Enum):
@@ -112,7 +117,12 @@ class Method:
     """One RPC: its path ("/takhin.v1.TakhinService/ProduceMessage"), its kind, and what serves it. counters: fronts add
     to them, all to the same. gate: what bounds it; every call passes it, on every front. enter: given a call, raises
     what it is refused for whatever its request says; None: nothing. The handler asks the same; a front may ask before
-    it takes the request.
+    it takes the request. slow: whom to tell of slow unary calls that were served by no handler.
+
+    appending: what the handler hands its requests to, where it does little else: a front may do so itself, without a
+    coroutine, which costs less. Whoever wraps a handler in what the front would leave out takes it away. Then topics,
+    given a call, says which it may write to, or raises what it is refused for (None: to all), and holding is what the
+    handler of a stream holds meanwhile (None: nothing).
     """
 
     path: str
@@ -121,6 +131,10 @@ class Method:
     counters: CallCounters = field(default_factory=CallCounters, compare=False)
     gate: Gate = field(default_factory=_no_gate, compare=False)
     enter: Callable[[Call], object] | None = field(default=None, compare=False)
+    appending: "Appending | None" = field(default=None, compare=False)
+    topics: "Callable[[Call], TopicSource] | None" = field(default=None, compare=False)
+    holding: Callable[[Call], AbstractContextManager[object]] | None = field(default=None, compare=False)
+    slow: SlowCalls | None = field(default=None, compare=False)
 
     @property
     def service(self) -> str:

@@ -11,6 +11,7 @@ from contextvars import Context
 from dataclasses import replace
 from typing import Any
 
+from takhin.counters import SlowCalls
 from takhin.errors import Code, TakhinError
 from takhin.rpc.call import Call, Kind, Method, StreamCall
 from takhin.rpc.current import Scope
@@ -26,6 +27,7 @@ class Observer:
     """slow_request_ms: unary calls that take longer are logged; -1: none. May be changed while it serves."""
 
     def __init__(self, slow_request_ms: int = -1):
+        self._told_without_handler: list[SlowCalls] = []
         self.slow_request_ms = slow_request_ms
         self._second = 0
         self._told = 0
@@ -39,6 +41,8 @@ class Observer:
     def slow_request_ms(self, value: int) -> None:
         self._slow_request_ms = value
         self._slow_ns = value * 1_000_000 if value >= 0 else 1 << 62
+        for each in self._told_without_handler:
+            each.limit_ns = self._slow_ns
 
     def observed(self, methods: Iterable[Method]) -> list[Method]:
         """The same methods, each seen."""
@@ -46,7 +50,7 @@ class Observer:
 
     def _observed(self, method: Method) -> Method:
         if method.kind is Kind.UNARY:
-            return replace(method, handler=self._unary(method))
+            return replace(method, handler=self._unary(method), slow=self._slow_calls(method))
         if method.kind is Kind.SERVER_STREAM:
             return replace(method, handler=self._server_stream(method))
         return replace(method, handler=self._bidi(method))
@@ -62,11 +66,11 @@ class Observer:
                 took_ns = scope.leave()
                 note_trace(failure, scope.trace_id)
                 if took_ns > self._slow_ns:
-                    self._slow(method, call, scope, took_ns, code_of(failure, call))
+                    self._slow(method, call, scope.trace_id, took_ns, code_of(failure, call))
                 raise
             took_ns = scope.leave()
             if took_ns > self._slow_ns:
-                self._slow(method, call, scope, took_ns, Code.OK)
+                self._slow(method, call, scope.trace_id, took_ns, Code.OK)
             return response
 
         return observed
@@ -87,7 +91,15 @@ class Observer:
 
         return observed
 
-    def _slow(self, method: Method, call: Call, scope: Scope, took_ns: int, code: Code) -> None:
+    def _slow_calls(self, method: Method) -> SlowCalls:
+        def tell(call: Call, took_ns: int, code: int) -> None:
+            self._slow(method, call, "", took_ns, Code(code))
+
+        told = SlowCalls(self._slow_ns, tell)
+        self._told_without_handler.append(told)
+        return told
+
+    def _slow(self, method: Method, call: Call, trace_id: str, took_ns: int, code: Code) -> None:
         second = int(time.monotonic())
         if second != self._second:
             self._second, self._told = second, 0
@@ -100,7 +112,7 @@ class Observer:
         fields: dict[str, str | int] = {
             "method": method.path[1:], "duration_ms": took_ns // 1_000_000, "code": code.name,
             "peer": call.peer or NOBODY, "principal": call.principal or NOBODY, "request": call.request_id}
-        more = extra(call.request_id, {"event": "slow"} | fields, scope.trace_id)
+        more = extra(call.request_id, {"event": "slow"} | fields, trace_id)
         _log.warning("slow %s", fields_text(fields), extra=more)
 
     def _tell_untold(self) -> None:

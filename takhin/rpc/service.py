@@ -25,10 +25,10 @@ RequestT = TypeVar("RequestT", bound=Message)
 
 def takhin_methods(broker: Broker) -> list[Method]:
     """Every method of the service."""
-    handlers = _Handlers(broker)
+    handlers, appending = _Handlers(broker), broker.producing.appending
     return [
-        Method(f"/{SERVICE}/ProduceMessage", Kind.UNARY, handlers.produce_message),
-        Method(f"/{SERVICE}/ProduceMessageStream", Kind.BIDI, handlers.produce_message_stream),
+        Method(f"/{SERVICE}/ProduceMessage", Kind.UNARY, handlers.produce_message, appending=appending),
+        Method(f"/{SERVICE}/ProduceMessageStream", Kind.BIDI, handlers.produce_message_stream, appending=appending),
         Method(f"/{SERVICE}/ProduceTransaction", Kind.UNARY, handlers.produce_transaction),
         Method(f"/{SERVICE}/ConsumeMessages", Kind.SERVER_STREAM, handlers.consume_messages),
         _unary("InitProducer", pb.InitProducerRequest, handlers.init_producer),

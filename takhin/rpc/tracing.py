@@ -47,10 +47,10 @@ class Tracing:
 
     def _traced(self, method: Method) -> Method:
         if method.kind is Kind.UNARY:
-            return replace(method, handler=self._unary(method))
+            return replace(method, appending=None, handler=self._unary(method))
         if method.kind is Kind.SERVER_STREAM:
-            return replace(method, handler=self._server_stream(method))
-        return replace(method, handler=self._bidi(method))
+            return replace(method, appending=None, handler=self._server_stream(method))
+        return replace(method, appending=None, handler=self._bidi(method))
 
     def _unary(self, method: Method) -> Callable[[bytes, Call], Awaitable[bytes]]:
         handler, name = method.handler, method.path[1:]

@@ -79,7 +79,8 @@ def test_a_host_that_is_none(tmp_path: Path) -> None:
         assert found["settings"]["status"] == "bad"
         assert "is not allowed; allowed: HOST:PORT" in found["settings"]["found"]
     # Not known as settings, yet told in a line.
-    (found_there,) = ports(replace(Settings(), listen="a..b:9"), is_running=False)
+    (found_there,) = ports(
+        replace(Settings(), listen="a..b:9", fast_listen=""), is_fast_asked=False, is_running=False)
     assert found_there.found == "can't listen on a..b:9: the host is not known (that is no host's name)"
 
 

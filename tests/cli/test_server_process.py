@@ -34,13 +34,15 @@ TOPIC = "events"
 class Process:
     """A running takhin-server; its standard error goes to a file."""
 
-    def __init__(self, command: list[str], cwd: Path, variables: dict[str, str]):
+    def __init__(self, command: list[str], cwd: Path, variables: dict[str, str | None]):
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("TAKHIN_", "GRPC_"))}
+        # Many run at once: none has the fast front's default port, unless it is told to.
+        wanted = environ | {"TAKHIN_FAST_LISTEN": ""} | variables
         self.errors_path = cwd / f"stderr-{time.monotonic_ns()}"
         with self.errors_path.open("wb") as errors:
             self.popen = subprocess.Popen(
-                command, cwd=cwd, env=environ | variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=errors)
+                command, cwd=cwd, env={name: value for name, value in wanted.items() if value is not None},
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, bufsize=0)
 
     @property
     def errors(self) -> str:
@@ -89,10 +91,11 @@ Launch = Callable[..., Process]
 
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Launch]:
-    """launch(*flags, program=SERVER, **variables): starts it in tmp_path; whatever still runs at the end is killed."""
+    """launch(*flags, program=SERVER, **variables): starts it in tmp_path, without variables that are None; whatever
+    still runs at the end is killed."""
     running: list[Process] = []
 
-    def start(*flags: str, program: list[str] | None = None, **variables: str) -> Process:
+    def start(*flags: str, program: list[str] | None = None, **variables: str | None) -> Process:
         running.append(Process([*(program or SERVER), *flags], tmp_path, variables))
         return running[-1]
 

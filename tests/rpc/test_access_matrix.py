@@ -209,7 +209,7 @@ def grpc_kind(method: MethodDescriptor) -> str:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory, front: str) -> Iterator[World]:
     directory = tmp_path_factory.mktemp("matrix")
     secured = Secured(directory / "tls")
     broker = BrokerProcess(directory / "broker", secured=secured).start()
@@ -313,7 +313,7 @@ def test_a_method_without_a_rule_is_not_served() -> None:
 
 def test_without_authentication_the_methods_are_as_they_were() -> None:
     """Not one call more on the way of a record."""
-    broker = SimpleNamespace(producing=SimpleNamespace(produce=None))
+    broker = SimpleNamespace(producing=SimpleNamespace(produce=None, appending=None))
     methods = takhin_methods(cast(Broker, broker))
     guarded = Guard(cast(Broker, broker), None).guarded(methods)
     pairs = zip(guarded, methods, strict=True)

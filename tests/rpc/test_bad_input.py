@@ -452,7 +452,7 @@ TABLE = [
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+def prepared(tmp_path_factory: pytest.TempPathFactory, front: str) -> Iterator[BrokerProcess]:
     broker = BrokerProcess(tmp_path_factory.mktemp("bad-input")).start()
     stub = broker.stub()
     create_topic(stub, TOPIC, 2)

@@ -21,6 +21,9 @@ from tests.conftest import StartBroker
 from tests.rpc.test_limits import in_the_clear
 from tests.rpc.test_metrics import of, scrape
 
+# The fast front sees every frame, and ends those connections by itself.
+pytestmark = pytest.mark.one_front("grpc", "what it does is for gRPC's core alone")
+
 NEIGHBOUR, STRANGER = "127.0.0.1", "127.0.0.2"
 
 

@@ -16,12 +16,12 @@ from grpc_status import rpc_status
 from takhin.config import GrpcSettings
 from takhin.errors import Reason
 from takhin.rpc.call import method_table
-from takhin.rpc.grpc_front import GrpcFront
 from takhin.rpc.health import SERVICE, Health, ServingStatus
 from takhin.v1 import takhin_pb2 as pb
 from tests.broker_process import DEADLINE_S, BrokerProcess, error_info, new_topic, produce
 from tests.conftest import StartBroker
 from tests.front import Run
+from tests.fronts import new_front
 
 TAKHIN = "takhin.v1.TakhinService"
 UNKNOWN, SERVING, NOT_SERVING, SERVICE_UNKNOWN = range(4)  # the numbers of health.proto
@@ -29,7 +29,7 @@ UNKNOWN, SERVING, NOT_SERVING, SERVICE_UNKNOWN = range(4)  # the numbers of heal
 
 @asynccontextmanager
 async def serving(health: Health) -> AsyncIterator[grpc.aio.Channel]:
-    front = GrpcFront(method_table(health.methods()), GrpcSettings())
+    front = new_front(method_table(health.methods()), GrpcSettings())
     async with grpc.aio.insecure_channel(await front.start("127.0.0.1:0")) as channel:
         yield channel
     await front.stop(1000)
@@ -102,7 +102,7 @@ def test_sync_client(run: Run) -> None:
     async def go() -> None:
         health = Health([])
         health.set_all(ServingStatus.SERVING)
-        front = GrpcFront(method_table(health.methods()), GrpcSettings())
+        front = new_front(method_table(health.methods()), GrpcSettings())
         await asyncio.to_thread(talk, await front.start("127.0.0.1:0"))
         await front.stop(1000)
 

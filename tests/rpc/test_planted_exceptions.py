@@ -39,7 +39,7 @@ def plant_handlers():
     from takhin.broker import consume, produce, subscribe, transactions
     from takhin.rpc import served
     def planted(methods):
-        return [replace(method, handler=async_boom) for method in methods]
+        return [replace(method, handler=async_boom, appending=None) for method in methods]
     for name in "takhin_methods", "access_methods", "reflection_methods":
         def table(*arguments, original=getattr(served, name)):
             return planted(original(*arguments))
@@ -78,14 +78,16 @@ def planted(directory: Path, where: str, secured: Secured | None) -> Iterator[Br
 
 
 @pytest.fixture(scope="module", params=["open", "secured"])
-def broker(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[BrokerProcess]:
+def broker(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, front: str
+) -> Iterator[BrokerProcess]:
     """Every handler raises."""
     directory = tmp_path_factory.mktemp("planted")
     yield from planted(directory, "handlers", Secured(directory / "tls") if request.param == "secured" else None)
 
 
 @pytest.fixture(scope="module")
-def deep_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+def deep_broker(tmp_path_factory: pytest.TempPathFactory, front: str) -> Iterator[BrokerProcess]:
     """What health's and reflection's handlers use raises."""
     yield from planted(tmp_path_factory.mktemp("deep"), "deep", None)
 

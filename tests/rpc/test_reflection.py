@@ -17,10 +17,10 @@ from takhin.config import GrpcSettings
 from takhin.errors import Reason
 from takhin.rpc import health
 from takhin.rpc.call import method_table
-from takhin.rpc.grpc_front import GrpcFront
 from takhin.rpc.reflection import SERVICES, reflection_methods
 from takhin.v1 import takhin_pb2
 from tests.front import Run
+from tests.fronts import new_front
 
 TAKHIN = "takhin.v1.TakhinService"
 NAMES = [TAKHIN, health.SERVICE]
@@ -30,7 +30,7 @@ Response = reflection_pb2.ServerReflectionResponse
 
 @asynccontextmanager
 async def serving() -> AsyncIterator[str]:
-    front = GrpcFront(method_table(reflection_methods(NAMES)), GrpcSettings())
+    front = new_front(method_table(reflection_methods(NAMES)), GrpcSettings())
     yield await front.start("127.0.0.1:0")
     await front.stop(1000)
 
@@ -181,7 +181,7 @@ def test_a_service_without_generated_code_is_listed(run: Run) -> None:
     (method, _) = reflection_methods(["test.v1.NoCode"])
 
     async def go() -> None:
-        front = GrpcFront(method_table([method]), GrpcSettings())
+        front = new_front(method_table([method]), GrpcSettings())
         async with grpc.aio.insecure_channel(await front.start("127.0.0.1:0")) as channel:
             stream = channel.stream_stream(method.path, Request.SerializeToString, Response.FromString)()
             await stream.write(Request(list_services=""))

@@ -21,6 +21,7 @@ SHARE = (
 )
 
 
+@pytest.mark.one_front("grpc", "the share itself runs against each")
 @pytest.mark.skipif(IS_DEFAULT, reason="all of the suite runs so")
 def test_a_share_of_the_suite() -> None:
     done = subprocess.run(

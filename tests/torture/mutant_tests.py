@@ -118,7 +118,8 @@ class Process:
         self, place: Path, paths: list[str], plugins: list[object], scratch: Path, variables: dict[str, str]
     ) -> int:
         os.chdir(place)
-        os.environ.update(variables | {"PYTHONPATH": str(place)})
+        # What is mutated is the same behind either front.
+        os.environ.update(variables | {"PYTHONPATH": str(place), "TAKHIN_TEST_FRONT": "grpc"})
         # Nothing of the tree from which the copy was made, by whatever name a run of tests has imported it here.
         sys.path[:] = [str(place), *(path for path in sys.path if path and not _is_original(path))]
         for name, module in list(sys.modules.items()):

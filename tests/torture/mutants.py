@@ -112,7 +112,11 @@ class Copy:
             return with_switches(data.decode(), numbered, preamble).encode()
         if path == "setup.py" and self.only is not None:
             modules = [module.replace("/", ".") for module in self._compiled()]
-            return re.sub(rb"(?ms)^MODULES = \[.*?^\]", f"MODULES = {modules!r}".encode(), data)
+            for name in ("MODULES", "FAST_MODULES"):
+                is_fast = name == "FAST_MODULES"
+                listed = [module for module in modules if module.startswith("takhin.rpc.fast.") == is_fast]
+                data = re.sub(rb"(?ms)^%s = \[.*?^\]" % name.encode(), f"{name} = {listed!r}".encode(), data)
+            return data
         if path == "takhin/__init__.py":
             # Beside it, what Python modules import.
             (self.place / "takhin").mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,157 @@
+"""What the connections of the fast front share: buffers, and the turn of the loop in which they write.
+
+What is to be sent is written once a tick, for all that happened in it, in one write a connection.
+"""
+
+import logging
+
+cimport cython
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+logger = logging.getLogger(__name__)
+
+# What is read at once, of one connection before the others have their turn.
+READ_BYTES = 64 * 1024
+# A buffer that is larger is not kept.
+cdef size_t MOST_SPARE_BYTES = 1024 * 1024
+
+
+cdef int64_t now_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
+
+
+@cython.final
+cdef class Hub:
+    """What the connections of a front share. methods: Served by path, in bytes. settings: GrpcSettings."""
+
+    def __cinit__(self):
+        self.out = NULL
+        self.spare = NULL
+
+    def __init__(self, methods, settings, loop, *, busy_timeout_s):
+        self.methods = methods
+        self.settings = settings
+        self.loop = loop
+        self.busy_timeout_s = busy_timeout_s
+        self.compression = settings.compression if settings.compression != "none" else None
+        self.max_message_bytes = settings.max_message_bytes
+        self.max_metadata_bytes = settings.max_metadata_bytes
+        self.incoming = bytearray(READ_BYTES)
+        self.dirty = []
+        self.connections = set()
+        # When the calls that have a deadline and are not over are to end, us by the monotonic clock.
+        self.deadlines = {}
+        self.next_deadline_us = INT64_MAX
+
+    def __dealloc__(self):
+        free(self.out)
+        free(self.spare)
+
+    cdef uint8_t* take_buffer(self, size_t* capacity) noexcept:
+        """The one that was given back last; NULL, of no bytes: there is none."""
+        buffer, self.spare = self.spare, NULL
+        capacity[0], self.spare_capacity = self.spare_capacity, 0
+        return buffer
+
+    cdef void give_buffer(self, uint8_t* buffer, size_t capacity) noexcept:
+        """It is not needed any more."""
+        if capacity > self.spare_capacity and capacity <= MOST_SPARE_BYTES:
+            buffer, self.spare = self.spare, buffer
+            self.spare_capacity = capacity
+        free(buffer)
+
+    cdef int put(self, const uint8_t* data, size_t size) except -1:
+        cdef uint8_t* grown
+        cdef size_t capacity
+        if self.out_bytes + size > self.out_capacity:
+            capacity = max(self.out_bytes + size, 2 * self.out_capacity, <size_t>(2 * WRITE_BYTES))
+            grown = <uint8_t*>realloc(self.out, capacity)
+            if grown == NULL:
+                raise MemoryError
+            self.out, self.out_capacity = grown, capacity
+        memcpy(self.out + self.out_bytes, data, size)
+        self.out_bytes += size
+        return 0
+
+    cdef void want_flush(self, Link link) noexcept:
+        if not link.is_dirty:
+            link.is_dirty = True
+            self.dirty.append(link)
+            if not self.flush_is_due:
+                self.flush_is_due = True
+                self.loop.call_soon(self.flush)
+
+    def flush(self):
+        """Write what there is to write, on every connection."""
+        self.flush_is_due = False
+        links, self.dirty = self.dirty, []
+        for link in links:
+            (<Link>link).is_dirty = False
+            try:
+                (<Link>link).flush()
+            except Exception as bug:
+                # Of one connection: the others are written all the same.
+                (<Link>link).bug = bug
+                link.report()
+
+    def loop_time(self):
+        """The event loop's clock, in seconds."""
+        return self.loop.time()
+
+    cdef int note_deadline(self, object call, int64_t deadline_us) except -1:
+        """expire() is to end the call then, unless it is taken from `deadlines` before."""
+        self.deadlines[call] = deadline_us
+        self.next_deadline_us = min(self.next_deadline_us, deadline_us)
+        return 0
+
+    def expire(self):
+        """End the calls whose deadline has passed, on every connection."""
+        cdef int64_t now_us = now_ns() // 1000
+        if now_us < self.next_deadline_us:
+            return
+        expired = [call for call, deadline_us in self.deadlines.items() if deadline_us <= now_us]
+        for call in expired:
+            self.deadlines.pop(call, None)
+        # Of most calls that had the next one the end has come before: then nothing is found, and this is the price.
+        self.next_deadline_us = min(self.deadlines.values(), default=INT64_MAX)
+        for call in expired:
+            try:
+                call.expire()
+            except Exception:
+                logger.exception("a call whose deadline has passed can't be ended")
+
+    cdef void done(self) noexcept:
+        self.calls -= 1
+
+
+cdef class Link:
+    """A connection, as its calls know it."""
+
+    cdef int flush(self) except -1:
+        raise NotImplementedError
+
+    cdef int write_out(self) except -1:
+        raise NotImplementedError
+
+    cdef bint has_enough(self) noexcept:
+        """Whether nothing more is to be written in this turn."""
+        return True
+
+    cdef int end_if_stuck(self) except -1:
+        raise NotImplementedError
+
+    cdef int write_slice(self, bytes message, size_t at, size_t size) except -1:
+        raise NotImplementedError
+
+    cdef void forgive_nuisance(self) noexcept:
+        pass
+
+    cdef void forgive_pings(self) noexcept:
+        """Clients measure the way with pings while there are messages on it."""
+        self.ping_strikes = 0
+        self.ping_heard_s = 0

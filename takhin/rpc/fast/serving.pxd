@@ -1,0 +1,1 @@
+"""How the fast front serves the calls of a table by their handlers: a task for each."""
