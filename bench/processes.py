@@ -60,9 +60,9 @@ class ServerProcess:
     """
 
     def __init__(self, command: list[str], log_path: Path, environment: Mapping[str, str] | None = None) -> None:
-        """`environment` is added to ours."""
+        """`environment` is added to ours. A broker has no fast front unless its command says so."""
         self._command = command
-        self._environment = {**os.environ, **(environment or {})}
+        self._environment = {**os.environ, "TAKHIN_FAST_LISTEN": "", **(environment or {})}
         self._log_path = log_path
         self._process: subprocess.Popen[bytes] | None = None
         self.address = ""

@@ -75,7 +75,7 @@ def test_the_readme_shows_the_first_conversation() -> None:
 
 def test_the_files_that_the_readme_names_are_there() -> None:
     readme = (TOP / "README.md").read_text()
-    links = [part.split(")")[0] for part in readme.split("](")[1:]]
+    links = [part.split(")")[0].partition("#")[0] for part in readme.split("](")[1:]]
     assert len(links) > 4
     missing = [link for link in links if "://" not in link and not (TOP / link).exists()]
     assert not missing
