@@ -4,7 +4,7 @@
 
 The broker is a process of its own; bench/churn.py has what is done to it, round after round, each round on two topics
 of its own. The fast front's connections grow no older than some seconds, so that they are taken leave of within each
-round. Those of grpc.aio are not: its core may fail a call with UNAVAILABLE (max_age) then, here a call lost. In one
+round. Those of grpc.aio are not: there a call was seen to fail with UNAVAILABLE (max_age), here a call lost. In one
 every call is seen to its end: the log must hold exactly what was acknowledged, each record once, at the offset that its
 answer named. In the other calls are cancelled, time out and are cut off: what was acknowledged must be there, the rest
 may be, nothing twice. Then both are deleted, the broker has a moment of rest, and its anonymous memory (RssAnon) is

@@ -13,6 +13,7 @@ the call's request id. A stream ends with status OK when its handler returns.
 A front tells the client the request id: beside every error, and beside a success when the client chose it.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -104,6 +105,7 @@ BidiHandler = Callable[[StreamCall], Awaitable[None]]
 # Of the request of a SERVER_STREAM, which is in memory for as long as the stream lasts, and of what else anybody may
 # send on a stream. Those that make sense have some hundred bytes.
 MAX_STREAM_REQUEST_BYTES = 64 * 1024
+NO_MESSAGE = "the call has no message"
 # Of methods that no limit was set for.
 NO_LIMIT = 1 << 62
 
@@ -154,6 +156,22 @@ def check_stream_request(request: bytes) -> None:
             Reason.MESSAGE_TOO_LARGE,
             f"the request has {len(request)} bytes; on this stream at most {MAX_STREAM_REQUEST_BYTES} are taken",
             limit_bytes=MAX_STREAM_REQUEST_BYTES)
+
+
+async def read_within(call: StreamCall, timeout_s: float) -> bytes:
+    """The only message that there is, for fronts. Raises REQUEST_TIMEOUT, after which there is no other read, and
+    MALFORMED_REQUEST when there is none."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            message = await call.read()
+    except TimeoutError:
+        raise error(
+            Reason.REQUEST_TIMEOUT,
+            f"the request has not come within {timeout_s:g} s (limits.request_arrival_ms), and many calls are open",
+        ) from None
+    if message is None:
+        raise error(Reason.MALFORMED_REQUEST, NO_MESSAGE)
+    return message
 
 
 def host_of(call: Call) -> str:

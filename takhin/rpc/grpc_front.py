@@ -18,15 +18,15 @@ import grpc
 import grpc.aio
 
 from takhin.broker.statistics import Usage
-from takhin.config import GrpcSettings, Limits, unix_path
+from takhin.config import GrpcSettings, Limits
 from takhin.counters import CallCounters
 from takhin.errors import Code, Reason, StartError, error
 from takhin.rpc.arrival import Arriving
-from takhin.rpc.call import Kind, Method, MethodTable
+from takhin.rpc.call import NO_MESSAGE, Kind, Method, MethodTable, read_within
 from takhin.rpc.connections import count_connections
 from takhin.rpc.fairness import Fairness, Messages, shut_down_connection, shut_down_unix_connections
 from takhin.rpc.gates import too_many_bytes, too_many_calls
-from takhin.rpc.listening import check_free, check_path_free, only_for_group
+from takhin.rpc.listening import checked_path, only_for_group
 from takhin.rpc.request_id import REQUEST_ID_KEY, given_id, new_id
 from takhin.rpc.status import status_of
 from takhin.rpc.tls import Certificates
@@ -38,7 +38,6 @@ _STATUS_DETAILS_KEY = "grpc-status-details-bin"
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 _COMPRESSION_LEVELS = {"gzip": 1, "deflate": 3}
 READ_CHUNK_BYTES = 1024 * 1024
-_NO_MESSAGE = "the call has no message"
 # How long stop() waits for handlers that were cancelled to run their `finally`.
 _UNWIND_S = 1.0
 
@@ -142,21 +141,6 @@ class GrpcCall:
             raise asyncio.CancelledError from None
         self._counters.note_sent()
 
-    async def read_within(self, timeout_s: float) -> bytes:
-        """The only message that there is. Raises REQUEST_TIMEOUT, after which there is no other read, and
-        MALFORMED_REQUEST when there is none."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                message = await self.read()
-        except TimeoutError:
-            raise error(
-                Reason.REQUEST_TIMEOUT,
-                f"the request has not come within {timeout_s:g} s (limits.request_arrival_ms), and many calls are open",
-            ) from None
-        if message is None:
-            raise error(Reason.MALFORMED_REQUEST, _NO_MESSAGE)
-        return message
-
     def cut(self) -> None:
         # grpc.aio can't do it: a status waits behind the message that the client does not take, and no call can be
         # reset. The connection can be, by the operating system.
@@ -199,14 +183,7 @@ class GrpcFront:
 
         Raises StartError, with one line for the operator, when the address can't be had.
         """
-        try:
-            path = unix_path(listen)
-        except ValueError:
-            raise StartError(f"can't listen on {listen!r}: give unix:PATH, of letters, digits and /._+@,=~-") from None
-        if path is None:
-            await check_free(listen)
-        else:
-            check_path_free(path)
+        path = await checked_path(listen)
         options = server_options(self._settings, self._limits)
         server = grpc.aio.server(handlers=(_Handlers(self._methods),), options=options)
         try:
@@ -349,9 +326,9 @@ class GrpcFront:
             if method.enter is not None:
                 method.enter(call)
             if method.kind is Kind.SERVER_STREAM:
-                await _serve_stream(method, call, await call.read_within(timeout_s))
+                await _serve_stream(method, call, await read_within(call, timeout_s))
                 return
-            request = await call.read_within(timeout_s)
+            request = await read_within(call, timeout_s)
             if not gate.take(request):
                 raise too_many_bytes(gate)
             try:
@@ -400,7 +377,7 @@ class GrpcFront:
 async def _serve_stream(method: Method, call: GrpcCall, request: bytes | None) -> None:
     """Of a SERVER_STREAM."""
     if request is None:
-        raise error(Reason.MALFORMED_REQUEST, _NO_MESSAGE)
+        raise error(Reason.MALFORMED_REQUEST, NO_MESSAGE)
     method.check_size(request)
     await method.handler(request, call)
 

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from takhin.config import unix_path
 from takhin.errors import StartError
 
 
@@ -52,6 +53,19 @@ async def check_free(listen: str) -> None:
                 raise StartError(f"can't listen on {listen}: {os.strerror(exc.errno or 0)}") from None
     if not bound:
         raise StartError(f"can't listen on {listen}: this machine has no such address")
+
+
+async def checked_path(listen: str) -> str | None:
+    """The path of "unix:PATH", None for HOST:PORT, once it was looked at. Raises StartError: nobody can listen there."""
+    try:
+        path = unix_path(listen)
+    except ValueError:
+        raise StartError(f"can't listen on {listen!r}: give unix:PATH, of letters, digits and /._+@,=~-") from None
+    if path is None:
+        await check_free(listen)
+    else:
+        check_path_free(path)
+    return path
 
 
 def check_path_free(path: str) -> None:

@@ -35,6 +35,7 @@ from takhin.rpc.fast.served cimport BIDI, SERVER_STREAM, UNARY, Served, Sink
 
 from takhin.broker.appending import ack_timeout, append_error
 from takhin.errors import Reason, error
+from takhin.rpc.call import NO_MESSAGE
 from takhin.rpc.fast.compression import compressor, decompressed, encoding_of, too_large
 from takhin.rpc.fast.grpc_text import decode_binary, encode_binary
 from takhin.rpc.gates import too_many_bytes
@@ -344,7 +345,7 @@ cdef class FastCall(Waiter):
             self.fail_now(error(Reason.MALFORMED_REQUEST, "the stream ended within a message"))
         elif self.takes_all:
             if not self.has_message:
-                self.fail_now(error(Reason.MALFORMED_REQUEST, "the call has no message"))
+                self.fail_now(error(Reason.MALFORMED_REQUEST, NO_MESSAGE))
         elif self.sink is not None:
             self.sink.end_of_requests()
         elif self.reader is not None and not self.reader.done():

@@ -10,13 +10,13 @@ from contextlib import nullcontext, suppress
 from typing import Any
 
 from takhin.broker.statistics import Usage
-from takhin.config import GrpcSettings, Limits, unix_path
+from takhin.config import GrpcSettings, Limits
 from takhin.errors import StartError
 from takhin.rpc.call import MethodTable
 from takhin.rpc.fast.connection import Connection
 from takhin.rpc.fast.hub import Hub
 from takhin.rpc.fast.serving import served_methods
-from takhin.rpc.listening import check_free, check_path_free, only_for_group
+from takhin.rpc.listening import checked_path, only_for_group
 from takhin.rpc.tls import Certificates
 from takhin.rpc.watched_files import WatchedFiles
 
@@ -60,14 +60,7 @@ class FastFront:
 
         Raises StartError, with one line for the operator, when the address can't be had.
         """
-        try:
-            path = unix_path(listen)
-        except ValueError:
-            raise StartError(f"can't listen on {listen!r}: give unix:PATH, of letters, digits and /._+@,=~-") from None
-        if path is None:
-            await check_free(listen)
-        else:
-            check_path_free(path)
+        path = await checked_path(listen)
         loop = asyncio.get_running_loop()
         self._hub = Hub(
             served_methods(self._table), self._settings, loop, busy_timeout_s=self._limits.request_arrival_ms / 1000)

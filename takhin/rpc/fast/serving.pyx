@@ -5,8 +5,7 @@ import asyncio
 from takhin.rpc.fast.call cimport OK, FastCall
 from takhin.rpc.fast.served cimport SERVER_STREAM, Served
 
-from takhin.errors import Reason, error
-from takhin.rpc.call import Kind
+from takhin.rpc.call import Kind, read_within
 from takhin.rpc.fast.produce_stream import ProduceStream
 from takhin.rpc.gates import too_many_calls
 
@@ -55,7 +54,7 @@ async def _busy(FastCall call):
         method = call.served.method
         if method.enter is not None:
             method.enter(call)
-        request = await _read_within(call, call.link.hub.busy_timeout_s)
+        request = await read_within(call, call.link.hub.busy_timeout_s)
         if call.served.kind == SERVER_STREAM:
             method.check_size(request)
             await call.served.handler(request, call)
@@ -67,21 +66,6 @@ async def _busy(FastCall call):
         call.ended(failure)
     finally:
         call.leave()
-
-
-async def _read_within(FastCall call, timeout_s):
-    """The only message that there is. Raises REQUEST_TIMEOUT, MALFORMED_REQUEST."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            message = await call.read()
-    except TimeoutError:
-        raise error(
-            Reason.REQUEST_TIMEOUT,
-            f"the request has not come within {timeout_s:g} s (limits.request_arrival_ms), and many calls are open",
-        ) from None
-    if message is None:
-        raise error(Reason.MALFORMED_REQUEST, "the call has no message")
-    return message
 
 
 async def _full(FastCall call):
