@@ -56,7 +56,7 @@ async def check_free(listen: str) -> None:
 
 
 async def checked_path(listen: str) -> str | None:
-    """The path of "unix:PATH", None for HOST:PORT, once it was looked at. Raises StartError: nobody can listen there."""
+    """The path of "unix:PATH", None for HOST:PORT, once it was looked at. Raises StartError: it is not to be had."""
     try:
         path = unix_path(listen)
     except ValueError:
