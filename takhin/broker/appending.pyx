@@ -124,7 +124,7 @@ cdef Partition _partition_of(object topic, int64_t number):
 
 cpdef int check_record_sizes(object topic, ProduceRequest scan) except -1:
     """Raises RECORD_TOO_LARGE."""
-    if scan.largest_record_bytes > <int64_t>topic.config.max_record_bytes:
+    if scan.largest_record_bytes > topic.config.max_record_bytes:
         raise error(
             Reason.RECORD_TOO_LARGE,
             f"a record of {scan.largest_record_bytes} bytes is larger than max.message.bytes of {topic.name!r}, "

@@ -50,7 +50,7 @@ _IGNORED = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING,
     tokenize.ENDMARKER,
 }
-_FUNCTION = re.compile(r"(?:async )?def (\w+)|cdef (?!class\b).*?(\w+)\(")
+_FUNCTION = re.compile(r"(?:async )?def (\w+)|cp?def (?!class\b).*?(\w+)\(")
 
 
 @dataclass(frozen=True, slots=True)
