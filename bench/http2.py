@@ -24,7 +24,7 @@ def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> b
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
 
-def _text(value: bytes) -> bytes:
+def string_literal(value: bytes) -> bytes:
     """A string literal of HPACK (RFC 7541, 5.2), without Huffman's code."""
     if len(value) < 127:
         return bytes([len(value)]) + value
@@ -38,7 +38,7 @@ def _text(value: bytes) -> bytes:
 
 def header_block(fields: Iterable[tuple[str, str]]) -> bytes:
     """Each as a literal that is not to be indexed."""
-    return b"".join(b"\x00" + _text(name.encode()) + _text(value.encode()) for name, value in fields)
+    return b"".join(b"\x00" + string_literal(name.encode()) + string_literal(value.encode()) for name, value in fields)
 
 
 def call_headers(path: str, *metadata: tuple[str, str], authority: str = "localhost") -> bytes:

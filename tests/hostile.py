@@ -248,19 +248,9 @@ def priorities_of_one(connection: http2.Connection) -> bytes:
     return frame(PRIORITY, 0, 1, struct.pack(">IB", 0, 3)) * AT_ONCE
 
 
-def _string(value: bytes) -> bytes:
-    """A literal of HPACK; see RFC 7541, 5.2."""
-    out, rest = bytearray([127]), len(value) - 127
-    while rest >= 128:
-        out.append(rest % 128 + 128)
-        rest //= 128
-    out.append(rest)
-    return bytes(out) + value
-
-
 def hpack_bomb(connection: http2.Connection) -> bytes:
     """A header of nearly the whole table, stored once, and then named by a byte each, 60 MB in a block."""
-    block = _fields(PRODUCE) + b"\x40\x01a" + _string(b"b" * 3900) + b"\xbe" * 11_000
+    block = _fields(PRODUCE) + b"\x40\x01a" + http2.string_literal(b"b" * 3900) + b"\xbe" * 11_000
     return frame(HEADERS, END_HEADERS, connection.next_stream(), block)
 
 

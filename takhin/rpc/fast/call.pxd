@@ -44,7 +44,6 @@ cdef class FastCall(Waiter):
     cdef bint has_given_id
     cdef bint is_bad
     cdef bint has_begun
-    cdef bytes refused_for
     cdef int64_t deadline_us
     cdef bytes encoding
     cdef bytes accepts

@@ -16,8 +16,6 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcmp, memcpy
 
 from takhin.broker.appending cimport Appending
-from takhin.counters cimport CallCounters, SlowCalls
-from takhin.gate cimport Gate
 from takhin.outcome cimport Outcome, Waiter
 from takhin.rpc.fast.grpc_text cimport NO_TIMEOUT, parse_timeout_us, percent_encoded
 from takhin.rpc.fast.header_block cimport (
@@ -31,7 +29,7 @@ from takhin.rpc.fast.header_block cimport (
 )
 from takhin.rpc.fast.hub cimport SLICE_BYTES, WRITE_BYTES, Hub, Link, now_ns
 from takhin.rpc.fast.nghttp2 cimport *
-from takhin.rpc.fast.served cimport BIDI, SERVER_STREAM, UNARY, Served, Sink
+from takhin.rpc.fast.served cimport BIDI, Served, Sink
 
 from takhin.broker.appending import ack_timeout, append_error
 from takhin.errors import Reason, error
@@ -180,7 +178,7 @@ cdef class FastCall(Waiter):
             else:
                 self.start(served.run(self))
         elif served.gate.busy():
-            self.start(served.run_busy(self))
+            self.start(served.run(self))
         else:
             self.takes_all = True
         return 0

@@ -6,7 +6,7 @@ See "gRPC over HTTP2" (PROTOCOL-HTTP2.md of the gRPC project).
 from binascii import Error as _Base64Error
 from binascii import a2b_base64, b2a_base64
 
-from libc.stdint cimport INT64_MAX, int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t
 
 cdef const char* _HEX = b"0123456789ABCDEF"
 

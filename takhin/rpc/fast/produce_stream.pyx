@@ -4,7 +4,7 @@ from collections import deque
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t
 
 from takhin.broker.appending cimport Appending
 from takhin.outcome cimport Outcome

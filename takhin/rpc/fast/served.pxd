@@ -27,9 +27,8 @@ cdef class Served:
     cdef object holding
     cdef object open_sink
     cdef SlowCalls slow
-    # Else by what these make, given the call, and for run its request unless it is a stream of them.
+    # Else by what these make, given the call, and for run its request where it is there.
     cdef object run
-    cdef object run_busy
     cdef object refuse_full
 
 

@@ -7,8 +7,7 @@ from takhin.rpc.call import Method
 
 class Served:
     def __init__(
-        self, method: Method, run: Callable[..., Any], run_busy: Callable[..., Any], refuse_full: Callable[..., Any],
-        open_sink: Callable[..., Any],
+        self, method: Method, run: Callable[..., Any], refuse_full: Callable[..., Any], open_sink: Callable[..., Any],
     ) -> None: ...
     @property
     def method(self) -> Method: ...

@@ -11,7 +11,7 @@ from takhin.rpc.call import Kind
 cdef class Served:
     """A method, as this front serves it."""
 
-    def __init__(self, method, run, run_busy, refuse_full, open_sink):
+    def __init__(self, method, run, refuse_full, open_sink):
         self.method = method
         self.path = method.path.encode()
         self.handler = method.handler
@@ -22,7 +22,7 @@ cdef class Served:
         self.topics = method.topics
         self.holding = method.holding
         self.slow = method.slow
-        self.run, self.run_busy, self.refuse_full, self.open_sink = run, run_busy, refuse_full, open_sink
+        self.run, self.refuse_full, self.open_sink = run, refuse_full, open_sink
 
 
 cdef class Sink(Waiter):
