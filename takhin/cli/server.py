@@ -68,6 +68,8 @@ GRPC_ENVIRONMENT = {
 SWITCH_INTERVAL_S = 0.0005
 # Beside segments and connections: the metadata store, the journal, what is being read in threads, metrics.
 OTHER_OPEN_FILES = 128
+# So many segment files or connections are plenty: that the machine has cut a default to them, nobody need read of.
+PLENTY = 2_000
 # How often it is looked how many calls are open, and how many fewer than before have left memory worth giving back.
 MEMORY_CHECK_S = 5.0
 MANY_CALLS = 500
@@ -505,13 +507,15 @@ def _raise_open_files(settings: Settings, num_fronts: int) -> Settings:
     # Half of them for segment files; the rest is for connections, but for what the process needs besides.
     files = min(settings.limits.open_files, max(16, soft // 2))
     connections = min(settings.grpc.max_connections, max(16, (soft - files - OTHER_OPEN_FILES) // num_fronts))
-    for key, wanted, most in (
-        ("limits.open_files", settings.limits.open_files, files),
-        ("grpc.max_connections", settings.grpc.max_connections, connections),
+    for key, wanted, most, default in (
+        ("limits.open_files", settings.limits.open_files, files, Settings().limits.open_files),
+        ("grpc.max_connections", settings.grpc.max_connections, connections, Settings().grpc.max_connections),
     ):
         if most < wanted:
-            _log.warning("%s is %d instead of %d: the operating system allows %d open files (ulimit -n)", key, most,
-                         wanted, soft)
+            # A default that nobody has asked for, and still plenty: nothing that a newcomer should read about.
+            level = logging.DEBUG if wanted == default and most >= PLENTY else logging.WARNING
+            _log.log(level, "%s is %d instead of %d: the operating system allows %d open files (ulimit -n)", key, most,
+                     wanted, soft)
     return replace(
         settings, limits=replace(settings.limits, open_files=files),
         grpc=replace(settings.grpc, max_connections=connections))
