@@ -19,6 +19,7 @@ ANNOTATE = os.environ.get("TAKHIN_ANNOTATE") == "1"
 
 MODULES = [
     "takhin.counters",
+    "takhin.clock",
     "takhin.gate",
     "takhin.outcome",
     "takhin.codec.crc32c",
@@ -48,9 +49,9 @@ MODULES = [
 ]
 # Built where pkg-config finds libnghttp2 (Debian: libnghttp2-dev, pkg-config): without it there is no fast front.
 FAST_MODULES = [
-    "takhin.rpc.fast.grpc_text", "takhin.rpc.fast.header_block", "takhin.rpc.fast.hub", "takhin.rpc.fast.served",
-    "takhin.rpc.fast.call",
-    "takhin.rpc.fast.connection", "takhin.rpc.fast.produce_stream", "takhin.rpc.fast.serving",
+    "takhin.rpc.fast.grpc_text", "takhin.rpc.fast.header_block", "takhin.rpc.fast.outgoing", "takhin.rpc.fast.hub",
+    "takhin.rpc.fast.served", "takhin.rpc.fast.call", "takhin.rpc.fast.connection",
+    "takhin.rpc.fast.produce_stream", "takhin.rpc.fast.serving",
 ]
 
 

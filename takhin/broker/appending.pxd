@@ -15,6 +15,7 @@ cdef enum:
 
 cdef class Appending:
     cdef object _topics
+    cdef dict _by_name
     cdef object _producers
     cdef object _clock_ms
     cdef ProduceRequest _request

@@ -23,11 +23,12 @@ cdef enum:
 
 @cython.final
 cdef class Appending:
-    """Appends one request after the other. topics: where it finds them by name. limits: of records_per_request, and of
+    """Appends one request after the other. topics: Topics. limits: of records_per_request, and of
     what is in flight on streams. clock_ms: milliseconds since the epoch."""
 
     def __init__(self, topics, producers, limits, clock_ms):
         self._topics = topics
+        self._by_name = topics.by_encoded_name
         self._producers = producers
         self._clock_ms = clock_ms
         self._request = ProduceRequest(limits.records_per_request)
@@ -64,7 +65,9 @@ cdef class Appending:
         if self.is_draining:
             raise draining_error()
         scan.read_at(request, size)
-        topic = (self._topics if topics is None else topics).get_encoded(scan.topic)
+        topic = self._by_name.get(scan.topic) if topics is None else topics.get_encoded(scan.topic)
+        if topic is None:
+            topic = self._topics.get_encoded(scan.topic)
         self.acks = scan.required_acks
         if self.acks == ACKS_WRITTEN:
             durability = 2

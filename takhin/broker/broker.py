@@ -22,6 +22,7 @@ from takhin.broker.statistics import Gathering, Recovery, Statistics
 from takhin.broker.subscribe import Subscribing
 from takhin.broker.topics import Topics
 from takhin.broker.transactions import Transactions
+from takhin.clock import wall_clock_ms
 from takhin.config import Settings
 from takhin.errors import Reason, StartError, TakhinError
 from takhin.log.partition import Partition
@@ -33,12 +34,6 @@ logger = logging.getLogger(__name__)
 RESUME_AFTER_S = 1.0
 # How long a segment that could not be begun makes the broker unfit, when nobody tries again.
 OBSTACLE_TOLD_MS = 30_000
-
-
-def wall_clock_ms() -> int:
-    """Milliseconds since the epoch."""
-    # A clock before 1970 is wrong anyway, and the format has no room for it.
-    return max(time.time_ns() // 1_000_000, 0)
 
 
 class Broker:

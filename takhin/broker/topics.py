@@ -71,7 +71,8 @@ class Topics:
         self._epoch = epoch
         self._clock_ms = clock_ms
         self._by_name: dict[str, Topic] = {}
-        self._by_encoded_name: dict[bytes, Topic] = {}
+        # By their names' UTF-8; changed in place, for who looks into it itself.
+        self.by_encoded_name: dict[bytes, Topic] = {}
         self._by_id: dict[int, Topic] = {}
         self._num_partitions = 0
         # Taken by who asks for a change, and given back by the change itself, which may outlast him.
@@ -103,7 +104,7 @@ class Topics:
 
     def get_encoded(self, name: bytes) -> Topic:
         """As get(), by the name's UTF-8."""
-        topic = self._by_encoded_name.get(name)
+        topic = self.by_encoded_name.get(name)
         return topic if topic is not None else self.get(name.decode())
 
     def with_id(self, topic_id: int) -> Topic | None:
@@ -248,7 +249,7 @@ class Topics:
             topic = self.get(name)
             await self._metadata.delete_topic(topic.id)
             del self._by_name[topic.name]
-            del self._by_encoded_name[topic.name.encode()]
+            del self.by_encoded_name[topic.name.encode()]
             del self._by_id[topic.id]
             self._num_partitions -= len(topic.partitions)
             gone = _not_found(name)
@@ -323,7 +324,7 @@ class Topics:
             ],
         )
         self._by_name[topic.name] = topic
-        self._by_encoded_name[topic.name.encode()] = topic
+        self.by_encoded_name[topic.name.encode()] = topic
         self._by_id[topic.id] = topic
         self._num_partitions += len(topic.partitions)
         return topic

@@ -33,7 +33,7 @@ def load_trace_export() -> ModuleType:
 def start_problems(settings: Settings, environ: Mapping[str, str], *, is_fast_asked: bool) -> Iterator[str]:
     """What only looking can tell: certificates, keys, key sets, what traces need, and whether the fast front is built,
     where somebody has set fast_listen."""
-    from takhin.broker.broker import wall_clock_ms
+    from takhin.clock import wall_clock_ms
     from takhin.rpc.authentication import Authentication
     from takhin.rpc.tls import tls_files
 

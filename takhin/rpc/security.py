@@ -1,6 +1,6 @@
 """What the settings say of TLS and authentication, with the files they name."""
 
-from takhin.broker.broker import wall_clock_ms
+from takhin.clock import wall_clock_ms
 from takhin.config import Settings, has_authentication
 from takhin.rpc.authentication import Authentication
 from takhin.rpc.tls import tls_files

@@ -16,7 +16,8 @@ from typing import TypeVar
 import pytest
 
 from takhin.broker import broker as broker_module
-from takhin.broker.broker import Broker, wall_clock_ms
+from takhin.broker.broker import Broker
+from takhin.clock import wall_clock_ms
 from takhin.config import Limits, Settings, TopicDefaults
 from takhin.errors import Code, Reason, TakhinError
 from takhin.log.partition import Partition

@@ -27,8 +27,9 @@ from takhin.rpc.fast.header_block cimport (
     response_head,
     static_pair,
 )
-from takhin.rpc.fast.hub cimport SLICE_BYTES, WRITE_BYTES, Hub, Link, now_ns
+from takhin.rpc.fast.hub cimport Hub, Link, now_ns
 from takhin.rpc.fast.nghttp2 cimport *
+from takhin.rpc.fast.outgoing cimport SLICE_BYTES, Outgoing
 from takhin.rpc.fast.served cimport BIDI, Served, Sink
 
 from takhin.broker.appending import ack_timeout, append_error
@@ -79,9 +80,9 @@ cdef int send_data(
 ) noexcept:
     cdef Link link = <Link>user_data
     try:
-        link.hub.put(head, 9)
+        link.hub.out.put(head, 9)
         (<FastCall>source.ptr).take_out(size)
-        if link.hub.out_bytes >= WRITE_BYTES:
+        if link.hub.out.is_full():
             link.write_out()
     except BaseException as bug:
         link.bug = bug
@@ -408,8 +409,8 @@ cdef class FastCall(Waiter):
         return 0
 
     cdef int take_out(self, size_t size) except -1:
-        """Copy the next `size` bytes of the outbox into the hub's buffer."""
-        cdef Hub hub = self.link.hub
+        """Write the next `size` bytes of the outbox, of one frame."""
+        cdef Outgoing out = self.link.hub.out
         cdef uint8_t[5] prefix
         cdef bytes message
         cdef size_t length
@@ -426,13 +427,13 @@ cdef class FastCall(Waiter):
                 prefix[3] = length >> 8 & 255
                 prefix[4] = length & 255
                 part = min(PREFIX_BYTES - self.out_at, size)
-                hub.put(prefix + self.out_at, part)
+                out.put(prefix + self.out_at, part)
             else:
                 part = min(PREFIX_BYTES + length - self.out_at, size)
-                if part >= SLICE_BYTES and self.link.takes_slices:
-                    self.link.write_slice(message, self.out_at - PREFIX_BYTES, part)
+                if part >= SLICE_BYTES and self.link.takes_slices and out.has_room():
+                    out.put_slice(message, self.out_at - PREFIX_BYTES, part)
                 else:
-                    hub.put(<const uint8_t*>PyBytes_AS_STRING(message) + (self.out_at - PREFIX_BYTES), part)
+                    out.put(<const uint8_t*>PyBytes_AS_STRING(message) + (self.out_at - PREFIX_BYTES), part)
             size -= part
             self.out_at += part
             if self.out_at == PREFIX_BYTES + length:

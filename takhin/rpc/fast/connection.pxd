@@ -2,12 +2,13 @@
 
 from libc.stdint cimport int64_t, uint8_t
 
-from takhin.rpc.fast.call cimport FastCall
 from takhin.rpc.fast.hub cimport Link
 
 
 cdef class Connection(Link):
     cdef readonly object transport
+    # The socket's; -1: only the transport knows how to write to it (TLS).
+    cdef int descriptor
     cdef bint is_paused
     # Since when a paused transport has taken nothing, by the loop's clock, and what it holds.
     cdef double stuck_s
@@ -24,6 +25,8 @@ cdef class Connection(Link):
     cdef readonly double begun_s
     cdef readonly double heard_s
     cdef readonly double used_s
+    # A call has ended in this turn.
+    cdef bint is_used
     cdef public double age_limit_s
     cdef public double going_s
     cdef public double pinged_s
@@ -58,7 +61,6 @@ cdef class Connection(Link):
     cdef int drop_session(self) except -1
     cdef int linger(self) except -1
     cdef double stuck_for(self) except -1
-    cdef void end_call(self, FastCall call) noexcept
     cdef int too_much(self, bytes why) noexcept
     cdef int note_nuisance(self, int64_t count) noexcept
     cdef int note_reset(self) noexcept

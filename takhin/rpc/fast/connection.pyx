@@ -9,11 +9,13 @@ import struct
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.mem cimport PyObject_Calloc, PyObject_Free, PyObject_Malloc, PyObject_Realloc
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 
 from takhin.rpc.fast.call cimport FastCall, send_data
-from takhin.rpc.fast.hub cimport WRITE_BYTES, Hub, Link, now_ns
+from takhin.rpc.fast.hub cimport Hub, Link, now_ns
 from takhin.rpc.fast.nghttp2 cimport *
+from takhin.rpc.fast.outgoing cimport WRITE_BYTES, Outgoing
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ cdef class Connection(Link):
         self.peer = ""
         self.going_s = self.pinged_s = self.lingers_s = self.block_s = -1
         self.piece_bytes = FIRST_PIECE_BYTES
+        self.descriptor = -1
         self.max_continuations = MAX_CONTINUATIONS + hub.max_metadata_bytes // FRAME_BYTES
         self.max_resets = max(LEAST_RESETS, 2 * <int64_t>hub.settings.max_streams_per_connection)
 
@@ -97,6 +100,8 @@ cdef class Connection(Link):
             transport.abort()
             return
         self.takes_slices = tls is None
+        if tls is None:
+            self.descriptor = transport.get_extra_info("socket").fileno()
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         name = transport.get_extra_info("peername")
         if isinstance(name, tuple):
@@ -109,7 +114,7 @@ cdef class Connection(Link):
         cdef nghttp2_settings_entry[3] entries
         settings = self.hub.settings
         self.nuisance_us = self.resets_us = now_ns() // 1000
-        if nghttp2_session_server_new2(&self.session, _callbacks, <void*>self, _option):
+        if nghttp2_session_server_new3(&self.session, _callbacks, <void*>self, _option, &_memory):
             raise MemoryError
         entries[0].settings_id = NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS
         entries[0].value = settings.max_streams_per_connection
@@ -293,7 +298,7 @@ cdef class Connection(Link):
         self.go_on()
         if self.session == NULL or self.is_lost or self.lingers_s >= 0 or self.is_broken:
             return 0
-        hub.out_bytes = 0
+        hub.out.clear()
         self.written_bytes = 0
         self.in_callback = True
         try:
@@ -301,21 +306,24 @@ cdef class Connection(Link):
                 size = nghttp2_session_mem_send(self.session, &data)
                 if size <= 0:
                     break
-                hub.put(data, size)
-                if hub.out_bytes >= WRITE_BYTES:
+                hub.out.put(data, size)
+                if hub.out.is_full():
                     self.write_out()
         finally:
             self.in_callback = False
         if self.bug is not None:
             self.report()
             return 0
-        if hub.out_bytes:
+        if hub.out.size_bytes:
             self.write_out()
         if size < 0 or (
             not nghttp2_session_want_read(self.session) and not nghttp2_session_want_write(self.session)
         ):
             self.linger()
             return 0
+        if self.is_used:
+            self.is_used = False
+            self.used_s = hub.loop.time()
         self.mind_reading()
         if self.unread is not None and not self.is_choked() or self.written_bytes >= TURN_BYTES:
             hub.want_flush(self)
@@ -336,20 +344,20 @@ cdef class Connection(Link):
         return 0
 
     cdef int write_out(self) except -1:
-        cdef bytes out = PyBytes_FromStringAndSize(<const char*>self.hub.out, self.hub.out_bytes)
-        self.written_bytes += self.hub.out_bytes
-        self.hub.out_bytes = 0
-        if not self.is_lost:
-            self.transport.write(out)
-        return 0
-
-    cdef int write_slice(self, bytes message, size_t at, size_t size) except -1:
-        """Part of a message, as it is, behind what is in the hub's buffer."""
-        if self.hub.out_bytes:
-            self.write_out()
-        self.written_bytes += size
-        if not self.is_lost:
-            self.transport.write(memoryview(message)[at:at + size])
+        """Straight to the socket. What it does not take is the transport's, and all that comes before it has."""
+        cdef Outgoing out = self.hub.out
+        cdef size_t sent = 0
+        self.written_bytes += out.size_bytes
+        try:
+            if self.is_lost:
+                return 0
+            # A transport that is closing may have given up the descriptor.
+            if self.descriptor >= 0 and not self.transport.get_write_buffer_size() and not self.transport.is_closing():
+                sent = out.send(self.descriptor)
+            if sent < out.size_bytes:
+                self.transport.writelines(out.rest(sent))
+        finally:
+            out.clear()
         return 0
 
     def report(self):
@@ -465,11 +473,6 @@ cdef class Connection(Link):
             self.identity_pem = DER_cert_to_PEM_cert(shown).encode() if shown else b""
         return self.identity_pem or None
 
-    cdef void end_call(self, FastCall call) noexcept:
-        """nghttp2 knows nothing of it any more."""
-        self.calls.pop(call.stream_id, None)
-        self.used_s = self.hub.loop.time()
-
     cdef int too_much(self, bytes why) noexcept:
         """For a callback to give: end the connection, and tell the client why. See _refuse()."""
         self.why = why
@@ -525,7 +528,7 @@ cdef int _on_begin_headers(nghttp2_session* session, const nghttp2_frame* frame,
     if frame.hd.type != NGHTTP2_HEADERS:
         return 0
     connection.block_s = connection.heard_s
-    if frame.hd.stream_id in connection.calls:
+    if nghttp2_session_get_stream_user_data(session, frame.hd.stream_id) != NULL:
         return 0  # trailers
     try:
         call = FastCall.__new__(FastCall)
@@ -642,13 +645,13 @@ cdef int _on_data_chunk(
 
 cdef int _on_stream_close(nghttp2_session* session, int32_t stream_id, uint32_t error_code, void* user_data) noexcept:
     cdef Connection connection = <Connection>user_data
-    cdef FastCall call = connection.calls.get(stream_id)
+    cdef FastCall call = connection.calls.pop(stream_id, None)
     cdef bint is_unanswered
     if call is None:
         return 0
     connection.block_s = -1
     is_unanswered = error_code and not call.ending and not call.headers_sent
-    connection.end_call(call)
+    connection.is_used = True
     call.closed(error_code)
     if is_unanswered:
         return connection.note_reset()
@@ -659,6 +662,30 @@ cdef int _on_stream_close(nghttp2_session* session, int32_t stream_id, uint32_t 
 
 cdef nghttp2_session_callbacks* _callbacks = NULL
 cdef nghttp2_option* _option = NULL
+
+
+# What nghttp2 takes for a call is small and soon given back: Python's allocator is made for that, and all of it happens
+# under the interpreter's lock.
+
+cdef void* _malloc(size_t size, void* user_data) noexcept:
+    return PyObject_Malloc(size)
+
+
+cdef void _free(void* block, void* user_data) noexcept:
+    PyObject_Free(block)
+
+
+cdef void* _calloc(size_t count, size_t size, void* user_data) noexcept:
+    return PyObject_Calloc(count, size)
+
+
+cdef void* _realloc(void* block, size_t size, void* user_data) noexcept:
+    return PyObject_Realloc(block, size)
+
+
+cdef nghttp2_mem _memory
+_memory.mem_user_data = NULL
+_memory.malloc, _memory.free, _memory.calloc, _memory.realloc = _malloc, _free, _calloc, _realloc
 
 
 cdef int _set_up() except -1:

@@ -3,12 +3,7 @@
 from libc.stdint cimport int64_t, uint8_t
 
 from takhin.rpc.fast.nghttp2 cimport nghttp2_session
-
-cdef enum:
-    # The transport is given so much at once.
-    WRITE_BYTES = 262144
-    # So much of one message is not worth a copy.
-    SLICE_BYTES = 8192
+from takhin.rpc.fast.outgoing cimport Outgoing
 
 cdef int64_t now_ns() noexcept nogil
 
@@ -16,9 +11,7 @@ cdef int64_t now_ns() noexcept nogil
 cdef class Hub:
     # What is read, and what is to be written, of whichever connection it is the turn.
     cdef bytearray incoming
-    cdef uint8_t* out
-    cdef size_t out_bytes
-    cdef size_t out_capacity
+    cdef Outgoing out
     # For a message that comes in pieces; one is kept.
     cdef uint8_t* spare
     cdef size_t spare_capacity
@@ -45,7 +38,6 @@ cdef class Hub:
 
     cdef uint8_t* take_buffer(self, size_t* capacity) noexcept
     cdef void give_buffer(self, uint8_t* buffer, size_t capacity) noexcept
-    cdef int put(self, const uint8_t* data, size_t size) except -1
     cdef int note_deadline(self, object call, int64_t deadline_us) except -1
     cdef void want_flush(self, Link link) noexcept
     cdef void done(self) noexcept
@@ -68,6 +60,5 @@ cdef class Link:
     cdef int write_out(self) except -1
     cdef bint has_enough(self) noexcept
     cdef int end_if_stuck(self) except -1
-    cdef int write_slice(self, bytes message, size_t at, size_t size) except -1
     cdef void forgive_pings(self) noexcept
     cdef void forgive_nuisance(self) noexcept

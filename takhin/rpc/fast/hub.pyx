@@ -7,9 +7,10 @@ import logging
 
 cimport cython
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t
-from libc.stdlib cimport free, realloc
-from libc.string cimport memcpy
+from libc.stdlib cimport free
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from takhin.rpc.fast.outgoing cimport Outgoing
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,6 @@ cdef class Hub:
     """What the connections of a front share. methods: Served by path, in bytes. settings: GrpcSettings."""
 
     def __cinit__(self):
-        self.out = NULL
         self.spare = NULL
 
     def __init__(self, methods, settings, loop, *, busy_timeout_s):
@@ -42,6 +42,7 @@ cdef class Hub:
         self.max_message_bytes = settings.max_message_bytes
         self.max_metadata_bytes = settings.max_metadata_bytes
         self.incoming = bytearray(READ_BYTES)
+        self.out = Outgoing()
         self.dirty = []
         self.connections = set()
         # When the calls that have a deadline and are not over are to end, us by the monotonic clock.
@@ -49,7 +50,6 @@ cdef class Hub:
         self.next_deadline_us = INT64_MAX
 
     def __dealloc__(self):
-        free(self.out)
         free(self.spare)
 
     cdef uint8_t* take_buffer(self, size_t* capacity) noexcept:
@@ -64,19 +64,6 @@ cdef class Hub:
             buffer, self.spare = self.spare, buffer
             self.spare_capacity = capacity
         free(buffer)
-
-    cdef int put(self, const uint8_t* data, size_t size) except -1:
-        cdef uint8_t* grown
-        cdef size_t capacity
-        if self.out_bytes + size > self.out_capacity:
-            capacity = max(self.out_bytes + size, 2 * self.out_capacity, <size_t>(2 * WRITE_BYTES))
-            grown = <uint8_t*>realloc(self.out, capacity)
-            if grown == NULL:
-                raise MemoryError
-            self.out, self.out_capacity = grown, capacity
-        memcpy(self.out + self.out_bytes, data, size)
-        self.out_bytes += size
-        return 0
 
     cdef void want_flush(self, Link link) noexcept:
         if not link.is_dirty:
@@ -143,9 +130,6 @@ cdef class Link:
         return True
 
     cdef int end_if_stuck(self) except -1:
-        raise NotImplementedError
-
-    cdef int write_slice(self, bytes message, size_t at, size_t size) except -1:
         raise NotImplementedError
 
     cdef void forgive_nuisance(self) noexcept:

@@ -1,0 +1,1 @@
+"""The clock that records are stamped by."""

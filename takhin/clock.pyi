@@ -1,0 +1,3 @@
+"""The clock that records are stamped by."""
+
+def wall_clock_ms() -> int: ...
