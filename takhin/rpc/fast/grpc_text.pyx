@@ -40,7 +40,8 @@ cdef int64_t parse_timeout_us(const uint8_t* at, size_t size) noexcept nogil:
 
 
 cdef bytes percent_encoded(bytes text):
-    """A status's message (UTF-8) as grpc-message has it: what is not printable ASCII, and %, as %XX."""
+    """A status's message (UTF-8) as grpc-message has it: what is not printable ASCII, and %, as %XX; and a space at
+    either end, which some readers of headers take away."""
     cdef const uint8_t* at = text
     cdef size_t size = len(text)
     cdef size_t i
@@ -48,7 +49,7 @@ cdef bytes percent_encoded(bytes text):
     cdef bytearray out = bytearray()
     for i in range(size):
         byte = at[i]
-        if 0x20 <= byte <= 0x7E and byte != 0x25:
+        if 0x20 <= byte <= 0x7E and byte != 0x25 and (byte != 0x20 or 0 < i < size - 1):
             out.append(byte)
         else:
             out.append(0x25)
