@@ -42,6 +42,7 @@ MODULES = [
     "takhin.log.timesearch",
     "takhin.log.sync",
     "takhin.broker.appending",
+    "takhin.broker.following",
     "takhin.rpc.current",
     "takhin.rpc.arrival",
     "takhin.cli.format",

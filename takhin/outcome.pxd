@@ -2,6 +2,8 @@
 
 
 cdef class Waiter:
+    # Among those of the outcome that it was last added to.
+    cdef Py_ssize_t number
     cdef void settled(self, Outcome outcome) noexcept
 
 
@@ -12,3 +14,4 @@ cdef class Outcome:
     cdef list _waiters
 
     cdef int add(self, Waiter waiter) except -1
+    cdef int forget(self, Waiter waiter) except -1

@@ -24,7 +24,19 @@ cdef class Outcome:
 
     cdef int add(self, Waiter waiter) except -1:
         """Tell this one, too. It is not done."""
+        waiter.number = len(self._waiters)
         self._waiters.append(waiter)
+        return 0
+
+    cdef int forget(self, Waiter waiter) except -1:
+        """Do not tell this one, who was last added to this outcome. It may be done."""
+        cdef list waiters = self._waiters
+        cdef Waiter last
+        if waiter.number < len(waiters) and waiters[waiter.number] is waiter:
+            last = waiters.pop()
+            if last is not waiter:
+                waiters[waiter.number] = last
+                last.number = waiter.number
         return 0
 
     def done(self):

@@ -111,7 +111,8 @@ class ReaderBudget:
 
     async def reserve(self, lease: Lease, size_bytes: int) -> None:
         """Return when a response of that size may be read and written; until then, and after, it is counted."""
-        self.give_back(lease)
+        if self.try_reserve(lease, size_bytes):
+            return
         loop = asyncio.get_running_loop()
         entry = _Waiting(lease, size_bytes, loop.time(), loop.create_future())
         self._waiting.append(entry)
@@ -125,6 +126,14 @@ class ReaderBudget:
             await entry.turn
         finally:
             lease.waits = False
+
+    def try_reserve(self, lease: Lease, size_bytes: int) -> bool:
+        """As reserve(), where nobody has to wait; else nothing is reserved."""
+        self.give_back(lease)
+        if self._waiting or not self._fits(size_bytes, 0):
+            return False
+        self._count(lease, _while_writing(size_bytes))
+        return True
 
     def grow(self, lease: Lease, size_bytes: int) -> bool:
         """Count that much instead of what was reserved, when there is room for it now."""

@@ -73,10 +73,12 @@ cdef class Partition:
     cdef Outcome _written_outcome   # among those of this tick, for all who share it
     cdef Outcome _durable_outcome
     cdef object _data_future        # shared: whoever waits for it must not cancel it
+    cdef Outcome _data_outcome      # the same, for those who are told at once
 
     cpdef object append(self, ProduceRequest request, int64_t now_ms, int durability)
     cdef Outcome written_outcome(self)
     cdef Outcome durable_outcome(self)
+    cdef Outcome data_outcome(self)
     cdef int _note_producer(
         self, ProducerState producer, ProduceRequest request, int64_t base_offset, int64_t first_timestamp_ms,
         int64_t now_ms

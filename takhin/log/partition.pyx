@@ -413,7 +413,7 @@ cdef class Partition:
         if not self.active.dirty:
             self.active.dirty = True
             self._unsynced.append(self.active)
-        if self._data_future is not None:
+        if self._data_future is not None or self._data_outcome is not None:
             self.wake_readers()
         return 0
 
@@ -589,11 +589,20 @@ cdef class Partition:
             self._data_future = self._create_future()
         return self._data_future
 
+    cdef Outcome data_outcome(self):
+        """As data_after(), of all there is now."""
+        if self._data_outcome is None:
+            self._data_outcome = Outcome()
+        return self._data_outcome
+
     def wake_readers(self):
-        """Whoever waits for data_after() looks again."""
+        """Whoever waits for data_after() or data_outcome() looks again."""
         future, self._data_future = self._data_future, None
+        outcome, self._data_outcome = self._data_outcome, None
         if future is not None:
             resolve([future], None)
+        if outcome is not None:
+            resolve([outcome], None)
 
     # Sync: D
 

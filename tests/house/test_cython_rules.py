@@ -17,6 +17,7 @@ from .test_imports import cython_imports
 
 # Classes that are meant to be subclassed: "takhin.log.files.Files": "why".
 NOT_FINAL: dict[str, str] = {
+    "takhin.broker.following.Target": "what a Follower knows of a call",
     "takhin.outcome.Waiter": "calls and streams of the fast front are told as one",
     "takhin.rpc.fast.served.Sink": "the half of a ProduceStream that calls know, which knows calls itself",
     "takhin.rpc.fast.hub.Link": "the half of a Connection that calls know, which the connection knows itself",

@@ -75,6 +75,24 @@ def test_it_begins_at_the_offset(stub: Stub, topic: str, offset: int, first: int
     assert values(found) == sent[first:]
 
 
+def test_readers_that_leave_take_nothing_from_those_that_stay(stub: Stub, topic: str) -> None:
+    """All wait for the same record; some go, the first and the last and some between, and others come."""
+    calls = [consume(stub, topic, offset=0) for _ in range(20)]
+    numbered(stub, topic, 1)
+    for call in calls:
+        assert values(collect(call, 1)) == [b"value-0"]
+    for number in (0, 19, 7, 3, 12, 18, 1, 11, 8):
+        calls[number].cancel()
+    staying = [call for call in calls if not call.cancelled()]
+    staying += [consume(stub, topic, offset=1) for _ in range(5)]
+    for start in (1, 2, 3):
+        numbered(stub, topic, 1, start)
+        for call in staying:
+            assert values(collect(call, 1)) == [b"value-%d" % start]
+    for call in staying:
+        call.cancel()
+
+
 @pytest.mark.parametrize("offset", [LATEST, 5])
 def test_latest_and_the_end_give_what_comes_after(stub: Stub, topic: str, offset: int) -> None:
     numbered(stub, topic, 5)

@@ -2,8 +2,9 @@
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 
+from takhin.broker.following cimport Follower, Target
 from takhin.gate cimport Gate
-from takhin.outcome cimport Outcome, Waiter
+from takhin.outcome cimport Outcome
 from takhin.rpc.fast.header_block cimport HeaderBlock
 from takhin.rpc.fast.hub cimport Link
 from takhin.rpc.fast.nghttp2 cimport nghttp2_data_source, nghttp2_frame, nghttp2_nv, nghttp2_session
@@ -26,7 +27,7 @@ cdef int send_data(
     void* user_data) noexcept
 
 
-cdef class FastCall(Waiter):
+cdef class FastCall(Target):
     cdef Link link
     cdef int32_t stream_id
     cdef Served served
@@ -80,6 +81,8 @@ cdef class FastCall(Waiter):
     cdef size_t out_at
     cdef size_t out_bytes
     cdef object writer
+    # Who sends in the handler's place.
+    cdef Follower follower
     cdef bint is_deferred
     cdef bint headers_sent
     cdef bint ending
@@ -98,7 +101,6 @@ cdef class FastCall(Waiter):
         self, const uint8_t* name, size_t name_size, const uint8_t* value, size_t value_size) except -1
     cdef int begin(self) except -1
     cdef int start(self, coroutine) except -1
-    cdef int refuse_http(self) except -1
     cdef int submit_headers(self) except -1
     cdef int submit_trailers(self) except -1
     cdef size_t fill_trailers(self, nghttp2_nv* out) except 0
@@ -111,7 +113,6 @@ cdef class FastCall(Waiter):
     cdef int reset(self, uint32_t http2_error) except -1
     cdef bint is_late(self) noexcept
     cdef int leave(self) except -1
-    cdef int count_received(self) except -1
     cdef int count_sent(self) except -1
     cdef int take(self, int64_t size_bytes) except -1
     cdef int answer(self, response) except -1

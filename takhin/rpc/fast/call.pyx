@@ -16,16 +16,20 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcmp, memcpy
 
 from takhin.broker.appending cimport Appending
-from takhin.outcome cimport Outcome, Waiter
+from takhin.broker.following cimport Follower, Target
+from takhin.outcome cimport Outcome
 from takhin.rpc.fast.grpc_text cimport NO_TIMEOUT, parse_timeout_us, percent_encoded
 from takhin.rpc.fast.header_block cimport (
     free_headers,
     header_list,
+    is_grpc,
     is_text,
     keep_header,
+    metadata_of,
     pair_of,
     response_head,
     static_pair,
+    submit_not_grpc,
 )
 from takhin.rpc.fast.hub cimport Hub, Link, now_ns
 from takhin.rpc.fast.nghttp2 cimport *
@@ -36,7 +40,7 @@ from takhin.broker.appending import ack_timeout, append_error
 from takhin.errors import Reason, error
 from takhin.rpc.call import NO_MESSAGE
 from takhin.rpc.fast.compression import compressor, decompressed, encoding_of, too_large
-from takhin.rpc.fast.grpc_text import decode_binary, encode_binary
+from takhin.rpc.fast.grpc_text import encode_binary
 from takhin.rpc.gates import too_many_bytes
 from takhin.rpc.request_id import REQUEST_ID_KEY, given_id, new_id
 from takhin.rpc.status import status_of
@@ -93,7 +97,7 @@ cdef int send_data(
 # Of its own, the garbage collector need not look at it: what leads from it back to it goes with leave().
 @cython.final
 @cython.no_gc
-cdef class FastCall(Waiter):
+cdef class FastCall(Target):
     """Call and StreamCall over a stream of HTTP/2."""
 
     # Headers
@@ -115,10 +119,7 @@ cdef class FastCall(Waiter):
                 self.is_bad |= not is_text(value, value_size, b"POST", 4)
             return 0
         if is_text(name, name_size, b"content-type", 12):
-            if value_size < 16 or memcmp(value, b"application/grpc", 16):
-                self.is_bad = True
-            elif value_size > 16 and value[16] not in b"+;":
-                self.is_bad = True
+            self.is_bad |= not is_grpc(value, value_size)
             return 0
         if is_text(name, name_size, b"te", 2):
             return 0
@@ -148,7 +149,8 @@ cdef class FastCall(Waiter):
         cdef Served served
         self.has_begun = True
         if self.is_bad:
-            return self.refuse_http()
+            self.ending = self.headers_sent = True
+            return submit_not_grpc(self.link.session, self.stream_id)
         if self.headers_bytes > hub.max_metadata_bytes:
             return self.refuse(
                 RESOURCE_EXHAUSTED, b"the metadata of the call is larger than %d bytes (grpc.max_metadata_bytes)"
@@ -194,15 +196,6 @@ cdef class FastCall(Waiter):
 
     cdef int start(self, coroutine) except -1:
         self.task = self.link.hub.loop.create_task(coroutine)
-
-    cdef int refuse_http(self) except -1:
-        """It is no call of gRPC."""
-        cdef nghttp2_nv[2] headers
-        headers[0] = static_pair(b":status", 7, b"415", 3)
-        headers[1] = static_pair(b"accept", 6, b"application/grpc", 16)
-        self.ending = self.headers_sent = True
-        nghttp2_submit_response(self.link.session, self.stream_id, headers, 2, NULL)
-        return 0
 
     # What arrives
 
@@ -443,6 +436,8 @@ cdef class FastCall(Waiter):
             self.writer.set_result(None)
         elif self.sink is not None and self.out_bytes <= LOW_WATER_BYTES:
             self.sink.room()
+        elif self.follower is not None and self.out_bytes <= LOW_WATER_BYTES:
+            self.follower.room()
         return 0
 
     cdef int finish(self, int status, object trailers) except -1:
@@ -605,15 +600,7 @@ cdef class FastCall(Waiter):
 
     @property
     def metadata(self):
-        found = {}
-        for name, value in header_list(&self.headers):
-            key = name.decode("latin-1")
-            if key.endswith("-bin"):
-                decoded = decode_binary(value)
-                if decoded is not None:
-                    found[key] = decoded
-            else:
-                found[key] = value.decode("latin-1")
+        found = metadata_of(&self.headers)
         if self._given_id is None:
             self._given_id = given_id(found)
         return MappingProxyType(found)
@@ -666,12 +653,9 @@ cdef class FastCall(Waiter):
             raise asyncio.CancelledError
         if not self.inbox:
             self.release_window()
-        self.count_received()
-        return message
-
-    cdef int count_received(self) except -1:
         if self.served is not None:
             self.served.counters.received += 1
+        return message
 
     async def write(self, message):
         if type(message) is not bytes:
@@ -688,6 +672,27 @@ cdef class FastCall(Waiter):
             if self.is_over:
                 raise asyncio.CancelledError
         self.count_sent()
+
+    async def follow(self, Follower follower not None):
+        """Let it send, until the handler has to go on."""
+        if self.is_over or self.is_closed:
+            raise asyncio.CancelledError
+        self.follower = follower
+        try:
+            stopped = follower.start(self, self.link.hub.loop)
+            if stopped is not None:
+                await stopped
+        finally:
+            self.follower = None
+            follower.stop()
+
+    cdef bint offer(self, bytes message) except -1:
+        if self.is_over or self.is_closed:
+            # Its handler is about to be told.
+            return False
+        self.put_message(message)
+        self.count_sent()
+        return self.out_bytes <= LOW_WATER_BYTES
 
     cdef int count_sent(self) except -1:
         if self.served is not None:

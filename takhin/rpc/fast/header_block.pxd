@@ -1,7 +1,7 @@
 """The headers of calls: those that came, kept as bytes, and those that go out."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int32_t, uint8_t
 from libc.string cimport memcmp
 
 from takhin.rpc.fast.nghttp2 cimport (
@@ -9,6 +9,7 @@ from takhin.rpc.fast.nghttp2 cimport (
     NGHTTP2_NV_FLAG_NO_COPY_VALUE,
     NGHTTP2_NV_FLAG_NONE,
     nghttp2_nv,
+    nghttp2_session,
 )
 
 cdef struct HeaderBlock:
@@ -20,11 +21,19 @@ cdef struct HeaderBlock:
 cdef int keep_header(
     HeaderBlock* block, const uint8_t* name, size_t name_size, const uint8_t* value, size_t value_size) except -1
 cdef list header_list(const HeaderBlock* block)
+cdef dict metadata_of(const HeaderBlock* block)
+cdef int submit_not_grpc(nghttp2_session* session, int32_t stream_id) except -1
 cdef void free_headers(HeaderBlock* block) noexcept
 
 
 cdef inline bint is_text(const uint8_t* at, size_t size, const char* text, size_t text_size) noexcept nogil:
     return size == text_size and memcmp(at, text, size) == 0
+
+
+cdef inline bint is_grpc(const uint8_t* content_type, size_t size) noexcept nogil:
+    return (
+        size >= 16 and memcmp(content_type, b"application/grpc", 16) == 0
+        and (size == 16 or content_type[16] == c"+" or content_type[16] == c";"))
 
 
 cdef inline nghttp2_nv pair_of(bytes name, bytes value) noexcept:

@@ -1,8 +1,12 @@
 """The headers of calls: those that came, kept as bytes, and those that go out."""
 
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
+
+from takhin.rpc.fast.nghttp2 cimport nghttp2_nv, nghttp2_session, nghttp2_submit_response
+
+from takhin.rpc.fast.grpc_text import decode_binary
 
 # Beyond what is needed: most calls have some more of them.
 cdef size_t _MORE_BYTES = 128
@@ -42,6 +46,29 @@ cdef list header_list(const HeaderBlock* block):
         found.append((at[:sizes[0]], at[sizes[0]:<size_t>sizes[0] + sizes[1]]))
         at += <size_t>sizes[0] + sizes[1]
     return found
+
+
+cdef dict metadata_of(const HeaderBlock* block):
+    """By lower-case key, the last of a repeated one; of keys that end in "-bin" the bytes, if they are base64."""
+    found = {}
+    for name, value in header_list(block):
+        key = name.decode("latin-1")
+        if key.endswith("-bin"):
+            decoded = decode_binary(value)
+            if decoded is not None:
+                found[key] = decoded
+        else:
+            found[key] = value.decode("latin-1")
+    return found
+
+
+cdef int submit_not_grpc(nghttp2_session* session, int32_t stream_id) except -1:
+    """The answer to what is no call of gRPC."""
+    cdef nghttp2_nv[2] headers
+    headers[0] = static_pair(b":status", 7, b"415", 3)
+    headers[1] = static_pair(b"accept", 6, b"application/grpc", 16)
+    nghttp2_submit_response(session, stream_id, headers, 2, NULL)
+    return 0
 
 
 cdef void free_headers(HeaderBlock* block) noexcept:

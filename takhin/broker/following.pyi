@@ -1,0 +1,18 @@
+"""The common way of a reader: at the log's end, with what it gets next in memory."""
+
+from typing import final
+
+from takhin.broker.reader_budget import Lease, ReaderBudget
+from takhin.log.reader import Reader
+from takhin.outcome import Waiter
+
+class Target(Waiter): ...
+
+@final
+class Follower(Waiter):
+    def __init__(self, reader: Reader, budget: ReaderBudget, lease: Lease, max_bytes: int) -> None: ...
+    @property
+    def reader(self) -> Reader: ...
+    @property
+    def is_ready(self) -> bool: ...
+    def resume(self) -> None: ...
