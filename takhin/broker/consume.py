@@ -62,14 +62,14 @@ class Consuming:
     def __init__(self, topics: Topics, store: LogStore, budget: ReaderBudget, max_message_bytes: int):
         self._topics = topics
         self._store = store
-        self._budget = budget
+        self.budget = budget
         # Of a response, at most.
         self.max_bytes = max_message_bytes - _MESSAGE_RESERVE_BYTES
-        self._draining = False
+        self.is_draining = False
 
     def begin_drain(self) -> None:
         """End the streams: each with DRAINING as soon as its reader has taken what is on its way."""
-        self._draining = True
+        self.is_draining = True
         for partition in self._topics.partitions():
             partition.wake_readers()
 
@@ -94,13 +94,13 @@ class Consuming:
             )
             call.cut()
 
-        lease = self._budget.open(cut)
+        lease = self.budget.open(cut)
         try:
             if reader.done:
                 await self._send_empty(call, lease, reader)
                 return
             follow = getattr(call, "follow", None) if pace.is_plain else None
-            follower = Follower(reader, self._budget, lease, pace.max_bytes)
+            follower = Follower(self, reader, lease, pace.max_bytes)
             while not reader.done:
                 if follow is not None and follower.is_ready:
                     await follow(follower)
@@ -111,7 +111,7 @@ class Consuming:
                 else:
                     await self._send_empty(call, lease, reader)
         finally:
-            self._budget.close(lease)
+            self.budget.close(lease)
 
     async def offset_for_time(self, partition: Partition, timestamp_ms: int) -> int | None:
         """The first offset whose record's timestamp is timestamp_ms or later, None when there is none.
@@ -192,13 +192,13 @@ class Consuming:
                 return partition.written_offset > reader.next_offset
 
     def _check_open(self, partition: Partition) -> None:
-        if self._draining:
+        if self.is_draining:
             raise error(Reason.DRAINING, "the broker is shutting down; go on at the next offset when it is back")
         check_open(partition)
 
     async def _send(self, call: ResponseStream, lease: Lease, reader: Reader, max_bytes: int) -> None:
         """Send the reader's next response, if there is one."""
-        budget = self._budget
+        budget = self.budget
         offset, records_left = reader.next_offset, reader.records_left
         size_bytes = planned_bytes = budget.allowance(max_bytes)
         while True:
@@ -232,13 +232,13 @@ class Consuming:
     async def _send_empty(self, call: ResponseStream, lease: Lease, reader: Reader) -> None:
         """Tell the reader where the log ends."""
         response = reader.empty_response()
-        await self._budget.reserve(lease, len(response))
+        await self.budget.reserve(lease, len(response))
         await self._write(call, lease, response)
 
     async def _write(self, call: ResponseStream, lease: Lease, response: bytes) -> None:
-        self._budget.begin_write(lease)
+        self.budget.begin_write(lease)
         await call.write(response)
-        self._budget.end_write(lease)
+        self.budget.end_write(lease)
 
 
 def _reader(partition: Partition, asked: ConsumeRequest) -> Reader:

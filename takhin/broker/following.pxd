@@ -12,6 +12,7 @@ cdef class Target(Waiter):
 
 cdef class Follower(Waiter):
     cdef readonly Reader reader
+    cdef object consuming
     cdef object budget
     cdef object lease
     cdef int64_t max_bytes
@@ -29,5 +30,6 @@ cdef class Follower(Waiter):
     cdef int go_on(self) except -1
     cdef bint send(self) except -1
     cdef int leave_it(self) except -1
+    cdef bint is_over(self) except -1
     cdef int room(self) except -1
     cdef int stop(self) except -1

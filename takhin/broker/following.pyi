@@ -2,7 +2,8 @@
 
 from typing import final
 
-from takhin.broker.reader_budget import Lease, ReaderBudget
+from takhin.broker.consume import Consuming
+from takhin.broker.reader_budget import Lease
 from takhin.log.reader import Reader
 from takhin.outcome import Waiter
 
@@ -10,7 +11,7 @@ class Target(Waiter): ...
 
 @final
 class Follower(Waiter):
-    def __init__(self, reader: Reader, budget: ReaderBudget, lease: Lease, max_bytes: int) -> None: ...
+    def __init__(self, consuming: Consuming, reader: Reader, lease: Lease, max_bytes: int) -> None: ...
     @property
     def reader(self) -> Reader: ...
     @property

@@ -26,11 +26,12 @@ cdef class Target(Waiter):
 
 @cython.final
 cdef class Follower(Waiter):
-    """Sends responses of at most max_bytes, for which room is kept in `budget`, a ReaderBudget, as `lease`."""
+    """Sends responses of at most max_bytes, for which `consuming`, the Consuming it is of, has room as `lease`."""
 
-    def __init__(self, Reader reader not None, budget, lease, int64_t max_bytes):
+    def __init__(self, consuming, Reader reader not None, lease, int64_t max_bytes):
+        self.consuming = consuming
+        self.budget = consuming.budget
         self.reader = reader
-        self.budget = budget
         self.lease = lease
         self.max_bytes = max_bytes
 
@@ -39,7 +40,7 @@ cdef class Follower(Waiter):
         """Whether it is worth a start(): else the coroutine has to do something first."""
         cdef Reader reader = self.reader
         cdef Partition partition = reader.partition
-        return partition.failure is None and not reader.done and (
+        return not self.is_over() and (
             partition.written_offset <= reader.next_offset or partition.ring.holds(reader.next_offset))
 
     cdef object start(self, Target target, object loop):
@@ -58,7 +59,7 @@ cdef class Follower(Waiter):
         cdef Partition partition = self.reader.partition
         try:
             while not self.is_writing:
-                if self.reader.done or partition.failure is not None:
+                if self.is_over():
                     return self.leave_it()
                 if partition.written_offset <= self.reader.next_offset:
                     self.outcome = partition.data_outcome()
@@ -94,6 +95,10 @@ cdef class Follower(Waiter):
         else:
             self.is_writing = True
         return True
+
+    cdef bint is_over(self) except -1:
+        """Whether all is sent, or something has happened of which the coroutine has to tell."""
+        return self.reader.done or self.reader.partition.failure is not None or self.consuming.is_draining
 
     cdef int leave_it(self) except -1:
         if not self.stopped.done():

@@ -105,7 +105,7 @@ async def filled(broker: Broker, count: int, **configs: str) -> Partition:
 
 
 def used_bytes(broker: Broker) -> int:
-    return broker.consuming._budget.used_bytes
+    return broker.consuming.budget.used_bytes
 
 
 # What is delivered

@@ -1,6 +1,7 @@
 """ConsumeMessages: where it begins and ends, how large responses are, and what they tell besides records."""
 
 import random
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -73,6 +74,23 @@ def test_it_begins_at_the_offset(stub: Stub, topic: str, offset: int, first: int
     found = read(stub, topic, offset=offset)
     assert [record.offset for record in found] == list(range(first, 10))
     assert values(found) == sent[first:]
+
+
+def test_a_reader_that_is_slow_when_the_broker_stops(start_broker: StartBroker) -> None:
+    """It is told as soon as it has taken what was on its way, and does not hold up the stop until the grace ends."""
+    broker = start_broker("--grpc-shutdown-grace-ms", str(10 * DEADLINE_S * 1000))
+    stub = broker.stub()
+    topic = new_topic(stub)
+    call = consume(stub, topic, offset=0)
+    for _ in range(16):
+        produce(stub, topic, bytes(MIB // 2))
+    broker.send(signal.SIGTERM)
+    broker.wait_for_log("SIGTERM: shutting down")
+    with pytest.raises(grpc.RpcError) as caught:
+        for response in call:
+            assert set(values(response.records)) == {bytes(MIB // 2)}
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert broker.wait() == 0
 
 
 def test_readers_that_leave_take_nothing_from_those_that_stay(stub: Stub, topic: str) -> None:
