@@ -14,6 +14,8 @@ cdef class Connection(Link):
     cdef object stuck_bytes
     # In this turn.
     cdef size_t written_bytes
+    # Whether anything was sent yet.
+    cdef bint has_spoken
     cdef bint is_broken
     cdef bint has_left
     cdef bint is_lost

@@ -339,6 +339,7 @@ cdef class Connection(Link):
         cdef bytes out = PyBytes_FromStringAndSize(<const char*>self.hub.out, self.hub.out_bytes)
         self.written_bytes += self.hub.out_bytes
         self.hub.out_bytes = 0
+        self.has_spoken = True
         if not self.is_lost:
             self.transport.write(out)
         return 0
@@ -377,6 +378,9 @@ cdef class Connection(Link):
                 b"This port speaks gRPC, over HTTP/2 with prior knowledge.\n")
         else:
             last_words = struct.pack(">HBBBIII", 0, 8 + len(why), 7, 0, 0, last, code) + why
+            if not self.has_spoken:
+                # SETTINGS are to come first, or the client takes that for the mistake.
+                last_words = struct.pack(">HBBBI", 0, 0, 4, 0, 0) + last_words
         self.drop_session()
         self.transport.write(last_words)
         self.linger()
