@@ -69,7 +69,8 @@ _FIELDS: list[tuple[bytes, bytes]] = [
     (b"grpc-", b"x"), (b"grpc-encoding", b"snappy"), (b"grpc-encoding", b""), (b"grpc-accept-encoding", b"gzip"),
     (b"grpc-accept-encoding", b"deflate , identity"), (b"grpc-accept-encoding", b"," * 100),
     (b"content-type", b"text/html"), (b"content-type", b"application/grpc+proto"),
-    (b"content-type", b"application/grp"), (b"content-length", b"3"), (b"content-length", b"x"), (b"te", b"gzip"), (b"connection", b"close"),
+    (b"content-type", b"application/grp"), (b"content-length", b"3"),
+    (b"content-length", b"x"), (b"te", b"gzip"), (b"connection", b"close"),
     (b":method", b"GET"), (b":path", b"/"), (b":unknown", b"x"), (b"Upper", b"x"), (b"", b"x"), (b"nul", b"\0"),
     (b"host", b"x"), (b"cookie", b"a=b"), (b"large", b"v" * 3000), (b"large", b"v" * 20_000), (b"k" * 5000, b"v"),
 ]

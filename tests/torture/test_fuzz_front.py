@@ -32,9 +32,10 @@ from tests.hostile import INITIAL_WINDOW_SIZE, PRODUCE, preface, setting
 from tests.torture import front_wire, fuzz_front
 from tests.torture.bed import scratch
 from tests.torture.common import Run
-from tests.torture.front_wire import Wire
+from tests.torture.front_wire import GO_AWAY, LEAVE, Step, Wire, packed, unpacked
 from tests.torture.fuzz_front import FrontCases, Neighbour
 from tests.torture.http2_check import Broken, ServerSide
+from tests.torture.mutate import REQUESTS
 
 Patch = pytest.MonkeyPatch
 _CASES = 400
@@ -193,6 +194,7 @@ ENDED = FIRST + headers(HEAD) + trailers()
     (FIRST + frame(PING, ACK, 0, bytes(8)), "an ACK of a PING that was not sent"),
     (FIRST + frame(GOAWAY, 0, 0, bytes(7)), "half a GOAWAY"),
     (FIRST + frame(GOAWAY, 0, 0, bytes(8)) + frame(GOAWAY, 0, 0, b"\0\0\0\1" + bytes(4)), "takes more calls again"),
+    (FIRST + frame(GOAWAY, 0, 0, bytes(8)) + headers(HEAD), "beyond the last that is taken"),
     (FIRST + frame(WINDOW_UPDATE, 0, 0, bytes(4)), "enlarged by nothing"),
     (FIRST + frame(WINDOW_UPDATE, 0, 1, bytes(4)), "enlarged by nothing"),
     (FIRST + frame(5, END_HEADERS, 1, bytes(4)), "does not send"),
@@ -251,7 +253,30 @@ def test_windows_are_watched() -> None:
         told(client, full + frame(DATA, 0, 1, b"x"))
 
 
+def num_records(target: FrontCases) -> int:
+    return sum(partition.next_offset for topic in target._broker.topics for partition in topic.partitions
+               if topic.name == "t")
+
+
+def test_a_call_that_comes_too_late_is_not_begun() -> None:
+    """The client is told so, and makes it again elsewhere: begun nevertheless, it would happen twice."""
+    request = REQUESTS["ProduceMessage"][0]
+    calls = [http2.open_call(number, http2.call_headers(PRODUCE)) + http2.message(number, request, ends=True)
+             for number in (1, 3)]
+    with scratch() as directory:
+        target = FrontCases(directory)
+        try:
+            before = num_records(target)
+            target.check(packed(0, [
+                (Step.SEND, preface() + calls[0]), (Step.TURNS, b"\x05"), (Step.ACT, bytes([GO_AWAY])),
+                (Step.TURNS, b"\x05"), (Step.ACT, bytes([LEAVE])), (Step.SEND, calls[1]), (Step.TURNS, b"\x14"),
+            ]))
+            assert num_records(target) - before == 1
+        finally:
+            target.close()
+
+
 def test_a_case_is_read_as_it_was_written() -> None:
-    case = front_wire.packed(3, [(front_wire.Step.SEND, b"x" * 300), (front_wire.Step.CLOSE, b"")])
-    how, steps = front_wire.unpacked(case)
-    assert (how, list(steps)) == (3, [(front_wire.Step.SEND, b"x" * 300), (front_wire.Step.CLOSE, b"")])
+    given = [(Step.SEND, b"x" * 300), (Step.CLOSE, b"")]
+    how, steps = unpacked(packed(3, given))
+    assert (how, list(steps)) == (3, given)

@@ -364,6 +364,8 @@ cdef class Connection(Link):
         any further, so the last frame is made by hand."""
         cdef uint32_t code = NGHTTP2_INTERNAL_ERROR
         cdef int32_t last = nghttp2_session_get_last_proc_stream_id(self.session)
+        if self.has_left:
+            last = min(last, self.last_taken)
         why = self.why
         if why is not None or problem == NGHTTP2_ERR_FLOODED:
             code, why = NGHTTP2_ENHANCE_YOUR_CALM, why or b"too_many_frames"
@@ -403,9 +405,8 @@ cdef class Connection(Link):
         if self.session == NULL or self.has_left:
             return
         self.has_left = True
-        nghttp2_submit_goaway(
-            self.session, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(self.session), NGHTTP2_NO_ERROR,
-            NULL, 0)
+        self.last_taken = nghttp2_session_get_last_proc_stream_id(self.session)
+        nghttp2_submit_goaway(self.session, NGHTTP2_FLAG_NONE, self.last_taken, NGHTTP2_NO_ERROR, NULL, 0)
         self.hub.want_flush(self)
 
     def end(self, uint32_t http2_error):
@@ -531,6 +532,11 @@ cdef int _on_begin_headers(nghttp2_session* session, const nghttp2_frame* frame,
     connection.block_s = connection.heard_s
     if frame.hd.stream_id in connection.calls:
         return 0  # trailers
+    if connection.has_left and frame.hd.stream_id > connection.last_taken:
+        # The GOAWAY that says so may not be sent yet: begun nevertheless, it would happen twice, here and where the
+        # client makes it again.
+        nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame.hd.stream_id, NGHTTP2_REFUSED_STREAM)
+        return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
     try:
         call = FastCall.__new__(FastCall)
         call.link = connection
