@@ -32,7 +32,7 @@ from tests.hostile import INITIAL_WINDOW_SIZE, PRODUCE, preface, setting
 from tests.torture import front_wire, fuzz_front
 from tests.torture.bed import scratch
 from tests.torture.common import Run
-from tests.torture.front_wire import GO_AWAY, LEAVE, Step, Wire, packed, unpacked
+from tests.torture.front_wire import END, GO_AWAY, LEAVE, Step, Wire, packed, unpacked
 from tests.torture.fuzz_front import FrontCases, Neighbour
 from tests.torture.http2_check import Broken, ServerSide
 from tests.torture.mutate import REQUESTS
@@ -258,7 +258,8 @@ def num_records(target: FrontCases) -> int:
                if topic.name == "t")
 
 
-def test_a_call_that_comes_too_late_is_not_begun() -> None:
+@pytest.mark.parametrize("then", [[], [(Step.ACT, bytes([END]))]], ids=["the connection stays", "it ends"])
+def test_a_call_that_comes_too_late_is_not_begun(then: list[tuple[Step, bytes]]) -> None:
     """The client is told so, and makes it again elsewhere: begun nevertheless, it would happen twice."""
     request = REQUESTS["ProduceMessage"][0]
     calls = [http2.open_call(number, http2.call_headers(PRODUCE)) + http2.message(number, request, ends=True)
@@ -269,7 +270,7 @@ def test_a_call_that_comes_too_late_is_not_begun() -> None:
             before = num_records(target)
             target.check(packed(0, [
                 (Step.SEND, preface() + calls[0]), (Step.TURNS, b"\x05"), (Step.ACT, bytes([GO_AWAY])),
-                (Step.TURNS, b"\x05"), (Step.ACT, bytes([LEAVE])), (Step.SEND, calls[1]), (Step.TURNS, b"\x14"),
+                (Step.TURNS, b"\x05"), (Step.ACT, bytes([LEAVE])), (Step.SEND, calls[1]), *then, (Step.TURNS, b"\x14"),
             ]))
             assert num_records(target) - before == 1
         finally:

@@ -415,7 +415,10 @@ cdef class Connection(Link):
             if self.lingers_s < 0:
                 self.abort()  # it has never said anything
             return
-        nghttp2_session_terminate_session(self.session, http2_error)
+        if self.has_left:
+            nghttp2_session_terminate_session2(self.session, self.last_taken, http2_error)
+        else:
+            nghttp2_session_terminate_session(self.session, http2_error)
         self.hub.want_flush(self)
 
     def ping(self):
