@@ -39,6 +39,7 @@ from tests.torture.front_wire import (
     MAY_BE_CUT,
     NO_LIMIT,
     SERVER_PING,
+    SOCKET,
     STRICT,
     TLS,
     Step,
@@ -351,8 +352,8 @@ def make_case(chance: random.Random) -> bytes:
     return packed(_how(chance), _rude_steps(_sliced(data, chance), chance))
 
 
-def _how(chance: random.Random) -> int:
-    return (STRICT if chance.random() < 0.7 else 0) | (TLS if chance.random() < 0.2 else 0)
+def _how(chance: random.Random, strict: float = 0.7) -> int:
+    return (STRICT if chance.random() < strict else 0) | chance.choice((0, 0, 0, TLS, SOCKET))
 
 
 def _polite(chance: random.Random) -> bytes:
@@ -367,7 +368,6 @@ def _polite(chance: random.Random) -> bytes:
             calls.remove(each)
         else:
             frames.append(part)
-    how = chance.choice((STRICT, STRICT, 0)) | chance.choice((0, 0, TLS))
     steps: list[tuple[Step, bytes]] = []
     for data in _sliced(frames, chance):
         steps.append((Step.SEND, data))
@@ -380,7 +380,7 @@ def _polite(chance: random.Random) -> bytes:
     more = frame(SETTINGS, 0, 0, setting(INITIAL_WINDOW_SIZE, 1 << 24)) + frame(
         WINDOW_UPDATE, 0, 0, struct.pack(">I", 1 << 24))
     steps += [(Step.READ, struct.pack(">I", NO_LIMIT)), (Step.SEND, more), (Step.AWAIT, awaited(client.expected))]
-    return packed(how, steps)
+    return packed(_how(chance), steps)
 
 
 def _flood(chance: random.Random) -> bytes:
@@ -417,7 +417,7 @@ def _flood(chance: random.Random) -> bytes:
     if chance.random() < 0.5:
         more_bytes = frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1 << 20))
         steps += [(Step.READ, struct.pack(">I", NO_LIMIT)), (Step.SEND, more_bytes), (Step.TURNS, b"\x14")]
-    return packed(chance.choice((0, 0, STRICT, TLS)), steps)
+    return packed(_how(chance, 0.25), steps)
 
 
 def _rude_steps(slices: list[bytes], chance: random.Random) -> list[tuple[Step, bytes]]:

@@ -1,21 +1,22 @@
-"""What a connection of the fast front is put on in place of a socket, and the cases that are played on it.
+"""What a connection of the fast front is put on, in place of a socket or with one, and the cases that are played on it.
 
 A case is bytes: a byte that says on which front and how, and then steps, each of what the client or the front does. See
 Step.
 """
 
 import asyncio
+import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from enum import IntEnum
 from typing import Any
 
 from takhin.rpc.fast.connection import Connection
 from tests.torture.http2_check import ServerSide, hold
 
-# Of a case's first byte.
-STRICT, TLS = 1, 2
+# Of a case's first byte. SOCKET: by a socket that the front listens on, and not on a Wire.
+STRICT, TLS, SOCKET = 1, 2, 4
 _STEP = struct.Struct(">BI")
 _AWAITED = struct.Struct(">IH")
 # Of answers; and of one that the front may have to reset, as it holds too much for a client that does not read.
@@ -220,9 +221,87 @@ class Wire(asyncio.Transport):
         self.is_lost = True
 
 
-async def play(wire: Wire, steps: Iterator[tuple[Step, bytes]], is_over: Callable[[], bool]) -> None:
-    """Until the client is gone. is_over: whether something is wrong, and the rest is of no use. Raises Broken, and
-    whatever the connection raises."""
+class Socketed:
+    """The same client at the end of a real socket: slower, and the system decides what comes when."""
+
+    def __init__(self, path: str, loop: asyncio.AbstractEventLoop):
+        self.server = ServerSide()
+        self.connection: Connection | None = None
+        self.is_lost = False
+        self._loop = loop
+        self._unsent: deque[bytes] = deque()
+        self._allowance = NO_LIMIT
+        self._reads = self._is_done = False
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.setblocking(False)
+        self._socket.connect(path)
+        self.read(NO_LIMIT)
+
+    def send(self, data: bytes) -> None:
+        self._unsent.append(data)
+        self._push()
+
+    def close_client(self) -> None:
+        self._is_done = True
+        self._push()
+
+    def read(self, allowance: int) -> None:
+        self._allowance = allowance
+        self._mind_reading(allowance > 0 and not self.is_lost)
+
+    def lose(self, why: Exception | None) -> None:
+        if not self.is_lost:
+            self._mind_reading(False)
+            self.is_lost = True
+            self._socket.close()
+
+    def _mind_reading(self, reads: bool) -> None:
+        if reads and not self._reads:
+            self._loop.add_reader(self._socket, self._take)
+        elif self._reads and not reads:
+            self._loop.remove_reader(self._socket)
+        self._reads = reads
+
+    def _push(self) -> None:
+        if self.is_lost:
+            return
+        try:
+            while self._unsent:
+                data = self._unsent.popleft()
+                sent = 0
+                try:
+                    sent = self._socket.send(data)
+                finally:
+                    # Nobody has read it before the loop's next turn.
+                    self.server.sends(data[:sent])
+                    if sent < len(data):
+                        self._unsent.appendleft(data[sent:])
+            if self._is_done:
+                self._socket.shutdown(socket.SHUT_WR)
+        except BlockingIOError:
+            self._loop.call_later(0.001, self._push)
+        except OSError:
+            self._unsent.clear()
+
+    def _take(self) -> None:
+        try:
+            data = self._socket.recv(min(self._allowance, 1 << 16))
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if self._allowance != NO_LIMIT:
+            self._allowance -= len(data)
+        self._mind_reading(bool(data) and self._allowance > 0)
+        self.server.take(data)
+
+
+async def play(
+    wire: Wire | Socketed, steps: Iterator[tuple[Step, bytes]], known: Collection[Connection],
+    is_over: Callable[[], bool]
+) -> None:
+    """Until the client is gone. known: connections that the front has. is_over: whether something is wrong, and the
+    rest is of no use. Raises Broken, and whatever the connection raises."""
     for step, data in steps:
         if is_over():
             break
@@ -240,7 +319,7 @@ async def play(wire: Wire, steps: Iterator[tuple[Step, bytes]], is_over: Callabl
                 wire.close_client()
             case Step.LOSE:
                 wire.lose(ConnectionResetError())
-            case Step.ACT if not wire.is_lost:  # the front knows those alone
+            case Step.ACT if wire.connection is not None and wire.connection in known:
                 if data[0] not in _WHEN_GOING or wire.connection.going_away:
                     ACTS[data[0]](wire.connection)
             case Step.AWAIT:

@@ -27,7 +27,7 @@ from takhin.v1 import takhin_pb2 as pb
 from tests.broker.test_produce_paths import settings
 from tests.hostile import INITIAL_WINDOW_SIZE, MAX_WINDOW, PRODUCE, preface, setting
 from tests.torture.front_make import FULL_TOPIC, make_case
-from tests.torture.front_wire import STRICT, TLS, Wire, play, unpacked, until
+from tests.torture.front_wire import SOCKET, STRICT, TLS, Socketed, Wire, play, unpacked, until
 from tests.torture.http2_check import ServerSide, hold
 from tests.torture.mutate import REQUESTS
 
@@ -35,6 +35,8 @@ from tests.torture.mutate import REQUESTS
 _NEIGHBOUR_EVERY, _MEMORY_EVERY = 10, 500
 # What the first cases are given, for caches and pools; and what memory may grow by later.
 _WARM_CASES, _GROWTH_BYTES = 2_000, 48 << 20
+# A worker has to have room for it.
+_MOST_CASE_BYTES = 1_000_000
 # A topic with more in it is made again: some read all of it.
 _TOPIC_BYTES = 200_000
 _AGELESS = {"connection_age_ms": INT32_MAX, "connection_idle_ms": INT32_MAX, "keepalive_time_ms": INT32_MAX}
@@ -170,7 +172,9 @@ class FrontCases:
         await self._broker.producing.produce(REQUESTS["ProduceMessage"][0])
 
     def make(self, chance: random.Random) -> bytes:
-        return make_case(chance)
+        while len(case := make_case(chance)) > _MOST_CASE_BYTES:
+            pass
+        return case
 
     def check(self, data: bytes) -> None:
         self._num_checked += 1
@@ -183,16 +187,16 @@ class FrontCases:
         how, steps = unpacked(case)
         front = self._fronts[bool(how & STRICT)]
         before = self._counts()
-        connection = front._accept()
-        assert isinstance(connection, Connection)
-        wire = Wire(connection, asyncio.get_running_loop(), bool(how & TLS))
+        assert front._hub is not None
+        known = front._hub.connections
+        wire = await self._connected(front, how)
         try:
-            await play(wire, steps, lambda: bool(self._troubles.found))
+            await play(wire, steps, known, lambda: bool(self._troubles.found))
         finally:
             # What comes next is not to suffer from it.
             wire.lose(None)
             await until(lambda: wire.is_lost, "the connection is not lost")
-        del connection, wire
+        del wire
         await until(lambda: self._counts() == before, f"what was held is held yet: {before}, {self._counts()}")
         if self._num_checked % _NEIGHBOUR_EVERY == 0:
             for neighbour in self._neighbours:
@@ -200,6 +204,19 @@ class FrontCases:
         await self._renew_topic()
         found, self._troubles.found = self._troubles.found, []
         hold(not found, "; ".join(found))
+
+    async def _connected(self, front: FastFront, how: int) -> Wire | Socketed:
+        assert front._hub is not None and front._socket_path is not None
+        loop = asyncio.get_running_loop()
+        if how & SOCKET:
+            before = set(front._hub.connections)
+            socketed = Socketed(front._socket_path, loop)
+            await until(lambda: len(front._hub.connections) > len(before), "a connection is not taken")
+            (socketed.connection,) = front._hub.connections - before
+            return socketed
+        connection = front._accept()
+        assert isinstance(connection, Connection)
+        return Wire(connection, loop, bool(how & TLS))
 
     def _counts(self) -> dict[str, object]:
         """What a connection may hold while it is there."""

@@ -32,7 +32,19 @@ from tests.hostile import INITIAL_WINDOW_SIZE, PRODUCE, preface, setting
 from tests.torture import front_wire, fuzz_front
 from tests.torture.bed import scratch
 from tests.torture.common import Run
-from tests.torture.front_wire import END, GO_AWAY, LEAVE, Step, Wire, packed, unpacked
+from tests.torture.front_wire import (
+    END,
+    GO_AWAY,
+    LEAVE,
+    SOCKET,
+    STRICT,
+    TLS,
+    Step,
+    Wire,
+    awaited,
+    packed,
+    unpacked,
+)
 from tests.torture.fuzz_front import FrontCases, Neighbour
 from tests.torture.http2_check import Broken, ServerSide
 from tests.torture.mutate import REQUESTS
@@ -251,6 +263,25 @@ def test_windows_are_watched() -> None:
     told(client, full)
     with pytest.raises(Broken, match="for a connection's window of 65535"):
         told(client, full + frame(DATA, 0, 1, b"x"))
+
+
+@pytest.mark.parametrize("how", [0, STRICT, TLS, SOCKET], ids=["wire", "strict", "tls", "socket"])
+def test_a_call_that_is_not_answered_is_found(how: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front_wire, "HANGS_S", 0.2)
+    call = http2.open_call(1, http2.call_headers(PRODUCE)) + http2.message(1, REQUESTS["ProduceMessage"][1])
+    end = frame(DATA, END_STREAM, 1, b"")
+    with scratch() as directory:
+        target = FrontCases(directory)
+        try:
+            for data, count in ((call + end, 1), (end, 1), (call + end, 2)):
+                steps = [(Step.SEND, preface() + data), (Step.AWAIT, awaited({1: count}))]
+                if count == 1 and data != end:
+                    target.check(packed(how, steps))
+                else:
+                    with pytest.raises(Broken, match="has no end|1 answers, not 2"):
+                        target.check(packed(how, steps))
+        finally:
+            target.close()
 
 
 def num_records(target: FrontCases) -> int:
