@@ -224,6 +224,16 @@ def test_floods_end_the_connection_and_say_why(
         assert goodbye(connection) == (ENHANCE_YOUR_CALM, reason)
 
 
+def test_who_is_refused_at_once_gets_settings_first(broker: BrokerProcess) -> None:
+    """As every client of HTTP/2 expects it, whatever comes then."""
+    with http2.Connection(broker.address, preface=b"") as connection:
+        endless = frame(CONTINUATION, 0, 1, b"") * 20
+        connection.send(preface() + frame(HEADERS, 0, 1, FIELDS) + endless)
+        first = connection.read_frame()
+        assert first is not None and (first.kind, first.flags) == (SETTINGS, 0)
+        assert goodbye(connection) == (ENHANCE_YOUR_CALM, b"too_many_continuations")
+
+
 def test_too_large_headers_are_refused_and_far_larger_ones_not_read(broker: BrokerProcess) -> None:
     with http2.Connection(broker.address) as connection:
         number = connection.next_stream()

@@ -61,9 +61,13 @@ class Run:
         return 1 if self.failures else 0
 
 
-def run_from_arguments(name: str, description: str, count: int) -> Run:
-    """The run that the command line asks for; count: of rounds, where it names none."""
-    parser = argparse.ArgumentParser(prog=f"make {name}", description=description)
+def run_from_arguments(
+    name: str, description: str, count: int, more: argparse.ArgumentParser | None = None
+) -> Run:
+    """The run that the command line asks for; count: of rounds, where it names none. more: options of the program's
+    own, which it reads itself."""
+    parser = argparse.ArgumentParser(
+        prog=f"make {name}", description=description, parents=[] if more is None else [more])
     parser.add_argument("--count", type=int, default=count, metavar="N", help=f"rounds (default {count})")
     parser.add_argument("--seed", type=int, default=1, help="the same seed does the same again (default 1)")
     parser.add_argument("--seconds", type=float, default=None, help="end after so long, whatever the count")

@@ -1,9 +1,10 @@
-"""Malformed input of every kind, for a time: requests, batches, indexes, directories.
+"""Malformed input of every kind, for a time: requests, batches, indexes, directories, connections of the fast front.
 
 Inputs are valid ones, mutated. What breaks a promise, raises what it must not, or takes the process down is kept as a
 file in tests/torture/corpus, which the suite tries again.
 """
 
+import argparse
 import hashlib
 import logging
 import mmap
@@ -69,13 +70,12 @@ def _worker(
     target.close()
 
 
-def fuzz_all(run: Run, seconds: float) -> None:
+def fuzz_all(run: Run, seconds: float, names: list[str]) -> None:
     """Each target has its share of the time, one process for each core; a process that dies is a finding."""
     context = multiprocessing.get_context("spawn")
     cores = os.cpu_count() or 1
-    names = list(TARGETS)
     # Targets follow each other on a core.
-    share_s = seconds * cores / len(names)
+    share_s = seconds * min(cores, len(names)) / len(names)
     deadline_s = time.monotonic() + seconds
     with scratch() as directory:
         running: dict[Connection, tuple[str, SpawnProcess, Path]] = {}
@@ -117,9 +117,11 @@ def _collect(run: Run, name: str, process: SpawnProcess, receiver: Connection, s
 
 def main() -> int:
     """For a minute, unless told otherwise."""
-    run = run_from_arguments("fuzz", __doc__ or "", _UNBOUNDED)
+    only = argparse.ArgumentParser(add_help=False)
+    only.add_argument("--only", choices=sorted(TARGETS), action="append", help="this target, and no other")
+    run = run_from_arguments("fuzz", __doc__ or "", _UNBOUNDED, only)
     seconds = run.seconds or (_DEFAULT_SECONDS if run.count == _UNBOUNDED else 1e9)
-    fuzz_all(run, seconds)
+    fuzz_all(run, seconds, only.parse_known_args()[0].only or list(TARGETS))
     run.count = run.done
     return run.end()
 

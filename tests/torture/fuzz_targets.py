@@ -1,4 +1,5 @@
-"""What is fuzzed: the codec, recovery, and each RPC of the service. An input is bytes; check() says what is wrong."""
+"""What is fuzzed: the codec, recovery, each RPC of the service, and the fast front. An input is bytes; check() says
+what is wrong."""
 
 import asyncio
 import io
@@ -14,6 +15,7 @@ from typing import Protocol
 from google.protobuf.message import DecodeError
 
 from takhin.broker.broker import Broker
+from takhin.cli.fast_front import is_built
 from takhin.codec.batch import BATCH_HEADER_SIZE, BatchError, encode_batch, read_batch
 from takhin.codec.crc32c import crc32c, masked
 from takhin.codec.messages import ConsumeRequest, ProduceRequest
@@ -445,3 +447,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "produce": ProduceRequests, "consume": ConsumeRequests, "batch": Batches, "index": Indexes,
     "snapshot": Snapshots, "directory": Directories, "request": Requests,
 }
+if is_built():
+    from tests.torture.fuzz_front import FrontCases
+
+    TARGETS["front"] = FrontCases

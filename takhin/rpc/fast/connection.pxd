@@ -1,6 +1,6 @@
 """One HTTP/2 connection of the fast front."""
 
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t, uint8_t
 
 from takhin.rpc.fast.hub cimport Link
 
@@ -15,8 +15,12 @@ cdef class Connection(Link):
     cdef object stuck_bytes
     # In this turn.
     cdef size_t written_bytes
+    # Whether anything was sent yet.
+    cdef bint has_spoken
     cdef bint is_broken
+    # Whether it takes no more calls, and the last one that it does.
     cdef bint has_left
+    cdef int32_t last_taken
     cdef bint is_lost
     cdef bint counts
     cdef readonly bint is_greeted

@@ -100,8 +100,9 @@ cdef class Connection(Link):
             transport.abort()
             return
         self.takes_slices = tls is None
-        if tls is None:
-            self.descriptor = transport.get_extra_info("socket").fileno()
+        socket = transport.get_extra_info("socket")
+        if tls is None and socket is not None:
+            self.descriptor = socket.fileno()
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         name = transport.get_extra_info("peername")
         if isinstance(name, tuple):
@@ -348,6 +349,7 @@ cdef class Connection(Link):
         cdef Outgoing out = self.hub.out
         cdef size_t sent = 0
         self.written_bytes += out.size_bytes
+        self.has_spoken = True
         try:
             if self.is_lost:
                 return 0
@@ -371,6 +373,8 @@ cdef class Connection(Link):
         any further, so the last frame is made by hand."""
         cdef uint32_t code = NGHTTP2_INTERNAL_ERROR
         cdef int32_t last = nghttp2_session_get_last_proc_stream_id(self.session)
+        if self.has_left:
+            last = min(last, self.last_taken)
         why = self.why
         if why is not None or problem == NGHTTP2_ERR_FLOODED:
             code, why = NGHTTP2_ENHANCE_YOUR_CALM, why or b"too_many_frames"
@@ -385,6 +389,9 @@ cdef class Connection(Link):
                 b"This port speaks gRPC, over HTTP/2 with prior knowledge.\n")
         else:
             last_words = struct.pack(">HBBBIII", 0, 8 + len(why), 7, 0, 0, last, code) + why
+            if not self.has_spoken:
+                # SETTINGS are to come first, or the client takes that for the mistake.
+                last_words = struct.pack(">HBBBI", 0, 0, 4, 0, 0) + last_words
         self.drop_session()
         self.transport.write(last_words)
         self.linger()
@@ -407,9 +414,8 @@ cdef class Connection(Link):
         if self.session == NULL or self.has_left:
             return
         self.has_left = True
-        nghttp2_submit_goaway(
-            self.session, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(self.session), NGHTTP2_NO_ERROR,
-            NULL, 0)
+        self.last_taken = nghttp2_session_get_last_proc_stream_id(self.session)
+        nghttp2_submit_goaway(self.session, NGHTTP2_FLAG_NONE, self.last_taken, NGHTTP2_NO_ERROR, NULL, 0)
         self.hub.want_flush(self)
 
     def end(self, uint32_t http2_error):
@@ -418,7 +424,10 @@ cdef class Connection(Link):
             if self.lingers_s < 0:
                 self.abort()  # it has never said anything
             return
-        nghttp2_session_terminate_session(self.session, http2_error)
+        if self.has_left:
+            nghttp2_session_terminate_session2(self.session, self.last_taken, http2_error)
+        else:
+            nghttp2_session_terminate_session(self.session, http2_error)
         self.hub.want_flush(self)
 
     def ping(self):
@@ -530,6 +539,11 @@ cdef int _on_begin_headers(nghttp2_session* session, const nghttp2_frame* frame,
     connection.block_s = connection.heard_s
     if nghttp2_session_get_stream_user_data(session, frame.hd.stream_id) != NULL:
         return 0  # trailers
+    if connection.has_left and frame.hd.stream_id > connection.last_taken:
+        # The GOAWAY that says so may not be sent yet: begun nevertheless, it would happen twice, here and where the
+        # client makes it again.
+        nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame.hd.stream_id, NGHTTP2_REFUSED_STREAM)
+        return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
     try:
         call = FastCall.__new__(FastCall)
         call.link = connection

@@ -158,6 +158,7 @@ cdef extern from "nghttp2/nghttp2.h":
         nghttp2_session* session, uint8_t flags, int32_t stream_id, int32_t window_size)
     int nghttp2_session_get_last_proc_stream_id(nghttp2_session* session)
     int nghttp2_session_terminate_session(nghttp2_session* session, uint32_t error_code)
+    int nghttp2_session_terminate_session2(nghttp2_session* session, int32_t last_stream_id, uint32_t error_code)
     int nghttp2_submit_settings(
         nghttp2_session* session, uint8_t flags, const nghttp2_settings_entry* entries, size_t count)
     int nghttp2_submit_response(
