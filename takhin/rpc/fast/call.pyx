@@ -260,6 +260,8 @@ cdef class FastCall(Target):
         cdef size_t needed = self.body_have + size
         cdef size_t capacity
         cdef uint8_t* grown
+        if size == 0:
+            return 0  # of an empty message there is no buffer
         if self.body == NULL:
             self.body = self.link.hub.take_buffer(&self.body_capacity)
         if needed > self.body_capacity:
