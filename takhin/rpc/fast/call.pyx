@@ -47,9 +47,7 @@ from takhin.rpc.status import status_of
 
 logger = logging.getLogger(__name__)
 
-cdef enum:
-    LEAST_BODY_BYTES = 65536
-
+cdef size_t LEAST_BODY_BYTES = 65536
 _ENCODINGS = b"identity,deflate,gzip"
 _STATUS_DETAILS_KEY = b"grpc-status-details-bin"
 _REQUEST_ID_KEY = REQUEST_ID_KEY.encode()
@@ -266,7 +264,7 @@ cdef class FastCall(Target):
             self.body = self.link.hub.take_buffer(&self.body_capacity)
         if needed > self.body_capacity:
             # It grows as it comes: what is announced costs nothing.
-            capacity = min(<size_t>self.body_bytes, max(2 * needed, <size_t>LEAST_BODY_BYTES))
+            capacity = min(<size_t>self.body_bytes, max(2 * needed, LEAST_BODY_BYTES))
             grown = <uint8_t*>realloc(self.body, capacity)
             if grown == NULL:
                 raise MemoryError
