@@ -1,8 +1,8 @@
 """What becomes of what was appended in a tick, told to all who wait for it without a future each.
 
-A future is one waiter's, who may cancel it, and tells him in a turn of the loop to come. An outcome is shared, nobody
-cancels it, and it tells at once: as whoever asked in the same tick gets the same answer, a tick of ten thousand appends
-needs one.
+A future is one waiter's, who may cancel it, and tells him in a turn of the loop to come. An outcome is shared, who has
+enough of it leaves it to the others, and it tells at once: as whoever asked in the same tick gets the same answer, a
+tick of ten thousand appends needs one.
 """
 
 cimport cython
@@ -12,7 +12,7 @@ cdef class Waiter:
     """Somebody who is told."""
 
     cdef void settled(self, Outcome outcome) noexcept:
-        """The outcome is there. Called from within a write or the end of a sync: must not append."""
+        """The outcome is there. Called from within a tick's end, a sync's, a closing: must not append."""
 
 
 @cython.final

@@ -141,5 +141,6 @@ cdef class Follower(Waiter):
         outcome, self.outcome = self.outcome, None
         if outcome is not None:
             (<Outcome>outcome).forget(self)
-        self.target = None
+        # What it ended with leads to the frames that it came through, and they lead back here.
+        self.target = self.stopped = None
         return 0

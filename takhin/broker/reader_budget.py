@@ -195,7 +195,10 @@ class ReaderBudget:
             first = waiting[0]
             if first.since_s >= overdue_s:
                 first = next((entry for entry in waiting if entry.lease.written_bytes), first)
-            if first.lease.written_bytes or self.used_bytes < 2 * self.limit_bytes:
+            if not first.lease.written_bytes and self.used_bytes >= 2 * self.limit_bytes:
+                # It would only add to that; who has had a response gives that back with the next one.
+                first = next((entry for entry in waiting if entry.lease.written_bytes), None)
+            if first is not None:
                 waiting.remove(first)
                 self._go_on(first)
 

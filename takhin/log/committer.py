@@ -17,6 +17,7 @@ from takhin.log.journal import Journal, JournalCommit
 from takhin.log.partition import Partition
 from takhin.log.segment import Segment
 from takhin.log.sync import SyncThread
+from takhin.outcome import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,8 @@ class Committer:
         self._touched: list[Partition] = []
         # Whether the end of this tick is scheduled.
         self._tick_is_open = False
+        # Of those who follow what was written in it.
+        self._readers: list[Outcome] = []
         # Since when there is something that their segments may not have on the disk: those longest so first. Each of
         # them holds a file open.
         self._unsynced_since_s: dict[Partition, float] = {}
@@ -153,6 +156,13 @@ class Committer:
             self._tick_is_open = True
             self._call_soon(self._end_tick)
 
+    def tell_readers(self, outcome: Outcome) -> None:
+        """Of what is written, at the tick's end."""
+        self._readers.append(outcome)
+        if not self._tick_is_open:
+            self._tick_is_open = True
+            self._call_soon(self._end_tick)
+
     # The tick's end
 
     def _end_tick(self) -> None:
@@ -174,6 +184,9 @@ class Committer:
         self._tick_is_open = False
         if self._front.queue:
             self._commit()
+        readers, self._readers = self._readers, []
+        for outcome in readers:
+            outcome.set_result(None)
 
     def note_unsynced(self, partition: Partition) -> None:
         """From now on, if it was not before; what has failed, or is closed, is never synced any more."""

@@ -413,7 +413,11 @@ cdef class Partition:
         if not self.active.dirty:
             self.active.dirty = True
             self._unsynced.append(self.active)
-        if self._data_future is not None or self._data_outcome is not None:
+        if self._data_outcome is not None:
+            # There may be many of them: producers come first, and the syncs that they wait for.
+            outcome, self._data_outcome = self._data_outcome, None
+            self._committer.tell_readers(outcome)
+        if self._data_future is not None:
             self.wake_readers()
         return 0
 

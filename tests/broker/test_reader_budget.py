@@ -397,3 +397,26 @@ def test_whatever_happens_the_count_is_right_and_bounded() -> None:
         assert while_writing(200_000) < largest <= limit
 
     run(scenario())
+
+
+def test_readers_that_hold_twice_the_budget_go_on() -> None:
+    """What each holds of its last response is a good part of the budget; and one comes late, who holds nothing."""
+    limit_bytes, large_bytes = 1_000_000, 300_000
+
+    async def scenario() -> None:
+        budget = ReaderBudget(limit_bytes, 20)
+
+        async def reader(delay_s: float) -> None:
+            await asyncio.sleep(delay_s)
+            lease = budget.open(lambda: None)
+            for size_bytes in [100] + [large_bytes] * 60:
+                await budget.reserve(lease, size_bytes)
+                budget.begin_write(lease)
+                await asyncio.sleep(0.001)
+                budget.end_write(lease)
+            budget.close(lease)
+
+        await asyncio.gather(*(reader(0) for _ in range(10)), reader(0.05))
+        assert budget.used_bytes == 0
+
+    run(scenario())

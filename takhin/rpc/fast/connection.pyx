@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 # A client may send so much of a stream before somebody reads it, and of all streams together before we have seen it.
 cdef int32_t STREAM_WINDOW_BYTES = 1024 * 1024
 cdef int32_t CONNECTION_WINDOW_BYTES = 16 * 1024 * 1024
-# The transport says that it has enough above so much: what a client that takes nothing costs.
+# The transport says that it has enough above so much. A client that takes nothing costs that, or what is gathered for
+# one write.
 HIGH_WATER_BYTES = 64 * 1024
 # With so many frames to be sent to a client that takes nothing, nothing is read of it either.
 cdef size_t MAX_QUEUED_FRAMES = 200
@@ -313,6 +314,7 @@ cdef class Connection(Link):
         finally:
             self.in_callback = False
         if self.bug is not None:
+            hub.out.clear()
             self.report()
             return 0
         if hub.out.size_bytes:

@@ -19,7 +19,7 @@ cdef struct Piece:
 
 
 cdef class Outgoing:
-    cdef readonly size_t size_bytes
+    cdef size_t size_bytes
     cdef uint8_t* copied
     cdef size_t copied_bytes
     cdef size_t copied_capacity

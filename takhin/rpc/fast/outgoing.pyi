@@ -3,5 +3,4 @@
 from typing import final
 
 @final
-class Outgoing:
-    size_bytes: int
+class Outgoing: ...

@@ -21,7 +21,8 @@ cdef extern from "<sys/socket.h>" nogil:
     enum: MSG_NOSIGNAL
     enum: MSG_DONTWAIT
 
-# The kernel's copy of so much takes longer than to let other threads have the interpreter, and to get it back.
+# The kernel's copy of so much takes longer than it costs to let other threads have the interpreter. (One that computes
+# keeps it for up to the switch interval; ours wait, for disks.)
 cdef size_t LONG_BYTES = 64 * 1024
 
 
