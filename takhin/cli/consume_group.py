@@ -19,7 +19,8 @@ _WAIT_S = 0.02
 # How often it looks whether it is at the end, while nothing comes.
 _LOOK_S = 0.1
 _COMMIT_S = 0.5
-# How long the end waits for a last commit, after Ctrl-C say.
+# How long the end waits for what is being written, and then for a last commit, after Ctrl-C say.
+_LAST_WRITE_S = 0.2
 _LAST_COMMIT_S = 2.0
 
 
@@ -114,6 +115,10 @@ class _Member:
 
     async def commit_at_end(self) -> None:
         """However it ends, what was written is not to be read again, if that can be had."""
+        # The thread that has just written something may not have said so yet.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WRITE_S):
+                await self._sink.flush()
         try:
             async with asyncio.timeout(_LAST_COMMIT_S):
                 await self._commit_written()

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +27,7 @@ from takhin.rpc.served import served
 from takhin.v1 import takhin_pb2 as pb
 from tests.broker.test_produce_paths import settings
 from tests.hostile import INITIAL_WINDOW_SIZE, MAX_WINDOW, PRODUCE, preface, setting
+from tests.torture import front_wire
 from tests.torture.front_make import FULL_TOPIC, make_case
 from tests.torture.front_wire import SOCKET, STRICT, TLS, Socketed, Wire, play, unpacked, until
 from tests.torture.http2_check import ServerSide, hold
@@ -181,6 +183,7 @@ class FrontCases:
         with self._troubles.noted():
             self._runner.run(self._check(data))
         if self._num_checked % _MEMORY_EVERY == 0:
+            self._runner.run(self._check_connections())
             self._check_memory()
 
     async def _check(self, case: bytes) -> None:
@@ -240,14 +243,22 @@ class FrontCases:
         if "t" not in topics.names():
             await self._make_topic()
 
+    async def _check_connections(self) -> None:
+        """None is in memory that is over, once the event loop, and timers of a moment, have let go of them."""
+        until_s = time.monotonic() + front_wire.HANGS_S
+        while True:
+            # A call that is garbage, of which the collector knows nothing, holds its connection until it is gone, too.
+            for _ in range(3):
+                gc.collect()
+            there = sum(1 for each in gc.get_objects() if type(each) is Connection)
+            # A front's tending may hold the one that it looked at last.
+            known = sum(len(front._hub.connections) + 1 for front in self._fronts if front._hub is not None)
+            if there <= known:
+                return
+            hold(time.monotonic() < until_s, f"{there} connections are in memory, and {known} may be")
+            await asyncio.sleep(0.05)
+
     def _check_memory(self) -> None:
-        # A call that is garbage, of which the collector knows nothing, holds its connection until it is gone itself.
-        for _ in range(3):
-            gc.collect()
-        there = sum(1 for each in gc.get_objects() if type(each) is Connection)
-        # A front's tending may hold the one that it looked at last.
-        known = sum(len(front._hub.connections) + 1 for front in self._fronts if front._hub is not None)
-        hold(there <= known, f"{there} connections are in memory, and {known} may be")
         # The sanitizer keeps for a while what is freed.
         if "ASAN_OPTIONS" in os.environ:
             return

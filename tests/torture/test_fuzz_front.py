@@ -101,6 +101,7 @@ def connections_that_are_kept(patch: Patch) -> None:
 
     patch.setattr(FastFront, "_accept", keep)
     patch.setattr(fuzz_front, "_MEMORY_EVERY", 20)
+    patch.setattr(front_wire, "HANGS_S", 2)
 
 
 def memory_that_grows(patch: Patch) -> None:

@@ -1,5 +1,6 @@
 """A share of `make groups`, and bugs that it has to find."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def test_no_promise_is_broken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("bug", "rounds", "told"), [
-    ("stale_commits_taken", 2, "a commit of an old generation was taken"),
+    ("stale_commits_taken", 2, "a commit of an old generation was taken|and [0-9]+ had been committed"),
     ("records_skipped_when_moved", 1, "which nobody committed"),
     ("producers_forgotten", 1, "ABORTED PRODUCER_UNKNOWN"),
 ])
@@ -29,4 +30,4 @@ def test_a_planted_bug_is_found(tmp_path: Path, bug: str, rounds: int, told: str
     run = Run("groups", 8, 1)
     program = [sys.executable, "-m", "tests.torture.planted", bug]
     torture(run, tmp_path, program, rounds, most_failures=1)
-    assert any(told in failure for failure in run.failures), run.failures
+    assert any(re.search(told, failure) for failure in run.failures), run.failures
