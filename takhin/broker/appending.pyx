@@ -23,8 +23,8 @@ cdef enum:
 
 @cython.final
 cdef class Appending:
-    """Appends one request after the other. topics: Topics. limits: of records_per_request, and of
-    what is in flight on streams. clock_ms: milliseconds since the epoch."""
+    """Appends one request after the other. topics: Topics. limits: of records_per_request, and of what is in flight on
+    streams. clock_ms: milliseconds since the epoch."""
 
     def __init__(self, topics, producers, limits, clock_ms):
         self._topics = topics

@@ -99,10 +99,10 @@ class Consuming:
             if reader.done:
                 await self._send_empty(call, lease, reader)
                 return
-            follow = getattr(call, "follow", None) if pace.is_plain else None
-            follower = Follower(self, reader, lease, pace.max_bytes)
+            follow = getattr(call, "follow", None)
+            follower = Follower(self, reader, lease, pace.max_bytes) if follow and pace.is_plain else None
             while not reader.done:
-                if follow is not None and follower.is_ready:
+                if follower is not None and follower.is_ready:
                     await follow(follower)
                     if reader.done:
                         break

@@ -507,9 +507,10 @@ def _raise_open_files(settings: Settings, num_fronts: int) -> Settings:
     # Half of them for segment files; the rest is for connections, but for what the process needs besides.
     files = min(settings.limits.open_files, max(16, soft // 2))
     connections = min(settings.grpc.max_connections, max(16, (soft - files - OTHER_OPEN_FILES) // num_fronts))
+    defaults = Settings()
     for key, wanted, most, default in (
-        ("limits.open_files", settings.limits.open_files, files, Settings().limits.open_files),
-        ("grpc.max_connections", settings.grpc.max_connections, connections, Settings().grpc.max_connections),
+        ("limits.open_files", settings.limits.open_files, files, defaults.limits.open_files),
+        ("grpc.max_connections", settings.grpc.max_connections, connections, defaults.grpc.max_connections),
     ):
         if most < wanted:
             # A default that nobody has asked for, and still plenty: nothing that a newcomer should read about.

@@ -145,20 +145,19 @@ class Committer:
     def touch(self, partition: Partition) -> None:
         """The partition has something to write."""
         self._touched.append(partition)
-        if not self._tick_is_open:
-            self._tick_is_open = True
-            self._call_soon(self._end_tick)
+        self._open_tick()
 
     def want_sync(self, partition: Partition) -> None:
         """Somebody waits for what the partition has written."""
         self._front.queue[partition] = None
-        if not self._tick_is_open:
-            self._tick_is_open = True
-            self._call_soon(self._end_tick)
+        self._open_tick()
 
     def tell_readers(self, outcome: Outcome) -> None:
         """Of what is written, at the tick's end."""
         self._readers.append(outcome)
+        self._open_tick()
+
+    def _open_tick(self) -> None:
         if not self._tick_is_open:
             self._tick_is_open = True
             self._call_soon(self._end_tick)
