@@ -2,9 +2,13 @@
 
 import argparse
 import random
+import re
 import sys
 import time
 from dataclasses import dataclass, field
+
+# A run that seeks nothing ends after so many broken promises.
+_MOST_FAILURES = 10
 
 
 @dataclass
@@ -15,6 +19,8 @@ class Run:
     count: int
     seed: int
     seconds: float | None = None
+    # A regular expression: of the broken promise that is looked for, where a bug was planted.
+    sought: str | None = None
     done: int = 0
     failures: list[str] = field(default_factory=list)
     figures: dict[str, object] = field(default_factory=dict)
@@ -32,6 +38,17 @@ class Run:
     def is_over(self) -> bool:
         """Whether its time has passed."""
         return self.seconds is not None and time.monotonic() - self._begun_s > self.seconds
+
+    @property
+    def has_found(self) -> bool:
+        """Whether the promise that is sought was broken."""
+        return self.sought is not None and any(re.search(self.sought, failure) for failure in self.failures)
+
+    @property
+    def has_told_enough(self) -> bool:
+        """Whether no more broken promises are needed. A search goes on until it has found what it seeks: what else
+        the bug breaks may be met first."""
+        return len(self.failures) >= _MOST_FAILURES if self.sought is None else self.has_found
 
     def random(self, number: int) -> random.Random:
         """Round `number` of this seed, so that it can be repeated alone."""

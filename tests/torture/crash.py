@@ -103,9 +103,8 @@ def make_world(
 
 def torture(
     run: Run, directory: Path, program: Sequence[str] = SERVER, phases: Sequence[str] = tuple(PHASES),
-    most_failures: int = 10
 ) -> None:
-    """The rounds; data directories of those that broke a promise stay in `directory`. Ends after so many failures."""
+    """The rounds; data directories of those that broke a promise stay in `directory`."""
     world: World | None = None
     with OracleProcess() as oracle:
         try:
@@ -125,7 +124,7 @@ def torture(
                     else:
                         run.fail(f"round {number}: kept in {world.broker.directory}")
                     world = None
-                if len(run.failures) >= most_failures:
+                if run.has_told_enough:
                     return
         finally:
             if world is not None:

@@ -333,9 +333,8 @@ class _Round:
 
 def torture(
     run: Run, directory: Path, program: Sequence[str] = SERVER, fillings: Sequence[str] = tuple(FILLINGS),
-    most_failures: int = 10
 ) -> None:
-    """The rounds. To be called in a mount namespace of its own. Ends after so many failures."""
+    """The rounds. To be called in a mount namespace of its own."""
     disk: Disk | None = None
     with OracleProcess() as oracle:
         try:
@@ -353,7 +352,7 @@ def torture(
                 if disk.failures or disk.rounds >= ROUNDS_OF_A_DISK:
                     disk.close()
                     disk = None
-                if len(run.failures) >= most_failures:
+                if run.has_told_enough:
                     return
         finally:
             if disk is not None:

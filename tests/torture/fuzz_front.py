@@ -246,13 +246,17 @@ class FrontCases:
     async def _check_connections(self) -> None:
         """None is in memory that is over, once the event loop, and timers of a moment, have let go of them."""
         until_s = time.monotonic() + front_wire.HANGS_S
+        hubs = [front._hub for front in self._fronts]
         while True:
             # A call that is garbage, of which the collector knows nothing, holds its connection until it is gone, too.
             for _ in range(3):
                 gc.collect()
-            there = sum(1 for each in gc.get_objects() if type(each) is Connection)
+            # Of these fronts: what ran in this process before may have left others, in an error's traceback say.
+            there = sum(
+                1 for each in gc.get_objects()
+                if type(each) is Connection and any(of is hub for of in gc.get_referents(each) for hub in hubs))
             # A front's tending may hold the one that it looked at last.
-            known = sum(len(front._hub.connections) + 1 for front in self._fronts if front._hub is not None)
+            known = sum(len(hub.connections) + 1 for hub in hubs if hub is not None)
             if there <= known:
                 return
             hold(time.monotonic() < until_s, f"{there} connections are in memory, and {known} may be")

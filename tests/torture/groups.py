@@ -322,7 +322,6 @@ def begin(oracle: OracleProcess, directory: Path, rng: random.Random, program: S
 
 def torture(
     run: Run, directory: Path, program: Sequence[str] = SERVER, rounds: int = ROUNDS_OF_A_DIRECTORY,
-    most_failures: int = 10
 ) -> None:
     """The rounds, `rounds` in a data directory; those with broken promises stay in `directory`."""
     soak: Soak | None = None
@@ -348,7 +347,7 @@ def torture(
                 if soak.world.failures or soak.members.failures or soak.rounds >= rounds:
                     finish(number, rng)
                     soak = None
-                if len(run.failures) >= most_failures:
+                if run.has_told_enough:
                     return
             if soak is not None:
                 finish(number, rng)

@@ -1,6 +1,5 @@
 """A share of `make groups`, and bugs that it has to find."""
 
-import re
 import sys
 from pathlib import Path
 
@@ -22,12 +21,14 @@ def test_no_promise_is_broken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("bug", "rounds", "told"), [
-    ("stale_commits_taken", 2, "a commit of an old generation was taken|and [0-9]+ had been committed"),
+    # Such a commit claims more than was processed: a record may be skipped, a right commit be behind.
+    ("stale_commits_taken", 2, "a commit of an old generation was taken|and [0-9]+ had been committed|"
+     "never processed|which was processed, was refused"),
     ("records_skipped_when_moved", 1, "which nobody committed"),
     ("producers_forgotten", 1, "ABORTED PRODUCER_UNKNOWN"),
 ])
 def test_a_planted_bug_is_found(tmp_path: Path, bug: str, rounds: int, told: str) -> None:
-    run = Run("groups", 8, 1)
+    run = Run("groups", 8, 1, sought=told)
     program = [sys.executable, "-m", "tests.torture.planted", bug]
-    torture(run, tmp_path, program, rounds, most_failures=1)
-    assert any(re.search(told, failure) for failure in run.failures), run.failures
+    torture(run, tmp_path, program, rounds)
+    assert run.has_found, run.failures
