@@ -36,15 +36,15 @@ from tests.log.test_partition import (
 __all__ = ["log", "log_in", "quick_path"]
 
 
-def open_segments() -> int:
-    """How many descriptors of this process are of .log files, removed ones included."""
+def open_segments(directory: Path) -> int:
+    """How many descriptors of this process are of .log files below a directory, removed ones included."""
     found = 0
     for name in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{name}")
         except OSError:
             continue
-        found += target.endswith((".log", ".log (deleted)"))
+        found += target.startswith(f"{directory}/") and target.endswith((".log", ".log (deleted)"))
     return found
 
 
@@ -128,17 +128,17 @@ def test_open_files_stay_within_their_limit(log_in: LogIn, tmp_path: Path) -> No
         for number in range(count):
             log.write(b"%d" % number, to=number)
             # All of them are dirty: those stay open, so that no error of the kernel's goes unseen.
-        assert open_segments() == count
+        assert open_segments(tmp_path) == count
         log.sync()
         for number in range(limit):
             log.partitions[number].segments[0].close()
             values_of(log.partitions[number], cold=True)
-        assert open_segments() <= limit
+        assert open_segments(tmp_path) <= limit
         for number in range(count):
             assert values_of(log.partitions[number], cold=True) == [b"%d" % number] * (turn + 1)
-            assert open_segments() <= limit
+            assert open_segments(tmp_path) <= limit
     assert log.close()
-    assert open_segments() == 0
+    assert open_segments(tmp_path) == 0
 
 
 def test_more_partitions_are_written_than_files_may_be_open(log_in: LogIn, tmp_path: Path) -> None:
@@ -399,7 +399,7 @@ def test_ten_thousand_partitions(quick_path: Path) -> None:
                 log.append(b"v" * 100, to=number)
             log.sync() if start % 1000 == 0 else log.run(log.store.committer.sync_all())
         seconds = time.monotonic() - begun
-        files = open_segments()
+        files = open_segments(sys.argv[1])
         used = log.store.rings.used_bytes
         log.drop_rings()
         active = resident_bytes() - before

@@ -115,6 +115,8 @@ class FrontCases:
     """Connections to two fronts of one broker: one of them takes little of anything."""
 
     def __init__(self, directory: Path):
+        # What ran in this process before may leave tasks, of which the log would tell later.
+        gc.collect()
         self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
         self._directory = directory / "front"
         self._directory.mkdir(parents=True)

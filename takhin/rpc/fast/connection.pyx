@@ -31,8 +31,6 @@ cdef size_t MAX_QUEUED_FRAMES = 200
 cdef double STUCK_S = 1.0
 # Of a connection that has ended, so much is still read.
 cdef int64_t MAX_DROPPED_BYTES = 1024 * 1024
-# What a connection may write before the others have their turn.
-cdef size_t TURN_BYTES = 4 * WRITE_BYTES
 # How long what one connection has sent is looked at before the others have their turn: so much for all together that
 # have more to be looked at, and at least so much for each.
 cdef int64_t TURN_NS = 2_000_000
@@ -266,7 +264,7 @@ cdef class Connection(Link):
         return 0
 
     cdef bint has_enough(self) noexcept:
-        return self.is_paused or self.written_bytes >= TURN_BYTES
+        return self.is_paused or self.written_bytes >= WRITE_BYTES
 
     def resume_writing(self):
         self.is_paused = False
@@ -328,7 +326,7 @@ cdef class Connection(Link):
             self.is_used = False
             self.used_s = hub.loop.time()
         self.mind_reading()
-        if self.unread is not None and not self.is_choked() or self.written_bytes >= TURN_BYTES:
+        if self.unread is not None and not self.is_choked() or self.written_bytes >= WRITE_BYTES:
             hub.want_flush(self)
         return 0
 
