@@ -1,9 +1,9 @@
-"""The common way of a reader: at the log's end, with what it gets next in memory.
+"""The common way of a reader: what it gets next is in memory, the ring's or the page cache's, or is yet to come.
 
-There every response is the same few steps, at the moment when what was appended is written, for each of perhaps
-thousands of readers: no task is woken for them. Whatever else happens (the next record is on the disk, the budget is
-used up, the partition has failed, the broker stops, all that was asked for is sent) is left to the coroutine of the
-stream, which goes on where the follower has stopped.
+There every response is the same few steps, at the log's end at the moment when what was appended is written, for each
+of perhaps thousands of readers: no task is woken for them. Whatever else happens (the next record has to come from the
+disk, the budget is used up, the partition has failed, the broker stops, all that was asked for is sent) is left to the
+coroutine of the stream, which goes on where the follower has stopped.
 """
 
 cimport cython
@@ -38,10 +38,7 @@ cdef class Follower(Waiter):
     @property
     def is_ready(self):
         """Whether it is worth a start(): else the coroutine has to do something first."""
-        cdef Reader reader = self.reader
-        cdef Partition partition = reader.partition
-        return not self.is_over() and (
-            partition.written_offset <= reader.next_offset or partition.ring.holds(reader.next_offset))
+        return not self.is_over()
 
     cdef object start(self, Target target, object loop):
         """Begin; gives a future that is done when the coroutine has to go on, after stop(). None: it has to at once."""
@@ -76,12 +73,14 @@ cdef class Follower(Waiter):
         cdef Reader reader = self.reader
         cdef int64_t offset = reader.next_offset
         cdef int64_t records_left = reader.records_left
-        if not reader.partition.ring.holds(offset):
-            return False
         size_bytes = self.budget.allowance(self.max_bytes)
         if not self.budget.try_reserve(self.lease, size_bytes):
             return False
-        response = reader.read(size_bytes)
+        try:
+            response = reader.read(size_bytes)
+        except OSError:
+            # The coroutine meets it, too, and knows what to say of it.
+            response = None
         if response is None or response is WOULD_BLOCK:
             self.budget.give_back(self.lease)
             return False

@@ -567,6 +567,29 @@ def test_a_reader_that_retention_overtakes(start_broker: StartBroker) -> None:
 # Two reads that must not be confused
 
 
+def test_a_stream_comes_to_what_cannot_be_read(start_broker: StartBroker) -> None:
+    """All before it is delivered; the stream ends with the reason, and another one reads on once it can be."""
+    broker = start_broker(*COLD, "--limits-open-files", "16")
+    topic = new_topic(broker.stub(), segment_bytes=4000)
+    for number in range(120):
+        produce(broker.stub(), topic, b"%d" % number + b"x" * 1000, acks=-1)
+    # A new process: nothing is in memory, and of so many files few are open.
+    broker.restart()
+    stub = broker.stub()
+    path = broker.segments()[20]
+    first = int(path.stem)
+    aside = path.with_suffix(".aside")
+    path.rename(aside)
+    for until_end in (False, True):
+        found: list[pb.Record] = []
+        with refused(grpc.StatusCode.UNAVAILABLE, Reason.READ_FAILED):
+            for response in consume(stub, topic, offset=first - 30, until_end=until_end):
+                found += response.records
+        assert [record.offset for record in found] == list(range(first - 30, first))
+    aside.rename(path)
+    assert [record.offset for record in read(stub, topic)] == list(range(120))
+
+
 def test_a_follower_sees_nothing_twice_across_a_quiet_time(stub: Stub, topic: str) -> None:
     call = consume(stub, topic, max_wait_ms=20)
     seen: list[bytes] = []
