@@ -22,7 +22,8 @@ LEGEND = """\
 Medians over the rounds. CPU: user and system time of the server's process, in us a call (or message), the warm-up's
 included. busy: how much of its core the server and the client had, of the client's whole life: who has near to 100% is
 what the row measures. x: the fast front against the others, medians of each round's ratios; CPU: theirs over its own.
-MB: 10^6 bytes of record values; for catch-up, of responses. The bare C++ server appends nothing and sends constants."""
+MB: 10^6 bytes of record values; for catch-up, of responses. The bare C++ server appends nothing; it sends constants,
+or a file's bytes where that is said."""
 
 
 def medians(results: Results) -> dict[str, dict[str, Figures]]:

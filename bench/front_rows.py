@@ -70,6 +70,7 @@ ROWS = (
     Row("streams", "1,000 streams, 1 KiB, one under way on each", "raw_client:bidi", connections=10, streams=100,
         unit="messages/s"),
     Row("catch-up", "catch-up, raw client", "raw_client:consume", value_bytes=MIB),
+    Row("catch-up-file", "catch-up, raw client, C++ reads a file", "raw_client:consume", value_bytes=MIB),
     Row("catch-up-cpp", "catch-up, C++ client", "load_client:consume", value_bytes=MIB),
 )
 

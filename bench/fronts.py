@@ -6,7 +6,7 @@
 
 Three servers, each a process of its own, on one core: a broker whose grpc.aio front is called, a broker whose fast
 front is called, and bench/cpp/bare_server.cc, which answers produce requests with a constant valid answer, appends
-nothing, and sends constant messages to readers. The client is on another core. In every round each row runs against all
+nothing, and sends constant messages to readers, in one row what it reads from a file. The client is on another core. In every round each row runs against all
 three, neighbours in time and in changing order; figures are medians over the rounds, ratios the medians of each
 round's. After each produce row the partition's end offset is read back: it must be the number of records that were
 acknowledged, those of the warm-up included, or the bench ends with status 1. --write puts the tables between the marks
@@ -44,6 +44,8 @@ FAST_FRONT = "takhin: fast front on "
 BARE_TOPIC = "fronts-0000"
 # How many h2load is told to send before a server's rate is known.
 FIRST_REQUESTS = 500
+# The row in which the bare server reads, as the brokers do.
+READS_FILE = "catch-up-file"
 FILL = Row("fill", "the log that catch-up reads", "raw_client:bidi", batch=BATCH_RECORDS, window=8)
 
 
@@ -162,20 +164,26 @@ class FrontBench:
         topic, end_offset = target.filled
         request = pb.ConsumeMessagesRequest(topic=topic or BARE_TOPIC, max_bytes=MIB, until_end=True)
         if target.stub is None:
-            request.max_records = max(1, self._fill_bytes // MIB)
+            request.max_records = self._fill_bytes // MIB
+            request.offset = -1 if row.name == READS_FILE else 0
         return self._run(row, target, request.SerializeToString(), self._seconds, 0.0, end_offset)
 
 
 @contextlib.contextmanager
-def servers(directory: Path) -> Iterator[list[Target]]:
-    """All three, on the servers' core; this process and its clients are on the other one then. Raises ServerFailed."""
+def servers(directory: Path, fill_bytes: int) -> Iterator[list[Target]]:
+    """All three, on the servers' core, fill_bytes in the file that the bare one reads; this process and its clients are on the other one then. Raises ServerFailed."""
     answer = pb.ProduceMessageResponse(
         topic=BARE_TOPIC, offset=10_000, timestamp=time.time_ns() // 1_000_000, record_count=1,
         durability=pb.DURABILITY_WRITTEN, epoch=1)
     response_path = directory / "response"
     response_path.write_bytes(answer.SerializeToString())
+    filled_path = directory / "filled"
+    with filled_path.open("wb") as file:
+        for _ in range(fill_bytes // MIB):
+            file.write(os.urandom(MIB))
     broker = [*processes.broker_command(), "--listen", "127.0.0.1:0"]
-    bare = [str(PROGRAMS / "bare_server"), f"--response={response_path}", f"--consume_bytes={MIB}"]
+    bare = [str(PROGRAMS / "bare_server"), f"--response={response_path}", f"--consume_bytes={MIB}",
+            f"--consume_file={filled_path}"]
     server_core, client_core = processes.cores()
     processes.pin(server_core)
     with contextlib.ExitStack() as stack:
@@ -232,7 +240,7 @@ def measure(chosen: argparse.Namespace, directory: Path) -> None:
     """Measure and print."""
     busy, cores = os.getloadavg()[0], processes.cores()
     start_s = time.monotonic()
-    with servers(directory) as targets:
+    with servers(directory, chosen.fill_bytes) as targets:
         bench = FrontBench(targets, chosen.rows, chosen.seconds, chosen.fill_bytes, directory)
         bench.run(chosen.rounds)
         memory_kib = {each.name: vars(each.process.memory()) for each in targets}

@@ -1,10 +1,14 @@
 // A bare server on gRPC C++'s callback API: what a front that appends nothing costs in stock C++.
 //
-//   bare_server --response=FILE --consume_bytes=N
+//   bare_server --response=FILE --consume_bytes=N [--consume_file=FILE]
 //
-// Answers every produce request with the bytes in FILE, a valid ProduceMessageResponse, and ConsumeMessages with as
-// many constant messages of N bytes as the request's max_records says. Requests of produce are not even parsed: they
-// stay the bytes that came, so this is the least that such a server can cost.
+// Answers every produce request with the bytes in the first FILE, a valid ProduceMessageResponse, and ConsumeMessages
+// with as many messages of N bytes as the request's max_records says: constant ones, or, where its offset is -1, what
+// the second FILE has, from its beginning on. Requests of produce are not even parsed: they stay the bytes that came, so
+// this is the least that such a server can cost.
+
+#include <fcntl.h>
+#include <unistd.h>
 
 #include <csignal>
 #include <cstdio>
@@ -24,6 +28,7 @@ using takhin::v1::TakhinService;
 
 grpc::Slice response_slice;
 grpc::Slice consumed_slice;
+int consumed_file = -1;
 
 ByteBuffer buffer_of(const grpc::Slice& slice) { return ByteBuffer(&slice, 1); }
 
@@ -47,7 +52,7 @@ class ProduceStream : public grpc::ServerBidiReactor<ByteBuffer, ByteBuffer> {
 
 class Consume : public grpc::ServerWriteReactor<ByteBuffer> {
  public:
-  explicit Consume(int64_t left) : left_(left) { next(); }
+  Consume(int64_t left, bool reads) : left_(left), reads_(reads) { next(); }
   void OnWriteDone(bool ok) override {
     if (!ok) return Finish(grpc::Status::CANCELLED);
     next();
@@ -57,10 +62,20 @@ class Consume : public grpc::ServerWriteReactor<ByteBuffer> {
  private:
   void next() {
     if (left_-- <= 0) return Finish(grpc::Status::OK);
-    response_ = buffer_of(consumed_slice);
+    if (!reads_) {
+      response_ = buffer_of(consumed_slice);
+    } else {
+      grpc_slice read = grpc_slice_malloc(consumed_slice.size());
+      ssize_t size = pread(consumed_file, GRPC_SLICE_START_PTR(read), consumed_slice.size(), at_);
+      if (size != static_cast<ssize_t>(consumed_slice.size())) bench::fail("no such file, or it has an end");
+      at_ += size;
+      response_ = buffer_of(grpc::Slice(read, grpc::Slice::STEAL_REF));
+    }
     StartWrite(&response_);
   }
   int64_t left_;
+  bool reads_;
+  off_t at_ = 0;
   ByteBuffer response_;
 };
 
@@ -85,9 +100,9 @@ class Bare final : public Base {
     ByteBuffer copy(*request);
     takhin::v1::ConsumeMessagesRequest asked;
     if (!grpc::SerializationTraits<takhin::v1::ConsumeMessagesRequest>::Deserialize(&copy, &asked).ok()) {
-      return new Consume(0);
+      return new Consume(0, false);
     }
-    return new Consume(asked.max_records());
+    return new Consume(asked.max_records(), asked.offset() == -1);
   }
 };
 
@@ -97,6 +112,8 @@ int main(int argc, char** argv) {
   bench::Flags flags(argc, argv);
   response_slice = grpc::Slice(bench::read_file(flags.text("response")));
   consumed_slice = grpc::Slice(std::string(static_cast<size_t>(flags.number("consume_bytes", 1 << 20)), '\0'));
+  std::string path = flags.text("consume_file", "");
+  if (!path.empty() && (consumed_file = open(path.c_str(), O_RDONLY)) < 0) bench::fail("can't open " + path);
   // Before any thread is there: they are to leave these to sigwait.
   sigset_t ends;
   sigemptyset(&ends);

@@ -66,7 +66,7 @@ def test_an_acknowledged_record_that_is_not_there_is_an_error(programs: None, tm
 
 
 def appended_and_counted(chosen: front_rows.Row, tmp_path: Path) -> None:
-    with fronts.servers(tmp_path) as targets:
+    with fronts.servers(tmp_path, front_rows.MIB) as targets:
         for target in targets[:2]:
             topic = target.create_topic()
             outcome = front_rows.run(
