@@ -6,12 +6,12 @@
 
 Three servers, each a process of its own, on one core: a broker whose grpc.aio front is called, a broker whose fast
 front is called, and bench/cpp/bare_server.cc, which answers produce requests with a constant valid answer, appends
-nothing, and sends constant messages to readers, in one row what it reads from a file. The client is on another core. In every round each row runs against all
-three, neighbours in time and in changing order; figures are medians over the rounds, ratios the medians of each
-round's. After each produce row the partition's end offset is read back: it must be the number of records that were
-acknowledged, those of the warm-up included, or the bench ends with status 1. --write puts the tables between the marks
-of a page. The last line printed is JSON; --json appends it to a file too. Exit status 0; 1 when something failed; 130
-after Ctrl-C.
+nothing, and sends constant messages to readers, in one row what it reads from a file. The client is on another core.
+In every round each row runs against all three, neighbours in time and in changing order; figures are medians over the
+rounds, ratios the medians of each round's. After each produce row the partition's end offset is read back: it must be
+the number of records that were acknowledged, those of the warm-up included, or the bench ends with status 1. --write
+puts the tables between the marks of a page. The last line printed is JSON; --json appends it to a file too. Exit status
+0; 1 when something failed; 130 after Ctrl-C.
 """
 
 import argparse
@@ -171,7 +171,10 @@ class FrontBench:
 
 @contextlib.contextmanager
 def servers(directory: Path, fill_bytes: int) -> Iterator[list[Target]]:
-    """All three, on the servers' core, fill_bytes in the file that the bare one reads; this process and its clients are on the other one then. Raises ServerFailed."""
+    """All three, on the servers' core; this process and its clients are on the other one then. Raises ServerFailed.
+
+    fill_bytes: in the file that the bare one reads.
+    """
     answer = pb.ProduceMessageResponse(
         topic=BARE_TOPIC, offset=10_000, timestamp=time.time_ns() // 1_000_000, record_count=1,
         durability=pb.DURABILITY_WRITTEN, epoch=1)
