@@ -14,6 +14,9 @@ MAX_RESPONSES_OUT = 100_000
 # While a response is under way the broker holds two copies of it, ours and the transport's, and perhaps the one before
 # it: with so many to a window, all of that is less than the window.
 RESPONSES_IN_WINDOW = 4
+# Less than this part of the window, where there is more to send, waits for more credit: what goes out in crumbs comes
+# back in crumbs, and is sent in smaller ones again.
+_CRUMBS_IN_WINDOW = 16
 
 
 class Delivery:
@@ -117,6 +120,7 @@ class Flow:
         self.left_bytes = window_bytes
         self.sent_bytes = 0
         self._share_bytes = max(window_bytes // RESPONSES_IN_WINDOW, 1)
+        self._crumb_bytes = window_bytes // _CRUMBS_IN_WINDOW
         self._is_followed = is_followed
         # What was sent and not given back: up to which offset, and how large it was.
         self._sent: deque[tuple[Delivery, int, int]] = deque()
@@ -129,6 +133,10 @@ class Flow:
         if len(self._sent) >= MAX_RESPONSES_OUT:
             return False
         return self.left_bytes >= max(needed_bytes, 1) or (not self.sent_bytes and self.left_bytes > 0)
+
+    def is_short(self, available_bytes: int) -> bool:
+        """Whether a response now would be a crumb, and not all there is: with nothing out, none is."""
+        return self.is_counted and 0 < self.sent_bytes and self.left_bytes < min(self._crumb_bytes, available_bytes)
 
     def bound(self, max_bytes: int) -> int:
         """How large the next response should be at most."""

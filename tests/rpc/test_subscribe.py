@@ -232,6 +232,34 @@ def test_no_more_is_sent_than_there_is_credit(stub: Stub, topic: str) -> None:
     member.leave()
 
 
+def test_credit_in_crumbs_does_not_make_responses_crumbs(stub: Stub, topic: str) -> None:
+    for _ in range(40):
+        produce(stub, topic, *[b"x" * 1000] * 90)
+    window_bytes = 1 << 20
+    member = join(stub, topic, credit_bytes=window_bytes)
+    returned = 0
+    while len(member.all_records) < 3600:
+        sizes = [each.credit_bytes for each in list(member.told) if each.HasField("records")]
+        if sum(sizes) == returned:
+            time.sleep(0.001)
+        # All of it comes back, never more than a little at once.
+        while returned < sum(sizes):
+            crumb_bytes = min(10_000, sum(sizes) - returned)
+            member.send(credit=pb.Credit(bytes=crumb_bytes))
+            returned += crumb_bytes
+    sizes = [each.credit_bytes for each in member.told if each.HasField("records")]
+    # Every other one may be what was left of a batch.
+    assert len(sizes) < 2 * 16 * sum(sizes) / window_bytes, sizes
+    member.leave()
+
+
+def test_who_gives_no_credit_back_gets_all_there_is_credit_for(stub: Stub, topic: str) -> None:
+    produce(stub, topic, *[b"x" * 100] * 1000)
+    member = join(stub, topic, credit_bytes=20_000)
+    member.wait(lambda: 19_800 < sum(each.credit_bytes for each in member.told if each.HasField("records")) <= 20_000)
+    member.leave()
+
+
 def test_a_record_larger_than_the_window_comes_when_nothing_else_is_out(stub: Stub, topic: str) -> None:
     produce(stub, topic, b"s")
     produce(stub, topic, b"x" * 5000)
