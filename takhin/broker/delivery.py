@@ -15,7 +15,7 @@ MAX_RESPONSES_OUT = 100_000
 # it: with so many to a window, all of that is less than the window.
 RESPONSES_IN_WINDOW = 4
 # Less than this part of the window, where there is more to send, waits for more credit: what goes out in crumbs comes
-# back in crumbs, and is sent in smaller ones again.
+# back in crumbs, and is sent in smaller ones again (the silly window of RFC 1122, 4.2.3.4).
 _CRUMBS_IN_WINDOW = 16
 
 
@@ -134,9 +134,10 @@ class Flow:
             return False
         return self.left_bytes >= max(needed_bytes, 1) or (not self.sent_bytes and self.left_bytes > 0)
 
-    def is_short(self, available_bytes: int) -> bool:
-        """Whether a response now would be a crumb, and not all there is: with nothing out, none is."""
-        return self.is_counted and 0 < self.sent_bytes and self.left_bytes < min(self._crumb_bytes, available_bytes)
+    @property
+    def has_crumbs(self) -> bool:
+        """Whether what is left is so little that more is worth waiting for; as something is out, it will come."""
+        return self.is_counted and 0 < self.sent_bytes and self.left_bytes < self._crumb_bytes
 
     def bound(self, max_bytes: int) -> int:
         """How large the next response should be at most."""

@@ -45,7 +45,7 @@ _TORN_DOWN_S = 0.05
 # How long to wait until there may be room for another request's answer.
 _FULL_PAUSE_S = 0.005
 # How long a response waits for credit that would make it large: who gives none back until it has more gets it then.
-_SHORT_PAUSE_S = 0.1
+_CREDIT_PAUSE_S = 0.1
 _RECORDS_TAG = b"\x22"
 _CREDIT_TAG = b"\x50"
 
@@ -188,7 +188,7 @@ class _MemberStream:
         self._lost: set[tuple[str, int]] = set()
         self._turns = Turns(self._signal.set)
         # While the next response waits for more credit; and whether it has, for long enough.
-        self._short: asyncio.TimerHandle | None = None
+        self._credit_timer: asyncio.TimerHandle | None = None
         self._has_waited = False
         self._flow = Flow(start.credit_bytes, start.commits_itself)
         # Deliveries with records that were sent and not committed; only where credit is not counted.
@@ -326,22 +326,23 @@ class _MemberStream:
                 return
             else:
                 delivery = self._turns.first()
-                if delivery is None or not self._flow.room_for(delivery.needed_bytes) or self._is_short_of(delivery):
+                if delivery is None or not self._flow.room_for(delivery.needed_bytes) or self._waits_for_more(delivery):
                     await self._signal.wait()
                 else:
                     self._turns.done(delivery)
                     await self._deliver(lease, delivery)
 
-    def _is_short_of(self, delivery: Delivery) -> bool:
-        """Whether its next response waits for more credit, as it has not yet for long."""
+    def _waits_for_more(self, delivery: Delivery) -> bool:
+        """Whether its next response waits for more, as it would be a crumb of what there is; not for long."""
         assert delivery.reader is not None
-        if self._has_waited or not self._flow.is_short(delivery.reader.available_bytes):
-            if self._short is not None:
-                self._short.cancel()
-            self._short, self._has_waited = None, False
+        flow = self._flow
+        if self._has_waited or not flow.has_crumbs or delivery.reader.available_bytes <= flow.left_bytes:
+            if self._credit_timer is not None:
+                self._credit_timer.cancel()
+            self._credit_timer, self._has_waited = None, False
             return False
-        if self._short is None:
-            self._short = asyncio.get_running_loop().call_later(_SHORT_PAUSE_S, self._wait_no_longer)
+        if self._credit_timer is None:
+            self._credit_timer = asyncio.get_running_loop().call_later(_CREDIT_PAUSE_S, self._wait_no_longer)
         return True
 
     def _wait_no_longer(self) -> None:

@@ -248,7 +248,7 @@ class FrontCases:
     async def _check_connections(self) -> None:
         """None is in memory that is over, once the event loop, and timers of a moment, have let go of them."""
         until_s = time.monotonic() + front_wire.HANGS_S
-        hubs = [front._hub for front in self._fronts]
+        hubs = [front._hub for front in self._fronts if front._hub is not None]
         while True:
             # A call that is garbage, of which the collector knows nothing, holds its connection until it is gone, too.
             for _ in range(3):
@@ -258,7 +258,7 @@ class FrontCases:
                 1 for each in gc.get_objects()
                 if type(each) is Connection and any(of is hub for of in gc.get_referents(each) for hub in hubs))
             # A front's tending may hold the one that it looked at last.
-            known = sum(len(hub.connections) + 1 for hub in hubs if hub is not None)
+            known = sum(len(hub.connections) + 1 for hub in hubs)
             if there <= known:
                 return
             hold(time.monotonic() < until_s, f"{there} connections are in memory, and {known} may be")
