@@ -26,6 +26,7 @@ class Member:
     def __init__(self, takhin: takhin_pb2_grpc.TakhinServiceStub, group: str, topic: str):
         self.takhin, self.group, self.topic = takhin, group, topic
         self.member_id = ""
+        self.generation = 0
         self.requests: queue.SimpleQueue[pb.SubscribeRequest | None] = queue.SimpleQueue()
         # The next offset to read of each partition that it has: what to commit.
         self.positions: dict[int, int] = {}
@@ -55,6 +56,9 @@ class Member:
             kind = response.WhichOneof("response")
             if kind == "joined":
                 self.member_id = response.joined.member_id
+                self.generation = response.joined.generation
+            elif kind == "assigned":
+                self.generation = response.assigned.generation
             elif kind == "records":
                 partition = response.records.partition
                 for record in response.records.records:
@@ -83,7 +87,7 @@ class Member:
             pb.TopicPartitionOffset(topic=self.topic, partition=partition, offset=offset)
             for partition, offset in self.positions.items()]
         if offsets:
-            self.send(commit=pb.CommitOffsets(offsets=offsets))
+            self.send(commit=pb.CommitOffsets(offsets=offsets, generation=self.generation))
 
     def leave(self) -> None:
         self.commit()

@@ -92,6 +92,26 @@ def store_members(
     return committed
 
 
+def begin_partitions(db: sqlite3.Connection, topic: str, topic_id: int, numbers: range, now_ms: int) -> None:
+    """New partitions begin, for every group that reads their topic, at their beginning: what is appended before a
+    member is given them, or while the group has none, is not missed for want of a commit.
+
+    A group reads a topic when a member subscribes to it, or when it has commits for it.
+    """
+    groups = {
+        group for group, state in db.execute("SELECT group_ref, state FROM group_members")
+        if topic in json.loads(state)["topics"]
+    }
+    groups.update(group for group, in db.execute(
+        "SELECT DISTINCT group_ref FROM committed_offsets WHERE topic_id = ?", (topic_id,)
+    ))
+    db.executemany(
+        """INSERT INTO committed_offsets (group_ref, topic_id, partition, next_offset, committed_ms)
+        VALUES (?, ?, ?, 0, ?) ON CONFLICT DO NOTHING""",
+        ((group, topic_id, number, now_ms) for group in groups for number in numbers),
+    )
+
+
 def load_members(db: sqlite3.Connection) -> list[StoredGroup]:
     groups: dict[int, tuple[str, int, list[Member]]] = {}
     for group, name, generation, member_id, state in db.execute(

@@ -114,6 +114,13 @@ class GroupCoordinator:
         # on the database's queue keeps the order: the next owner is told where to begin after this is stored.
         self.check_committer(group_id, rows, member_id, generation)
         await self._metadata.commit_offsets(group_id, rows, self._clock_ms(), self._limits.groups)
+        self.note_commit(group_id, rows, member_id)
+
+    def note_commit(self, group_id: str, rows: Sequence[OffsetCommit], member_id: str) -> None:
+        """These are committed, by this member ("": by none): a sign that it processes what it is sent."""
+        if member_id:
+            self.live.note_commit(group_id, member_id, [
+                (GroupPartition(row.topic, row.partition, row.topic_id), row.offset) for row in rows])
 
     async def prepare(
         self, group_id: str, offsets: Sequence[tuple[str, int, int]], member_id: str = "", generation: int | None = None

@@ -38,6 +38,10 @@ class MemberStream(Protocol):
         """What the member is to be told, and what its group has committed. Must not raise."""
         ...
 
+    def note_commit(self, offsets: Iterable[tuple[GroupPartition, int]]) -> None:
+        """The member has committed these: by its stream, by CommitOffset or in a transaction. Must not raise."""
+        ...
+
     def fence(self, refusal: TakhinError) -> None:
         """The stream is the member's no longer: it ends with `refusal`."""
         ...
@@ -227,6 +231,13 @@ class LiveGroups:
                 each for each in partitions if each in member.owned and (each in member.revoking or each not in asked)])
             self._changed(live)
 
+    def note_commit(self, group_id: str, member_id: str, offsets: Iterable[tuple[GroupPartition, int]]) -> None:
+        """A member has committed these; nothing when it has no stream now."""
+        live = self._groups.get(group_id)
+        stream = live.streams.get(member_id) if live is not None else None
+        if stream is not None:
+            stream.note_commit(offsets)
+
     def topic_changed(self, name: str) -> None:
         """A topic was made, has got more partitions, or is gone."""
         for live in self._groups.values():
@@ -329,10 +340,11 @@ class LiveGroups:
         was_subscribed = live.machine.subscribed_topics
         # While the broker goes down nobody's time is over.
         effects = live.machine.settle(-1 if self._is_draining else self._now_ms())
-        self._num_members -= before - len(live.machine.members)
         if live.machine.subscribed_topics != was_subscribed:
             self._shape(live)
             effects += live.machine.settle(-1 if self._is_draining else self._now_ms())
+        # At the end: somebody's time may be over in each of them.
+        self._num_members -= before - len(live.machine.members)
         return effects
 
     async def _store(self, live: LiveGroup) -> Committed:

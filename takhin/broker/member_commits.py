@@ -1,6 +1,7 @@
 """The commits of one member's stream: one after the other, those that wait together, each with its answer."""
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -28,10 +29,11 @@ class _Asked:
 
 class MemberCommits:
     """commit: of (topic, partition, offset), by a member that knows of so old a generation. answer: sends a Committed.
-    generation: the last one that the member was told of. interval_s: between two commits of the broker's own.
+    generation: the last one that the member was sent. interval_s: between two commits of the broker's own.
 
     Each commit goes by the generation that the member knew of when it was due, however long it waits: in between it may
-    have lost a partition and got it again, with a beginning that the commit would overtake.
+    have lost a partition and got it again, with a beginning that the commit would overtake. Where the member does not
+    say which one that was, it is taken to be the last that it was sent.
     """
 
     def __init__(
@@ -57,9 +59,9 @@ class MemberCommits:
     def is_idle(self) -> bool:
         return self._task is None
 
-    def add(self, commit_id: int, offsets: Offsets) -> None:
-        """What the member asks for; answered with its id."""
-        self._waiting.append(_Asked(commit_id, offsets, self._generation()))
+    def add(self, commit_id: int, offsets: Offsets, generation: int | None = None) -> None:
+        """What the member asks for; answered with its id. generation: the one it knows of; None: it does not say."""
+        self._waiting.append(_Asked(commit_id, offsets, self._generation() if generation is None else generation))
         self._waiting_offsets += len(offsets)
         self._start()
 
@@ -142,8 +144,10 @@ class MemberCommits:
 
     async def _commit_processed(self) -> None:
         generation = self._generation()
-        processed, self._processed = self._processed, {}
-        offsets = [(each.topic, each.partition, offset) for each, offset in processed.items()]
+        taken = list(itertools.islice(self._processed.items(), MAX_WAITING_OFFSETS))
+        for each, _ in taken:
+            del self._processed[each]
+        offsets = [(each.topic, each.partition, offset) for each, offset in taken]
         refusal = await self._refusal(offsets, generation)
         if refusal is None or len(offsets) == 1:
             self._answer(_committed(0, offsets, refusal))

@@ -18,6 +18,7 @@ from takhin.broker.copy_mark import begin_apart
 from takhin.broker.group_store import (
     GROUP_MEMBERS,
     StoredGroup,
+    begin_partitions,
     ensure_group,
     load_members,
     remove_unused_groups,
@@ -242,12 +243,14 @@ class MetadataStore:
         """Raises TOPIC_EXISTS. Name, count and configs are the caller's to check."""
         return await self._db.write(lambda db: _create_topic(db, name, num_partitions, configs, created_ms))
 
-    async def update_topic(self, topic_id: int, num_partitions: int, configs: dict[str, str]) -> None:
-        """Replaces the topic's number of partitions and all of its configs. Raises TOPIC_NOT_FOUND.
+    async def update_topic(self, topic_id: int, num_partitions: int, configs: dict[str, str], now_ms: int) -> None:
+        """Replaces the topic's number of partitions and all of its configs; groups begin at the beginning of new ones.
+
+        Raises TOPIC_NOT_FOUND.
 
         Both are the caller's to check; the number must not be lower than before.
         """
-        await self._db.write(lambda db: _update_topic(db, topic_id, num_partitions, configs))
+        await self._db.write(lambda db: _update_topic(db, topic_id, num_partitions, configs, now_ms))
 
     async def delete_topic(self, topic_id: int) -> None:
         """Removes the topic with all that is kept for it, and groups that had no other commits.
@@ -454,6 +457,8 @@ def _create_topic(
     ).lastrowid
     assert topic_id is not None
     _add_configs(db, topic_id, configs)
+    # Who subscribes to a topic of this name has not stopped when the one before was deleted.
+    begin_partitions(db, name, topic_id, range(num_partitions), created_ms)
     return TopicRow(topic_id, name, num_partitions, created_ms, dict(configs))
 
 
@@ -464,13 +469,18 @@ def _add_configs(db: sqlite3.Connection, topic_id: int, configs: dict[str, str])
     )
 
 
-def _update_topic(db: sqlite3.Connection, topic_id: int, num_partitions: int, configs: dict[str, str]) -> None:
-    row = db.execute("SELECT num_partitions FROM topics WHERE id = ?", (topic_id,)).fetchone()
+def _update_topic(
+    db: sqlite3.Connection, topic_id: int, num_partitions: int, configs: dict[str, str], now_ms: int
+) -> None:
+    row = db.execute("SELECT name, num_partitions FROM topics WHERE id = ?", (topic_id,)).fetchone()
     if row is None:
         raise _no_such_topic_id(topic_id)
-    if num_partitions < row[0]:
-        raise ValueError(f"topic id {topic_id} has {row[0]} partitions: there cannot be {num_partitions}")
-    db.execute("UPDATE topics SET num_partitions = ? WHERE id = ?", (num_partitions, topic_id))
+    name, before = row
+    if num_partitions < before:
+        raise ValueError(f"topic id {topic_id} has {before} partitions: there cannot be {num_partitions}")
+    if num_partitions > before:
+        db.execute("UPDATE topics SET num_partitions = ? WHERE id = ?", (num_partitions, topic_id))
+        begin_partitions(db, name, topic_id, range(before, num_partitions), now_ms)
     db.execute("DELETE FROM topic_configs WHERE topic_id = ?", (topic_id,))
     _add_configs(db, topic_id, configs)
 

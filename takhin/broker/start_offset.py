@@ -57,6 +57,10 @@ class StartOffsets:
             raise problem
         return await self.find_again(partition, problem)
 
+    def is_passing(self, offset: int, committed: int | None) -> bool:
+        """Whether what find() gave would be another offset if it were looked for again later."""
+        return self._start.start_from == pb.START_FROM_LATEST and offset != committed
+
     async def find_again(self, partition: Partition, problem: TakhinError) -> int:
         """Where to go on when the log does not have the next offset any more. Raises problem with START_FROM_NONE."""
         if self._start.start_from == pb.START_FROM_NONE:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from google.protobuf.message import DecodeError
 
+from takhin.broker import member_messages
 from takhin.broker.assignors import GroupPartition
 from takhin.broker.consume import LATEST, Consuming
 from takhin.broker.delivery import Delivery, Flow, Signal, Turns
@@ -23,6 +24,7 @@ from takhin.broker.live_groups import Committed
 from takhin.broker.member_commits import MemberCommits
 from takhin.broker.member_start import DEFAULT_SESSION_TIMEOUT_MS, MAX_CREDIT_BYTES, MemberStart, read_start
 from takhin.broker.partition_state import check_damage, check_open
+from takhin.broker.processing import Processing
 from takhin.broker.reader_budget import Lease, ReaderBudget
 from takhin.broker.start_offset import StartOffsets, sought_offset
 from takhin.broker.topics import Topics
@@ -46,8 +48,6 @@ _TORN_DOWN_S = 0.05
 _FULL_PAUSE_S = 0.005
 # How long a response waits for credit that would make it large: who gives none back until it has more gets it then.
 _CREDIT_PAUSE_S = 0.1
-_RECORDS_TAG = b"\x22"
-_CREDIT_TAG = b"\x50"
 
 
 class MemberCall(Protocol):
@@ -159,6 +159,9 @@ class _Given:
     deliveries: dict[GroupPartition, Delivery]
     committed: Committed
 
+    def committed_for(self, key: GroupPartition) -> int | None:
+        return self.committed.get((key.topic_id, key.partition))
+
 
 class _MemberStream:
     """One member's stream."""
@@ -173,7 +176,7 @@ class _MemberStream:
         self._starts = StartOffsets(subscribing.consuming, start)
         self._member_id = ""
         self._greeting = 0
-        # The last generation that the member was told of: what it has by now, and was not told, it can't commit for.
+        # The last generation that the member was sent: what it has by now, and was not told, it can't commit for.
         self._generation = 0
         # Joined was told of this stream: what comes before it is meant for one before.
         self._is_greeted = False
@@ -191,8 +194,6 @@ class _MemberStream:
         self._credit_timer: asyncio.TimerHandle | None = None
         self._has_waited = False
         self._flow = Flow(start.credit_bytes, start.commits_itself)
-        # Deliveries with records that were sent and not committed; only where credit is not counted.
-        self._unsettled: set[GroupPartition] = set()
         self._commits = MemberCommits(
             self._commit, self._answer_commit, lambda: self._generation, subscribing.settings.auto_commit_ms / 1000
         )
@@ -201,8 +202,7 @@ class _MemberStream:
         self._bug: BaseException | None = None
         loop = asyncio.get_running_loop()
         self._heard_s = self._pinged_s = loop.time()
-        # Since when the member has records that it does not tell about; None: it has none.
-        self._processing_since_s: float | None = None
+        self._processing = Processing(loop.time)
         self._pings = 0
         self._ping_waits = False
         self._timer: asyncio.TimerHandle | None = None
@@ -265,7 +265,6 @@ class _MemberStream:
         if isinstance(effect, Joined):
             self._is_greeted = self._is_greeted or effect.greeting == self._greeting
             if effect.greeting == self._greeting:
-                self._generation = effect.generation
                 self._tell(pb.SubscribeResponse(joined=pb.Joined(
                     member_id=effect.member_id, generation=effect.generation,
                     session_timeout_ms=self._start.session_timeout_ms, ping_interval_ms=self._start.ping_interval_ms,
@@ -273,7 +272,6 @@ class _MemberStream:
             return
         if self._is_ending or not self._is_greeted:
             return
-        self._generation = effect.generation
         if isinstance(effect, Assigned):
             given = {}
             for key in effect.added:
@@ -288,12 +286,17 @@ class _MemberStream:
                 if key in self._deliveries:
                     self._deliveries[key].close()
             revoking = pb.Revoking(generation=effect.generation, deadline_ms=effect.deadline_ms)
-            self._tell(pb.SubscribeResponse(revoking=_with_partitions(revoking, effect.partitions)))
+            for message in member_messages.naming(revoking, effect.partitions):
+                self._tell(pb.SubscribeResponse(revoking=message))
         else:
             self._drop(effect.partitions)
             self._lost.update(key[:2] for key in effect.partitions)
             lost = pb.Lost(generation=effect.generation, reason=effect.reason)
-            self._tell(pb.SubscribeResponse(lost=_with_partitions(lost, effect.partitions)))
+            for message in member_messages.naming(lost, effect.partitions):
+                self._tell(pb.SubscribeResponse(lost=message))
+
+    def note_commit(self, offsets: Iterable[tuple[GroupPartition, int]]) -> None:
+        self._processing.settled(offsets)
 
     def _drop(self, keys: Iterable[GroupPartition]) -> None:
         """Partitions that are the member's no longer."""
@@ -302,7 +305,7 @@ class _MemberStream:
             if delivery is not None:
                 delivery.close()
                 self._former.add(key[:2])
-            self._unsettled.discard(key)
+        self._processing.drop(keys)
         self._commits.forget(keys)
 
     def _tell(self, response: pb.SubscribeResponse) -> None:
@@ -357,6 +360,8 @@ class _MemberStream:
             self._ping_waits = False
         elif told.HasField("committed"):
             self._told_offsets -= len(told.committed.offsets)
+        # Before it is written: the member may have it before the transport says so.
+        self._generation = max(self._generation, _generation_of(told))
         message = told.SerializeToString()
         await self._budget.reserve(lease, len(message))
         await self._write(lease, message)
@@ -364,18 +369,22 @@ class _MemberStream:
     async def _begin(self, lease: Lease, given: "_Given") -> None:
         """Tell the member what it has got, and where it begins there."""
         effect = given.effect
-        assigned = _with_partitions(pb.Assigned(generation=effect.generation), effect.partitions)
         offsets: dict[GroupPartition, int] = {}
         try:
             for key in effect.added:
                 # Of a topic that is gone already there is no delivery: that it is lost comes next.
-                offset = await self._start_offset(key, given) if key in given.deliveries else LATEST
-                assigned.added.add(topic=key.topic, partition=key.partition, offset=offset)
-                offsets[key] = offset
+                offsets[key] = await self._start_offset(key, given) if key in given.deliveries else LATEST
         except TakhinError as refusal:
             self.end(refusal, leaves=refusal.reason is not Reason.DRAINING)
             return
-        await self._write_told(lease, pb.SubscribeResponse(assigned=assigned))
+        passing = [
+            (key.topic, key.partition, offset) for key, offset in offsets.items()
+            if key in given.deliveries and self._starts.is_passing(offset, given.committed_for(key))
+        ]
+        if passing:
+            await self._keep(passing, effect.generation)
+        for message in member_messages.assigned(effect.generation, offsets.items(), effect.partitions):
+            await self._write_told(lease, pb.SubscribeResponse(assigned=message))
         caught_up = []
         for key, delivery in given.deliveries.items():
             if not delivery.closed and delivery.failed_offset < 0 and delivery.reader is None:
@@ -385,10 +394,22 @@ class _MemberStream:
                     caught_up.append(key)
         await self._tell_caught_up(lease, caught_up)
 
+    async def _keep(self, begins: Sequence[tuple[str, int, int]], generation: int) -> None:
+        """Commit where the member begins: looked for again it would be another offset, and what came between missed."""
+        try:
+            await self._commit(begins, generation)
+        except TakhinError as problem:
+            if len(begins) > 1 and problem.reason is not Reason.DISK_FULL:
+                for each in begins:
+                    await self._keep([each], generation)
+            elif problem.reason not in (Reason.FENCED_GENERATION, Reason.TOPIC_NOT_FOUND, Reason.DRAINING):
+                # The member goes on all the same; its own commits may fare better.
+                logger.warning("where group %r begins is not kept: %s", self._start.group_id, problem.message)
+
     async def _start_offset(self, key: GroupPartition, given: "_Given") -> int:
         """Raises NO_COMMITTED_OFFSET, OFFSET_OUT_OF_RANGE, DRAINING."""
         delivery = given.deliveries[key]
-        committed = given.committed.get((key.topic_id, key.partition))
+        committed = given.committed_for(key)
         try:
             return await self._starts.find(delivery.partition, committed)
         except TakhinError as problem:
@@ -401,7 +422,8 @@ class _MemberStream:
 
     async def _tell_caught_up(self, lease: Lease, keys: Sequence[GroupPartition]) -> None:
         if keys:
-            await self._write_told(lease, pb.SubscribeResponse(caught_up=_with_partitions(pb.CaughtUp(), keys)))
+            for message in member_messages.naming(pb.CaughtUp(), keys):
+                await self._write_told(lease, pb.SubscribeResponse(caught_up=message))
 
     async def _deliver(self, lease: Lease, delivery: Delivery) -> None:
         """Send the next records of a partition, if there are any."""
@@ -451,12 +473,8 @@ class _MemberStream:
             reader.rewind(offset, records_left)
         delivery.needed_bytes = 0
         flow.send(delivery, reader.next_offset, len(response))
-        if not flow.is_counted:
-            self._unsettled.add(delivery.key)
-        if self._processing_since_s is None:
-            self._processing_since_s = asyncio.get_running_loop().time()
-        size = _varint(len(response))
-        message = b"".join((_CREDIT_TAG, size, _RECORDS_TAG, size, response))
+        self._processing.sent(delivery.key, reader.next_offset)
+        message = member_messages.records(response)
         # Not to hold it twice for as long as the member takes nothing.
         del response
         await self._write(lease, message)
@@ -543,7 +561,8 @@ class _MemberStream:
             self._credit(request.credit.bytes)
         elif kind == "commit":
             offsets = [(each.topic, each.partition, each.offset) for each in request.commit.offsets]
-            self._commits.add(request.commit.id, offsets)
+            generation = request.commit.generation if request.commit.HasField("generation") else None
+            self._commits.add(request.commit.id, offsets, generation)
         elif kind == "pause":
             for delivery in self._named(request.pause.partitions):
                 delivery.paused = True
@@ -568,16 +587,18 @@ class _MemberStream:
                 f"credit of {size_bytes} bytes is not possible: it is at least 1, and with {self._flow.left_bytes} "
                 f"that are left at most {MAX_CREDIT_BYTES}",
             )
-        processed = self._flow.give_back(size_bytes)
-        if self._start.commits_itself:
-            for delivery, next_offset in processed:
-                if self._deliveries.get(delivery.key) is delivery:
-                    self._commits.processed(delivery.key, next_offset)
-        self._told_of_processing(self._flow.sent_bytes > 0)
+        processed = [
+            (delivery.key, next_offset) for delivery, next_offset in self._flow.give_back(size_bytes)
+            if self._deliveries.get(delivery.key) is delivery
+        ]
+        # Only in commit mode AUTO is there any.
+        for key, next_offset in processed:
+            self._commits.processed(key, next_offset)
+        if self._flow.sent_bytes:
+            self._processing.settled(processed)
+        else:
+            self._processing.settled_all()
         self._signal.set()
-
-    def _told_of_processing(self, has_more: bool) -> None:
-        self._processing_since_s = asyncio.get_running_loop().time() if has_more else None
 
     def _named(self, partitions: Sequence[pb.TopicPartition]) -> list[Delivery]:
         """Those named, all when none is, without those that were the member's. Raises PARTITION_NOT_ASSIGNED."""
@@ -627,14 +648,6 @@ class _MemberStream:
 
     async def _commit(self, offsets: Sequence[tuple[str, int, int]], generation: int) -> None:
         await self._subscribing.groups.commit(self._start.group_id, offsets, self._member_id, generation)
-        for topic, number, _ in offsets:
-            shape = self._topics.shape(topic)
-            if shape is not None:
-                self._unsettled.discard(GroupPartition(topic, number, shape[0]))
-        if not self._flow.is_counted:
-            self._told_of_processing(bool(self._unsettled))
-        elif not self._start.commits_itself:
-            self._told_of_processing(self._flow.sent_bytes > 0)
 
     def _answer_commit(self, answer: pb.Committed) -> None:
         if not self._is_ending:
@@ -655,8 +668,8 @@ class _MemberStream:
                 Reason.SESSION_TIMEOUT,
                 f"nothing was heard of the member for {start.session_timeout_ms} ms (session_timeout_ms): it is out",
             ), leaves=True)
-        if self._processing_since_s is not None:
-            deadlines.append(self._processing_since_s + processing_s)
+        if self._processing.since_s is not None:
+            deadlines.append(self._processing.since_s + processing_s)
             if now_s >= deadlines[-1]:
                 self.end(error(
                     Reason.PROCESSING_TIMEOUT,
@@ -677,19 +690,9 @@ class _MemberStream:
         self._timer = loop.call_at(min(deadlines) + 0.001, self._check_time)
 
 
-def _with_partitions(message, keys: Iterable[GroupPartition]):
-    for each in keys:
-        message.partitions.add(topic=each.topic, partition=each.partition)
-    return message
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+def _generation_of(told: pb.SubscribeResponse) -> int:
+    """0: it tells of none."""
+    return getattr(getattr(told, told.WhichOneof("response") or "", None), "generation", 0)
 
 
 def _draining_error() -> TakhinError:

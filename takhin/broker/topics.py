@@ -214,7 +214,7 @@ class Topics:
             kept = {config: value for config, value in topic.configs.items() if config not in reset_configs}
             row = TopicRow(topic.id, name, num_partitions, topic.created_ms, kept | configs)
             config = self._stored_config(row)
-            await self._metadata.update_topic(row.id, num_partitions, row.configs)
+            await self._metadata.update_topic(row.id, num_partitions, row.configs, self._clock_ms())
             topic.configs, topic.config = row.configs, config
             for partition in topic.partitions:
                 partition.configure(config)

@@ -155,7 +155,14 @@ class Transactions:
         appends = self._appends(scan.appends, topics or self._topics)
         if topics is not None and (scan.offsets or scan.group_id):
             topics.check_commit(scan.group_id, {topic for topic, _, _ in scan.offsets})
-        rows = await self._rows(scan)
+        try:
+            rows = await self._rows(scan)
+        except TakhinError:
+            # The group may have changed since the transaction happened: its retry is told so all the same.
+            answers = await self._transactor.repeated(lambda: self._admit(appends))
+            if answers is None:
+                raise
+            return answers
         now_ms = self._clock_ms()
         offsets = [(row.topic_id, row.partition, row.offset) for row in rows]
 
@@ -172,6 +179,7 @@ class Transactions:
 
         async def store(number: int) -> None:
             await self._store(TransactionOffsets(number, scan.group_id, now_ms, tuple(offsets)), tell)
+            self._groups.note_commit(scan.group_id, rows, scan.member_id)
 
         def tell() -> None:
             if not stuck.done():

@@ -77,6 +77,9 @@ class GroupMember:
         self.member_id = ""
         # The last one that the broker told.
         self.generation = 0
+        # Of an assignment that comes in several messages: what has come.
+        self._added: dict[TopicPartition, int] = {}
+        self._all_assigned: set[TopicPartition] = set()
         self._stream: RequestStream | None = None
         self._is_joined = False
         self._outbox: deque[bytes] = deque()
@@ -214,10 +217,7 @@ class GroupMember:
             self.generation = response.joined.generation
             self._take_joined(response.joined.member_id)
         elif kind == "assigned":
-            self.generation = response.assigned.generation
-            self._owner.assigned(
-                {TopicPartition(each.topic, each.partition): each.offset for each in response.assigned.added},
-                set(_places(response.assigned.partitions)))
+            self._take_assigned(response.assigned)
         elif kind == "revoking":
             self._owner.revoking(_places(response.revoking.partitions), response.revoking.deadline_ms / 1000)
         elif kind == "lost":
@@ -237,11 +237,23 @@ class GroupMember:
             self._is_out()
         self.member_id = member_id
         self._is_joined = True
+        self._added.clear()
+        self._all_assigned.clear()
         self._owner.joined(is_same)
         for number, (offsets, _) in self._commits.items():
             self._send_commit(number, offsets)
         if self._first is not None and not self._first.done():
             self._first.set_result(None)
+
+    def _take_assigned(self, assigned: pb.Assigned) -> None:
+        """It may come in several messages."""
+        self.generation = assigned.generation
+        self._added.update((TopicPartition(each.topic, each.partition), each.offset) for each in assigned.added)
+        self._all_assigned.update(_places(assigned.partitions))
+        if not assigned.more:
+            added, self._added = self._added, {}
+            all_of_them, self._all_assigned = self._all_assigned, set()
+            self._owner.assigned(added, all_of_them)
 
     def _take_committed(self, answer: pb.Committed) -> None:
         _, done = self._commits.pop(answer.id, (None, None))
@@ -270,7 +282,7 @@ class GroupMember:
             self._commits.pop(number, None)
 
     def _send_commit(self, number: int, offsets: Mapping[TopicPartition, int]) -> None:
-        self._send(pb.SubscribeRequest(commit=pb.CommitOffsets(id=number, offsets=[
+        self._send(pb.SubscribeRequest(commit=pb.CommitOffsets(id=number, generation=self.generation, offsets=[
             pb.TopicPartitionOffset(topic=place.topic, partition=place.partition, offset=offset)
             for place, offset in offsets.items()])))
 

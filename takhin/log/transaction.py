@@ -98,17 +98,24 @@ class Transactor:
         TRANSACTION_TOO_LARGE, TRANSACTION_PENDING, DISK_FULL, WRITE_FAILED: nothing has happened; SYNC_FAILED: all of
         it or nothing, the next start will tell.
         """
-        self._check_size(transaction)
         async with self._turn:
             repeated = transaction.admit()
             if repeated is not None:
                 return await repeated.result()
+            self._check_size(transaction)
             await transaction.check()
             try:
                 return await self._try(transaction)
             finally:
                 self._committer.room_is_found()
                 self._end_offsets()
+
+    async def repeated(self, admit: Callable[[], Repeated | None]) -> list[bytes] | None:
+        """What was answered to a transaction that has happened before; None: it has not. Raises what admit raises."""
+        # In its turn: the first attempt may be under way.
+        async with self._turn:
+            found = admit()
+            return None if found is None else await found.result()
 
     async def _try(self, transaction: Transaction) -> list[bytes]:
         for _ in range(_TRIES):

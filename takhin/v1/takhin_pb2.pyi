@@ -509,12 +509,14 @@ class Credit(_message.Message):
     def __init__(self, bytes: _Optional[int] = ...) -> None: ...
 
 class CommitOffsets(_message.Message):
-    __slots__ = ("offsets", "id")
+    __slots__ = ("offsets", "id", "generation")
     OFFSETS_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
     offsets: _containers.RepeatedCompositeFieldContainer[TopicPartitionOffset]
     id: int
-    def __init__(self, offsets: _Optional[_Iterable[_Union[TopicPartitionOffset, _Mapping]]] = ..., id: _Optional[int] = ...) -> None: ...
+    generation: int
+    def __init__(self, offsets: _Optional[_Iterable[_Union[TopicPartitionOffset, _Mapping]]] = ..., id: _Optional[int] = ..., generation: _Optional[int] = ...) -> None: ...
 
 class Partitions(_message.Message):
     __slots__ = ("partitions",)
@@ -575,14 +577,16 @@ class Joined(_message.Message):
     def __init__(self, member_id: _Optional[str] = ..., generation: _Optional[int] = ..., session_timeout_ms: _Optional[int] = ..., ping_interval_ms: _Optional[int] = ...) -> None: ...
 
 class Assigned(_message.Message):
-    __slots__ = ("added", "generation", "partitions")
+    __slots__ = ("added", "generation", "partitions", "more")
     ADDED_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     added: _containers.RepeatedCompositeFieldContainer[TopicPartitionOffset]
     generation: int
     partitions: _containers.RepeatedCompositeFieldContainer[TopicPartition]
-    def __init__(self, added: _Optional[_Iterable[_Union[TopicPartitionOffset, _Mapping]]] = ..., generation: _Optional[int] = ..., partitions: _Optional[_Iterable[_Union[TopicPartition, _Mapping]]] = ...) -> None: ...
+    more: bool
+    def __init__(self, added: _Optional[_Iterable[_Union[TopicPartitionOffset, _Mapping]]] = ..., generation: _Optional[int] = ..., partitions: _Optional[_Iterable[_Union[TopicPartition, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class Revoking(_message.Message):
     __slots__ = ("partitions", "generation", "deadline_ms")

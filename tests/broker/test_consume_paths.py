@@ -227,14 +227,18 @@ def test_what_is_not_in_memory_is_read_in_a_thread(tmp_path: Path) -> None:
                 return type(threads).submit(threads, *arguments)  # type: ignore[arg-type]
 
             threads.submit = submit  # type: ignore[method-assign, assignment]
-            for segment in partition.segments:
-                fd = segment.fileno()
-                os.fsync(fd)
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-                segment.done()
-            streams = await asyncio.gather(*(consumed(broker, until_end=True, max_bytes=2000) for _ in range(5)))
-            for stream in streams:
-                assert stream.values == [value(number) for number in range(400)]
+            # The page cache forgets when it is asked to, but not always.
+            for _ in range(100):
+                for segment in partition.segments:
+                    fd = segment.fileno()
+                    os.fsync(fd)
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                    segment.done()
+                streams = await asyncio.gather(*(consumed(broker, until_end=True, max_bytes=2000) for _ in range(5)))
+                for stream in streams:
+                    assert stream.values == [value(number) for number in range(400)]
+                if submitted:
+                    break
             assert submitted > 0
             assert used_bytes(broker) == 0
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +36,7 @@ class Stream:
     generation: int = 0
     told: list[Effect] = field(default_factory=list)
     committed: Committed = field(default_factory=dict)
+    settled: list[tuple[GroupPartition, int]] = field(default_factory=list)
     fenced: TakhinError | None = None
     on_take: Callable[[Effect], None] = lambda effect: None
 
@@ -44,6 +45,9 @@ class Stream:
         self.generation = effect.generation
         self.committed = committed
         self.on_take(effect)
+
+    def note_commit(self, offsets: Iterable[tuple[GroupPartition, int]]) -> None:
+        self.settled += offsets
 
     def fence(self, refusal: TakhinError) -> None:
         self.fenced = refusal

@@ -187,15 +187,16 @@ class TestTopics:
             topic = await store.create_topic("orders", 2, {"retention.ms": "1", "flush.ms": "5"}, NOW_MS)
             await store.set_log_start(topic.id, 1, 3)
             await commit(store, "g", topic, 5)
-            await store.update_topic(topic.id, 7, {"flush.ms": "6", "segment.ms": "9"})
+            await store.update_topic(topic.id, 7, {"flush.ms": "6", "segment.ms": "9"}, NOW_MS)
             with pytest.raises(ValueError, match="has 7 partitions"):
-                await store.update_topic(topic.id, 6, {})
-            await refused(Reason.TOPIC_NOT_FOUND, store.update_topic(topic.id + 1, 7, {}))
+                await store.update_topic(topic.id, 6, {}, NOW_MS)
+            await refused(Reason.TOPIC_NOT_FOUND, store.update_topic(topic.id + 1, 7, {}, NOW_MS))
             assert await store.load_topics() == [
                 kept,
                 TopicRow(topic.id, "orders", 7, NOW_MS, {"flush.ms": "6", "segment.ms": "9"}, log_starts={1: 3}),
             ]
-            assert await store.group_offsets("g") == {(topic.id, 0): 5}
+            # Whoever reads the topic begins new partitions at their beginning.
+            assert await store.group_offsets("g") == {(topic.id, 0): 5} | {(topic.id, each): 0 for each in range(2, 7)}
 
         with_store(path, scenario)
 

@@ -101,7 +101,7 @@ def test_what_was_set_under_a_higher_message_limit_does_not_keep_from_other_chan
             await topic_of(broker)
             row = (await broker._metadata.load_topics())[0]
             too_much = {"max.message.bytes": str(1 << 40)}
-            await broker._metadata.update_topic(row.id, 1, too_much)
+            await broker._metadata.update_topic(row.id, 1, too_much, 1)
         async with running(tmp_path) as broker:
             topic = await broker.topics.update("t", 2, {"segment.ms": "5"}, [])
             assert topic.configs == too_much | {"segment.ms": "5"}

@@ -306,3 +306,149 @@ def test_who_has_records_and_says_nothing_of_them_is_out(broker: BrokerProcess, 
     assert not member.ended, "it has told about all of them"
     produce(stub, topic, b"v")
     assert member.refused() == (ABORTED, Reason.PROCESSING_TIMEOUT)
+
+
+def commit_offset(stub: Stub, member: Member, topic: str, next_offset: int) -> None:
+    stub.CommitOffset(pb.CommitOffsetRequest(
+        group_id=GROUP, offsets=places((topic, 0, next_offset)), member_id=member.member_id,
+        generation=member.generation), timeout=DEADLINE_S)
+
+
+def commit_in_a_transaction(stub: Stub, member: Member, topic: str, next_offset: int) -> None:
+    append = pb.ProduceMessageRequest(topic=new_topic(stub), record=pb.Record(value=b"out"))
+    stub.ProduceTransaction(pb.ProduceTransactionRequest(
+        appends=[append], group_id=GROUP, offsets=places((topic, 0, next_offset)), member_id=member.member_id,
+        generation=member.generation), timeout=DEADLINE_S)
+
+
+@pytest.mark.parametrize("commit", [commit_offset, commit_in_a_transaction])
+def test_a_commit_by_another_call_tells_of_records_too(broker: BrokerProcess, commit) -> None:
+    stub = broker.stub()
+    topic = new_topic(stub)
+    member = join(stub, topic, max_processing_ms=1_000)
+    produce(stub, topic, b"v", b"v")
+    member.wait(lambda: len(member.all_records) == 2)
+    for next_offset in (1, 1, 2):
+        time.sleep(0.6)
+        commit(stub, member, topic, next_offset)
+    time.sleep(1.3)
+    assert not member.ended, "all is committed"
+    produce(stub, topic, b"v")
+    assert member.refused() == (ABORTED, Reason.PROCESSING_TIMEOUT)
+
+
+def test_who_has_committed_all_may_keep_its_credit(broker: BrokerProcess) -> None:
+    stub = broker.stub()
+    topic = new_topic(stub)
+    member = join(stub, topic, max_processing_ms=1_000, credit_bytes=100_000)
+    produce(stub, topic, b"v")
+    member.wait_for("records")
+    assert member.commit((topic, 0, 1)).code == 0
+    time.sleep(1.5)
+    assert not member.ended
+    produce(stub, topic, b"v")
+    assert member.refused() == (ABORTED, Reason.PROCESSING_TIMEOUT)
+
+
+def test_what_was_given_away_need_not_be_told_of(broker: BrokerProcess) -> None:
+    stub = broker.stub()
+    topic = new_topic(stub, 2)
+    member = join(stub, topic, max_processing_ms=1_000, releases=False)
+    for partition in range(2):
+        produce(stub, topic, b"v", partition=partition)
+    member.wait(lambda: len(member.all_records) == 2)
+    other = Member(stub, GROUP, topic)
+    asked = member.wait_for("revoking").partitions[0].partition
+    assert member.commit((topic, 1 - asked, 1)).code == 0
+    member.release((topic, asked))
+    other.wait_for("records")
+    time.sleep(1.5)
+    assert not member.ended
+
+
+# What is not to be missed
+
+
+LATEST, NONE = pb.START_FROM_LATEST, pb.START_FROM_NONE
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["cut off", "the broker is killed"])
+def test_from_latest_who_comes_back_goes_on_where_it_began(patient: BrokerProcess, dies: bool) -> None:
+    topic = new_topic(patient.stub(), 2)
+    produce(patient.stub(), topic, b"old", partition=0)
+    member = join(patient.stub(), topic, start_from=LATEST)
+    assert member.began == {(topic, 0): 1, (topic, 1): 0}
+    if dies:
+        patient.kill()
+        patient.start()
+        member.wait_ended()
+    else:
+        member.cancel()
+    for partition in range(2):
+        produce(patient.stub(), topic, b"meanwhile", partition=partition)
+    again = join(patient.stub(), topic, start_from=LATEST, member_id=member.member_id)
+    assert (again.member_id, again.began) == (member.member_id, member.began)
+    again.wait(lambda: [each.value for each in again.all_records] == [b"meanwhile"] * 2)
+
+
+def test_from_latest_a_partition_that_moves_is_gone_on_with(broker: BrokerProcess) -> None:
+    stub = broker.stub()
+    topic = new_topic(stub)
+    member = join(stub, topic, start_from=LATEST)
+    member.leave()
+    produce(stub, topic, b"meanwhile")
+    assert join(stub, topic, start_from=LATEST).wait_for("records").records[0].value == b"meanwhile"
+
+
+@pytest.mark.parametrize("start_from", [LATEST, NONE])
+def test_new_partitions_are_read_from_their_beginning(broker: BrokerProcess, start_from: int) -> None:
+    stub = broker.stub()
+    topic = new_topic(stub)
+    groups = [f"{topic} {number}" for number in range(12)]
+    for group in [*groups, f"{topic} away"]:
+        stub.CommitOffset(pb.CommitOffsetRequest(group_id=group, offsets=places((topic, 0, 0))), timeout=DEADLINE_S)
+    members = [Member(stub, group, topic, start_from=start_from) for group in groups]
+    for member in members:
+        member.wait_for("assigned")
+    stub.UpdateTopic(pb.UpdateTopicRequest(name=topic, num_partitions=2), timeout=DEADLINE_S)
+    produce(stub, topic, b"first", partition=1)
+    # One that has no members while the topic grows misses nothing either.
+    for member in [*members, Member(stub, f"{topic} away", topic, start_from=start_from)]:
+        member.wait(lambda: member.records(topic, 1) or member.ended)
+        assert member.began[topic, 1] == 0 and member.records(topic, 1)[0].value == b"first"
+
+
+def test_a_topic_made_anew_is_read_from_its_beginning(broker: BrokerProcess) -> None:
+    stub = broker.stub()
+    topic = new_topic(stub)
+    members = [Member(stub, f"{topic} {number}", topic, start_from=LATEST) for number in range(12)]
+    for member in members:
+        member.wait_for("assigned")
+    stub.DeleteTopic(pb.DeleteTopicRequest(name=topic), timeout=DEADLINE_S)
+    stub.CreateTopic(pb.CreateTopicRequest(name=topic, num_partitions=1), timeout=DEADLINE_S)
+    produce(stub, topic, b"first")
+    for member in members:
+        member.wait(lambda: member.all_records)
+        assert member.all_records[0].value == b"first"
+
+
+def test_a_commit_for_a_topic_made_anew_meanwhile_is_refused_who_names_its_generation(broker: BrokerProcess) -> None:
+    stub = broker.stub()
+    topic = new_topic(stub)
+    produce(stub, topic, *[b"old"] * 3)
+    member = join(stub, topic)
+    member.wait(lambda: len(member.all_records) == 3)
+    knew = member.generation
+    stub.DeleteTopic(pb.DeleteTopicRequest(name=topic), timeout=DEADLINE_S)
+    stub.CreateTopic(pb.CreateTopicRequest(name=topic, num_partitions=1), timeout=DEADLINE_S)
+    produce(stub, topic, *[b"new"] * 4)
+    member.wait_for("assigned", 2)
+
+    def commit(generation: int) -> pb.Committed:
+        before = len(member.of("committed"))
+        member.send(commit=pb.CommitOffsets(offsets=places((topic, 0, 3)), generation=generation))
+        return member.wait_for("committed", before + 1)
+
+    assert commit(knew).reason == Reason.FENCED_GENERATION
+    assert commit(member.generation + 1).reason == Reason.FENCED_GENERATION
+    assert commit(member.generation).code == 0

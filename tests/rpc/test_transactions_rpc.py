@@ -24,6 +24,7 @@ from tests.broker_process import (
     values,
 )
 from tests.conftest import StartBroker
+from tests.member import Member
 from tests.rpc.test_idempotence import init
 
 ABORTED, INVALID = grpc.StatusCode.ABORTED, grpc.StatusCode.INVALID_ARGUMENT
@@ -197,6 +198,36 @@ def test_a_retry_is_told_as_a_whole(stub: Stub, three: str) -> None:
     assert all(each.durability == pb.DURABILITY_DURABLE for each in again)
     assert all_values(stub, three, 2) == [[b"a", b"a"], [b"b", b"b"]]
     assert committed(stub, group, three, 2) == 5
+
+
+def test_a_retry_is_told_so_whatever_became_of_the_group(broker: BrokerProcess) -> None:
+    stub = broker.stub()
+    given, source, target = init(stub), new_topic(stub), new_topic(stub)
+    group = f"of {source}"
+    produce(stub, source, *[b"in"] * 3)
+    member = Member(stub, group, source)
+    member.wait_for("assigned")
+
+    def run(sequence: int, **by: object) -> pb.ProduceMessageResponse:
+        append_ = append((target, 0), b"out", producer=state(given, sequence))
+        return transact(stub, append_, group=group, commits=[(source, 0, sequence + 1)], **by)[0]
+
+    by_member = {"member_id": member.member_id, "generation": member.generation}
+    assert [run(0, **by_member).duplicate for _ in range(2)] == [False, True]
+    member.leave()
+    assert run(0, **by_member).duplicate, "the member is gone"
+    with refused(ABORTED, Reason.FENCED_GENERATION):
+        run(1, **by_member)
+    assert not run(1).duplicate
+    other = Member(stub, group, source)
+    other.wait_for("assigned")
+    assert run(1).duplicate, "the group has members"
+    other.leave()
+    stub.DeleteTopic(pb.DeleteTopicRequest(name=source), timeout=DEADLINE_S)
+    assert run(1).duplicate, "what it read is gone"
+    with refused(grpc.StatusCode.NOT_FOUND, Reason.TOPIC_NOT_FOUND):
+        run(2)
+    assert values(read(stub, target)) == [b"out"] * 2
 
 
 def test_what_was_partly_appended_before_is_refused(stub: Stub, three: str) -> None:

@@ -66,7 +66,7 @@ def make_metadata(seed: int = 1, topics: int = 18, stopped: bool = False) -> Met
                 resets = [OffsetReset(row.id, name, 0, lambda committed: (committed or 0) // 2)]
                 await store.reset_offsets(f"group-{number % 8}", resets, NOW_MS, _GROUPS_AT_MOST)
                 await note()
-                await store.update_topic(row.id, row.num_partitions + 2, {"segment.ms": str(number)})
+                await store.update_topic(row.id, row.num_partitions + 2, {"segment.ms": str(number)}, 1)
                 await note()
             if number % 11 == 10:
                 await store.delete_topic(row.id)
