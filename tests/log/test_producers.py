@@ -348,6 +348,17 @@ def test_a_snapshot_of_no_offset(log: LocalLog, offset: int) -> None:
     assert told is not None and told.snapshot_offset == 10
 
 
+@pytest.mark.parametrize(("batches", "is_possible"), [(0, False), (1, True), (5, True), (6, False)])
+def test_a_snapshot_of_as_many_batches_as_are_kept(batches: int, is_possible: bool) -> None:
+    """The checksum is right in each."""
+    known_ones = b"".join(struct.pack("<qqqIi", number, number, 1, 1, 1) for number in range(batches))
+    sums = struct.pack("<IqqII", 1, 10, TOPIC_ID, 0, 0) + struct.pack("<qiIq", 1, 0, batches, 1) + known_ones
+    snapshot = struct.pack("<4sII", b"TKP1", 1, masked(crc32c(sums))) + sums
+    told = ProducerStates.decode(snapshot, TOPIC_ID, 0, ProducerBudget(100))
+    assert (told is not None) is is_possible
+    assert not is_possible or [len(state.batches_known) for state in told] == [batches]
+
+
 def test_an_older_snapshot_is_as_good(log: LocalLog, log_in: LogIn) -> None:
     fill(log, rounds=3)
     log.sync()
