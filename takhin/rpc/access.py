@@ -306,6 +306,8 @@ class Guard:
                 min(left_s, LONGEST_TIMER_S), self._set_timer, stream)
 
     def _end(self, stream: _OpenStream, refusal: TakhinError) -> None:
+        if stream.call.is_ended:
+            return  # told once, though it may take a moment to end
         self._audit.denied(stream.caller.method, stream.caller.identity.principal, stream.call, refusal)
         stream.call.end(refusal)
 
@@ -323,7 +325,7 @@ class Guard:
                 self._recheck_again = False
                 streams = list(self._streams)
                 for number, stream in enumerate(streams, 1):
-                    if stream in self._streams:
+                    if stream in self._streams and not stream.call.is_ended:
                         self._recheck_one(stream)
                     if number % RECHECKED_AT_ONCE == 0:
                         await asyncio.sleep(0)

@@ -1,10 +1,16 @@
 """A stream that ends when its caller's credentials do, or what they allow."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 
 from takhin.errors import TakhinError
 from takhin.rpc.call import StreamCall
+
+# How long a client that is to be told why its stream ends may take for the message that is on its way to it.
+CUT_AFTER_S = 2.0
+
+logger = logging.getLogger(__name__)
 
 
 class GuardedCall:
@@ -21,6 +27,13 @@ class GuardedCall:
         self._is_writing = False
         self._was_cancelled = False
         self._ended_by: TakhinError | None = None
+        # While it is ended, and waits for a write.
+        self._cutting: asyncio.TimerHandle | None = None
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether it was told to end; its handler may be at work still."""
+        return self._ended_by is not None
 
     @property
     def principal(self) -> str | None:
@@ -69,6 +82,7 @@ class GuardedCall:
             await self._call.write(message)
         finally:
             self._is_writing = False
+            self._stop_cutting()
         if self._ended_by is not None:
             raise asyncio.CancelledError
 
@@ -76,14 +90,29 @@ class GuardedCall:
         self._call.cut()
 
     def end(self, why: TakhinError) -> None:
-        """End it as soon as no write is under way."""
+        """End it as soon as no write is under way, and cut it off if the write takes longer than CUT_AFTER_S."""
         if self._ended_by is not None or self._task is None:
             return
         self._ended_by = why
-        # A write that is cancelled would leave the client without the stream's end.
-        if not self._is_writing:
+        if self._is_writing:
+            # A write that is cancelled would leave the client without the stream's end. But whoever takes nothing must
+            # not keep for that what he has: a member its partitions.
+            self._cutting = asyncio.get_running_loop().call_later(CUT_AFTER_S, self._cut_off)
+        else:
             self._was_cancelled = True
             self._task.cancel()
+
+    def _cut_off(self) -> None:
+        self._cutting = None
+        logger.warning(
+            "the client at %s takes nothing of a stream that it may not have any more: it is cut off",
+            self.peer or "a Unix socket")
+        self._call.cut()
+
+    def _stop_cutting(self) -> None:
+        if self._cutting is not None:
+            self._cutting.cancel()
+            self._cutting = None
 
     async def run(self, handler: Awaitable[None]) -> None:
         """Await the handler, which has this call. Raises what the handler does, or what the stream was ended with."""

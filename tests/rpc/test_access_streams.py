@@ -3,6 +3,7 @@
 import asyncio
 import queue
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,14 +13,16 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from takhin.errors import Reason, error
+from takhin.rpc import guarded_call
 from takhin.rpc.call import Call, StreamCall
 from takhin.rpc.guarded_call import GuardedCall
 from takhin.v1 import access_pb2, access_pb2_grpc, takhin_pb2_grpc
 from takhin.v1 import takhin_pb2 as pb
 from tests import front
-from tests.broker_process import DEADLINE_S, BrokerProcess, Stub, error_info, new_topic, offsets, produce
+from tests.broker_process import DEADLINE_S, BrokerProcess, Stub, error_info, new_topic, offsets, produce, wait_until
 from tests.front import Run
 from tests.member import Member
+from tests.rpc.test_slow_readers import NARROW, fill
 from tests.secured import Secured
 
 A = access_pb2
@@ -157,6 +160,49 @@ def test_readers_end_and_writers_are_refused_when_acls_change(
     assert list(streams.producer) == []
 
 
+def test_who_takes_nothing_keeps_nothing(
+    secured_broker: BrokerProcess, topic: str, admin: access_pb2_grpc.AccessServiceStub
+) -> None:
+    """A member and a reader that stop taking what comes: the partitions go to others, though neither is told why."""
+    stub, group = secured_broker.stub(), f"group-{topic}"
+    fill(stub, topic, 8, 1 << 19)
+    key = admin.CreateApiKey(A.CreateApiKeyRequest(name=topic))
+    allow_all(admin, f"key:{topic}", topic)
+    options = [(f"grpc.{name.replace('__', '.')}", value) for name, value in NARROW.items()]
+    options.append(("grpc.use_local_subchannel_pool", 1))
+    ended = threading.Event()
+
+    def members() -> int:
+        groups = stub.ListConsumerGroups(pb.ListConsumerGroupsRequest()).groups
+        return sum(each.member_count for each in groups if each.group_id == group)
+
+    secured = secured_of(secured_broker)
+    channels = [secured.channel(secured_broker.address, options, token=key.key) for _ in range(2)]
+    member = Member(
+        takhin_pb2_grpc.TakhinServiceStub(channels[0]), group, topic, reads=False, credit_bytes=1 << 29,
+        session_timeout_ms=3_600_000, max_processing_ms=86_400_000)
+    reader = takhin_pb2_grpc.TakhinServiceStub(channels[1]).ConsumeMessages(
+        pb.ConsumeMessagesRequest(topic=topic, max_bytes=1 << 20), timeout=4 * DEADLINE_S)
+    reader.add_callback(ended.set)
+    wait_until(members)
+    time.sleep(1)  # until writes wait
+    since = len(secured_broker.stderr)
+    admin.RevokeApiKey(A.RevokeApiKeyRequest(id=key.info.id))
+    # They are looked at again, and are about to end already.
+    for name in "one", "two":
+        admin.RevokeApiKey(A.RevokeApiKeyRequest(
+            id=admin.CreateApiKey(A.CreateApiKeyRequest(name=f"{topic}-{name}")).info.id))
+    wait_until(lambda: not members())
+    assert ended.wait(DEADLINE_S)
+    told = secured_broker.stderr[since:]
+    for method in "Subscribe", "ConsumeMessages":
+        assert told.count(f"denied method={method} principal=key:{topic} ") == 1
+    assert told.count("takes nothing of a stream that it may not have any more: it is cut off") == 2
+    member.requests.put(None)
+    for channel in channels:
+        channel.close()
+
+
 def test_a_transaction_needs_every_topic_of_it(
     secured_broker: BrokerProcess, topic: str, admin: access_pb2_grpc.AccessServiceStub
 ) -> None:
@@ -286,9 +332,10 @@ def test_whatever_the_handler_makes_of_it(run: Run, reaction: str) -> None:
     assert run(ended_with(handler)) == ([], "CREDENTIALS_EXPIRED")
 
 
-def test_a_stream_that_is_ended_while_its_client_takes_nothing(run: Run) -> None:
-    """The write under way is not cut off; once it is done the client learns why the stream ended. Meanwhile nothing
-    more is read of it."""
+def test_a_stream_that_is_ended_while_its_client_takes_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The write under way has its time; once it is done the client learns why the stream ended. Meanwhile nothing more
+    is read of it."""
+    monkeypatch.setattr(guarded_call, "CUT_AFTER_S", DEADLINE_S)
     told: list[str] = []
 
     async def handler(call: StreamCall) -> None:
@@ -324,6 +371,36 @@ def test_a_stream_that_is_ended_while_its_client_takes_nothing(run: Run) -> None
 
     assert run(scenario()) == "CREDENTIALS_EXPIRED"
     assert told.count("read") == 1 and told[-1] == "reader ended"
+
+
+def test_a_stream_whose_client_takes_nothing_is_cut_off(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guarded_call, "CUT_AFTER_S", 0.1)
+
+    async def scenario() -> grpc.StatusCode:
+        ended = asyncio.Event()
+
+        async def handler(call: StreamCall) -> None:
+            guarded = GuardedCall(call)
+
+            async def work() -> None:
+                try:
+                    while True:
+                        await guarded.write(b"x" * front.MIB)
+                finally:
+                    ended.set()
+
+            asyncio.get_running_loop().call_later(0.3, guarded.end, WHY)
+            await guarded.run(work())
+
+        async with front.client(front.bidi(handler)) as channel:
+            call = channel.stream_stream(front.path("Bidi"))()
+            await call.write(b"first")
+            await asyncio.wait_for(ended.wait(), DEADLINE_S)  # though nothing is taken
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await front.read_all(call)
+            return refused.value.code()
+
+    assert run(scenario()) is grpc.StatusCode.UNAVAILABLE
 
 
 def test_a_client_that_leaves_is_still_a_client_that_leaves(run: Run) -> None:
