@@ -35,6 +35,8 @@ class WatchedFiles(Generic[T]):
         self._load = load
         self._when_gone = when_gone
         self._stamps = self._look()
+        # Why what they hold now is not used; "": it is.
+        self._problem = ""
         try:
             self.current = self._load(self._read())
         except ValueError as problem:
@@ -46,20 +48,26 @@ class WatchedFiles(Generic[T]):
         self._listeners.append(listener)
 
     def check(self) -> bool:
-        """Read the files again if they have changed; whether `current` is new. An error is logged once."""
+        """Read the files again if they have changed, or could not be used; whether `current` is new. An error is
+        logged once."""
         stamps = self._look()
-        if stamps == self._stamps:
+        has_changed = stamps != self._stamps
+        # What can't be used may be so later without a change of the files: a certificate is valid from some time on.
+        if not has_changed and not self._problem:
             return False
         self._stamps = stamps
         if self._when_gone is not None and all(stamp is None or not stamp[3] for stamp in stamps):
-            self.current = self._when_gone
+            self.current, self._problem = self._when_gone, ""
             logger.warning("gone, or empty: %s; nobody is let in by it any more", ", ".join(self._paths))
         else:
             try:
                 self.current = self._load(self._read())
             except ValueError as problem:
-                logger.error("%s; what was read before stays in use", problem)
+                if has_changed or str(problem) != self._problem:
+                    logger.error("%s; what was read before stays in use", problem)
+                self._problem = str(problem)
                 return False
+            self._problem = ""
             logger.info("read again: %s", ", ".join(self._paths))
         for listener in self._listeners:
             listener()

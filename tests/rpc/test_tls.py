@@ -5,11 +5,15 @@ import ssl
 import stat
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import NameOID
 
 from takhin.cli.dev_certificates import Authority
 from takhin.errors import StartError
@@ -55,6 +59,41 @@ def wait_until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
+
+
+# Other keys than those of Authority.
+
+
+PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+
+
+def self_signed(key: PrivateKey, begins: timedelta = timedelta(days=-1)) -> tuple[bytes, bytes]:
+    """Certificate and key, PEM; of localhost, for 30 days."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "odd")])
+    since = datetime.now(UTC) + begins
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(since).not_valid_after(since + timedelta(days=30))
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+    signed = builder.sign(key, None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256())
+    return signed.public_bytes(serialization.Encoding.PEM), key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+
+
+def pair(make: Callable[[], PrivateKey], **more: timedelta) -> Callable[[Secured], None]:
+    """Gives the server such a key."""
+
+    def spoil(secured: Secured) -> None:
+        certificate, key = self_signed(make(), **more)
+        replace(secured.directory / "server.key", key)
+        replace(secured.directory / "server.pem", certificate)
+
+    return spoil
+
+
+short_rsa = pair(lambda: rsa.generate_private_key(65537, 1024))
+ed25519_key = pair(ed25519.Ed25519PrivateKey.generate)
+p521 = pair(lambda: ec.generate_private_key(ec.SECP521R1()))
+not_yet_valid = pair(lambda: ec.generate_private_key(ec.SECP256R1()), begins=timedelta(days=10))
 
 
 def test_only_encrypted_and_only_to_who_trusts_it(start_broker: StartBroker, secured: Secured) -> None:
@@ -157,6 +196,37 @@ def test_what_is_said_counts_before_the_certificate(mutual: BrokerProcess) -> No
     assert outcome(mutual.address, nameless, ("authorization", f"Bearer {secured.token()}")) == "OK"
 
 
+@pytest.mark.parametrize("make", [
+    lambda: rsa.generate_private_key(65537, 2048), lambda: ec.generate_private_key(ec.SECP384R1()),
+], ids=["RSA", "P-384"])
+def test_other_keys(start_broker: StartBroker, secured: Secured, make: Callable[[], PrivateKey]) -> None:
+    certificate, key = self_signed(make())
+    replace(secured.directory / "server.key", key)
+    replace(secured.directory / "server.pem", certificate)
+    broker = start_broker(secured=secured)
+    channel = grpc.secure_channel(broker.address, grpc.ssl_channel_credentials(certificate), options=[
+        ("grpc.ssl_target_name_override", "localhost")])
+    with channel:
+        metadata = (("authorization", f"Bearer {secured.token()}"),)
+        takhin_pb2_grpc.TakhinServiceStub(channel).ListTopics(
+            pb.ListTopicsRequest(), metadata=metadata, timeout=DEADLINE_S)
+
+
+@pytest.mark.parametrize(("spoil", "told"), [
+    (short_rsa, "is RSA with 1024 bits"), (ed25519_key, "is neither RSA nor EC"),
+    (not_yet_valid, "is not valid before"),
+], ids=["short", "Ed25519", "not yet valid"])
+def test_a_pair_that_not_everybody_can_use_is_not_used(
+    start_broker: StartBroker, secured: Secured, spoil: Callable[[Secured], None], told: str
+) -> None:
+    broker = start_broker(secured=secured)
+    first = serial_number(broker.address)
+    spoil(secured)
+    broker.wait_for_log(f"{told}.*what was read before stays in use")
+    assert serial_number(broker.address) == first
+    assert outcome(broker.address, secured.tls(), ("authorization", f"Bearer {secured.token()}")) == "OK"
+
+
 @pytest.mark.parametrize(("rule", "principal"), [("subject", "cert:CN=ops"), ("common-name", "cert:ops")])
 def test_another_rule_names_the_client(
     start_broker: StartBroker, tmp_path: Path, rule: str, principal: str
@@ -183,6 +253,20 @@ def test_the_authority_of_clients_is_read_again(start_broker: StartBroker, tmp_p
     assert outcome(broker.address, secured.tls(old)) == "UNAVAILABLE"
 
 
+def test_an_authority_that_has_expired_is_left_out(start_broker: StartBroker, tmp_path: Path) -> None:
+    """Old and new ones are in the file together while they are replaced; also with words between them."""
+    secured = Secured(tmp_path / "tls", "--auth-admins", f"cert:{URI}", client_ca=True)
+    expired, other = Authority(-1), Authority(1)
+    replace(secured.directory / "ca.pem", expired.pem + "Autorität\n".encode() + secured.authority.pem)
+    broker = start_broker(secured=secured)
+    broker.wait_for_log("ca.pem: the certificate of 'CN=takhin dev CA' expired on .*; it is left out")
+    assert outcome(broker.address, secured.tls(secured.authority.client([URI], "x"))) == "OK"
+    assert outcome(broker.address, secured.tls(other.client([URI], "x"))) == "UNAVAILABLE"
+    replace(secured.directory / "ca.pem", expired.pem + other.pem)
+    wait_until(lambda: outcome(broker.address, secured.tls(other.client([URI], "x"))) == "OK")
+    assert outcome(broker.address, secured.tls(expired.client([URI], "x", days=1))) == "UNAVAILABLE"
+
+
 # Mistakes.
 
 
@@ -199,6 +283,12 @@ def _expired(secured: Secured) -> None:
     (secured.directory / "server.key").write_bytes(key)
 
 
+def _weak_intermediate(secured: Secured) -> None:
+    weak, _ = self_signed(rsa.generate_private_key(65537, 1024))
+    with (secured.directory / "server.pem").open("ab") as file:
+        file.write(weak)
+
+
 @pytest.mark.parametrize(("spoil", "told"), [
     (lambda secured: (secured.directory / "server.pem").unlink(), "server.pem: can't be read: No such file"),
     (lambda secured: (secured.directory / "server.pem").write_text("x"), "server.pem: holds no certificate in PEM"),
@@ -210,6 +300,13 @@ def _expired(secured: Secured) -> None:
     (lambda secured: (secured.directory / "server.pem").write_bytes(b"x" * (1 << 20 | 1)), "is larger than"),
     (_encrypted, "server.key: the private key has a password"),
     (_expired, "the certificate of 'CN=takhin dev server' expired on"),
+    (short_rsa, "server.pem: the key of the certificate of 'CN=odd' is RSA with 1024 bits; it has to be RSA with 2048"),
+    (ed25519_key, "server.pem: the key of the certificate of 'CN=odd' is neither RSA nor EC; it has to be"),
+    (p521, "server.pem: the key of the certificate of 'CN=odd' is EC on secp521r1; it has to be"),
+    (not_yet_valid, "server.pem: the certificate of 'CN=odd' is not valid before 2"),
+    (_weak_intermediate, "can't be used for TLS: ca key too small"),
+    (lambda secured: (secured.directory / "ca.pem").write_bytes(Authority(-1).pem),
+     "ca.pem: the certificate of 'CN=takhin dev CA' expired on"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_files_that_cannot_be_used(
     tmp_path: Path, spoil: Callable[[Secured], object], told: str

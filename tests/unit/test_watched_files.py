@@ -28,6 +28,28 @@ def test_what_can_not_be_used_changes_nothing(tmp_path: Path, caplog: pytest.Log
     assert files.check() and files.current == b"second"
 
 
+def test_what_can_be_used_later_is_used_then(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Though the file stays as it is: a certificate that is not valid yet, say."""
+    path = tmp_path / "file"
+    path.write_bytes(b"one")
+    problem = ""
+
+    def load(contents: list[bytes]) -> bytes:
+        if problem:
+            raise ValueError(problem)
+        return contents[0]
+
+    files = WatchedFiles([str(path)], load)
+    problem = "not before noon"
+    path.write_bytes(b"second")
+    assert not files.check() and not files.check() and files.current == b"one"
+    problem = "another"
+    assert not files.check()
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * 2, "each is told once"
+    problem = ""
+    assert files.check() and not files.check() and files.current == b"second"
+
+
 @pytest.mark.parametrize("gone", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["removed", "emptied"])
 def test_what_lets_somebody_in_does_not_outlive_its_file(tmp_path: Path, gone) -> None:
     path = tmp_path / "file"
