@@ -12,16 +12,23 @@ import json
 import logging
 import re
 import sys
+import threading
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from takhin.cli.terminal import printable
 from takhin.rpc.current import NO_IDS, Ids, current_ids
 from takhin.rpc.seldom import Seldom
 
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
 HUMAN, JSON = "human", "json"
 MAX_MESSAGE_CHARACTERS = 16 * 1024
 # The frames stand at a traceback's head, what was raised at its end.
 MAX_STACK_CHARACTERS = 64 * 1024
+
+_log = logging.getLogger("takhin.server")
 
 
 class HumanFormatter(logging.Formatter):
@@ -62,7 +69,8 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up_logging(level: str, log_format: str) -> None:
-    """All of the process' log goes to standard error, in `log_format`, from `level` on."""
+    """All of the process' log goes to standard error, in `log_format`, from `level` on; so does what Python would write
+    there by itself, of exceptions that nobody can catch."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == JSON else HumanFormatter())
     # A collector that is down would have it say so for as long as that lasts.
@@ -73,6 +81,24 @@ def set_up_logging(level: str, log_format: str) -> None:
     logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
     logging.captureWarnings(True)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    sys.unraisablehook = _tell_unraisable
+    threading.excepthook = _tell_of_thread
+
+
+def _tell_unraisable(what: "UnraisableHookArgs") -> None:
+    error = what.exc_value or what.exc_type()
+    _log.error(
+        "%s: %r", what.err_msg or "Exception ignored in", what.object,
+        exc_info=(what.exc_type, error, what.exc_traceback))
+
+
+def _tell_of_thread(what: threading.ExceptHookArgs) -> None:
+    if what.exc_type is SystemExit:
+        return
+    error = what.exc_value or what.exc_type()
+    _log.error(
+        "thread %s ended by an exception", what.thread.name if what.thread else "unknown",
+        exc_info=(what.exc_type, error, what.exc_traceback))
 
 
 def _tells(text: str, value: str) -> bool:

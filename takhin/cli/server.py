@@ -62,7 +62,9 @@ GRPC_ENVIRONMENT = {
     "GRPC_EXPERIMENTS": "-event_engine_listener,-event_engine_client",
     # Nothing here forks; the support for it costs, and writes to standard error.
     "GRPC_ENABLE_FORK_SUPPORT": "0",
-    "GRPC_VERBOSITY": "ERROR",
+    # Its core writes lines of its own kind to standard error, also of what a stranger sends: no reader of the log would
+    # understand them, and anybody could fill it.
+    "GRPC_VERBOSITY": "NONE",
 }
 # A Python thread (SQLite's) that waits for the interpreter gets it after so long; Python's own default is 5 ms.
 SWITCH_INTERVAL_S = 0.0005

@@ -4,6 +4,7 @@ import contextvars
 import json
 import logging
 import re
+import signal
 import sys
 import time
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from takhin.cli.log_lines import MAX_MESSAGE_CHARACTERS, MAX_STACK_CHARACTERS, H
 from takhin.rpc.call import Call
 from takhin.rpc.current import Scope
 from takhin.rpc.seldom import Seldom
-from tests.cli.test_server_process import Launch, launch  # noqa: F401 (a fixture)
+from tests.cli.test_server_process import Launch, changed, launch  # noqa: F401 (a fixture)
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 NASTY = "a\r\n\x1b[2J\u2028\x00\ud800\x85 ERROR forged"
@@ -155,6 +156,33 @@ def test_every_line_of_a_server_is_an_object(launch: Launch) -> None:  # noqa: F
     lines = [json.loads(line) for line in process.errors.splitlines()]
     assert [line["message"] for line in lines if line["logger"] == "takhin.server"][-1] == "stopped"
     assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
+
+
+def test_an_exception_that_nobody_can_catch_is_an_object_too(launch: Launch) -> None:  # noqa: F811
+    process = launch("--listen", "127.0.0.1:0", "--log-format", "json", program=changed("""
+        import threading
+        class Failing:
+            def __del__(self):
+                raise ValueError("planted one")
+        def fail():
+            raise ValueError("planted two")
+        class Talking(module.Broker):
+            async def start(self):
+                await super().start()
+                Failing()
+                thread = threading.Thread(target=fail, name="t-1")
+                thread.start()
+                thread.join()
+        module.Broker = Talking
+    """))
+    process.address()
+    process.send(signal.SIGTERM)
+    assert process.exit_status() == 0
+    lines = [json.loads(line) for line in process.errors.splitlines()]
+    one, two = (line for line in lines if "planted" in line.get("stack", ""))
+    assert one["level"] == two["level"] == "error"
+    assert "Exception ignored" in one["message"] and one["stack"].endswith("ValueError: planted one")
+    assert "thread t-1" in two["message"] and two["stack"].endswith("ValueError: planted two")
 
 
 def test_why_it_does_not_start_is_an_object_too(launch: Launch) -> None:  # noqa: F811

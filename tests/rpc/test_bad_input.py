@@ -1,6 +1,7 @@
 """Bad input, one table: each gets its status, its reason and a message that names what was wrong; and all goes on."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 
+from bench import http2
 from takhin.errors import Reason
 from takhin.rpc.status import MAX_MESSAGE_BYTES
 from takhin.v1 import takhin_pb2 as pb
@@ -29,6 +31,8 @@ from tests.broker_process import (
     values,
     varint,
 )
+from tests.conftest import StartBroker
+from tests.secured import IS_DEFAULT
 
 Code = grpc.StatusCode
 INVALID = Code.INVALID_ARGUMENT
@@ -527,3 +531,19 @@ def test_the_table_has_what_it_must_have() -> None:
     from_requests |= {Reason.OFFSET_OUT_OF_RANGE, Reason.OFFSET_BEHIND_COMMITTED}
     from_requests |= {Reason.TOO_MANY_PARTITIONS, Reason.NOTHING_TO_UPDATE}
     assert seen >= from_requests - elsewhere
+
+
+@pytest.mark.skipif(IS_DEFAULT, reason="frames by hand are sent without TLS")
+def test_what_a_stranger_sends_makes_no_line_of_another_kind(start_broker: StartBroker) -> None:
+    """Of the log: each is an object, whatever is in the headers."""
+    broker = start_broker("--log-format", "json")
+    for name, value in ("grpc-timeout", "-1S"), ("grpc-timeout", "x" * 100), ("grpc-encoding", "br"), ("a", "\n{"):
+        with http2.Connection(broker.address) as connection:
+            connection.send(http2.open_call(connection.next_stream(), http2.call_headers("/x/y", (name, value))))
+            connection.send(http2.message(connection.last_stream, b"", ends=True))
+            while (got := connection.read_frame()) is not None and got.kind not in (http2.HEADERS, http2.RST_STREAM):
+                pass  # until it is answered, one way or the other
+    broker.stub().ListTopics(pb.ListTopicsRequest(), timeout=DEADLINE_S)
+    broker.terminate()
+    lines = [json.loads(line) for line in broker.stderr.splitlines()]
+    assert lines[-1]["message"] == "stopped"
