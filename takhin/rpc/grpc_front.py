@@ -7,7 +7,7 @@ are `async def` through and through: grpc.aio would run anything else in a threa
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from types import MappingProxyType
@@ -185,7 +185,8 @@ class GrpcFront:
         """
         path = await checked_path(listen)
         options = server_options(self._settings, self._limits)
-        server = grpc.aio.server(handlers=(_Handlers(self._methods),), options=options)
+        handlers = _Handlers(self._methods, self._settings.max_metadata_bytes)
+        server = grpc.aio.server(handlers=(handlers,), options=options)
         try:
             with only_for_group() if path is not None else nullcontext():
                 if self._credentials is None:
@@ -385,12 +386,34 @@ async def _serve_stream(method: Method, call: GrpcCall, request: bytes | None) -
 class _Handlers(grpc.GenericRpcHandler):
     """The table, as grpc.aio asks for it: once a call."""
 
-    def __init__(self, methods: dict[str, Arriving]):
+    def __init__(self, methods: dict[str, Arriving], max_metadata_bytes: int):
         self._methods = methods
+        self._max_metadata_bytes = max_metadata_bytes
+        text = f"the metadata of the call is larger than {max_metadata_bytes} bytes (grpc.max_metadata_bytes)"
+
+        async def refuse(_requests: Any, context: Context) -> None:
+            # The call may be over.
+            with suppress(grpc.aio.InternalError):
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+
+        self._refusal = grpc.stream_stream_rpc_method_handler(refuse)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        # Core holds to its limit only once the client has acknowledged it.
+        if metadata_bytes(handler_call_details.invocation_metadata) > self._max_metadata_bytes:
+            return self._refusal
         method = self._methods.get(handler_call_details.method)
         return method.arrive() if method is not None else None
+
+
+def metadata_bytes(metadata: Iterable[tuple[str, str | bytes]]) -> int:
+    """As HTTP/2 counts them (RFC 9113, 6.5.2); what gRPC keeps for itself, the path say, is not among them."""
+    size = 0
+    for key, value in metadata:
+        size += len(key) + len(value) + 32
+        if not value.isascii() and isinstance(value, str):
+            size += len(value.encode()) - len(value)
+    return size
 
 
 def server_options(settings: GrpcSettings, limits: Limits) -> list[tuple[str, int]]:

@@ -1,6 +1,7 @@
 """What bounds connections, streams and calls: each limit met, its refusal, and that others are served meanwhile."""
 
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import h2.config
+import h2.connection
+import h2.events
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -159,6 +163,42 @@ def test_metadata(start_broker: StartBroker) -> None:
     # gRPC's own refusal.
     assert refusal.value.code() is EXHAUSTED and "metadata" in refusal.value.details()
     stub.ListTopics(pb.ListTopicsRequest(), timeout=DEADLINE_S)
+
+
+@in_the_clear
+@pytest.mark.parametrize("value", ["x" * 9_000, "x" * 60_000, "\u00fc" * 5_000], ids=["9 kB", "60 kB", "UTF-8"])
+def test_metadata_of_who_does_not_know_the_limit(start_broker: StartBroker, value: str, front: str) -> None:
+    """A client has to heed it once it has acknowledged the settings, which it never does."""
+    broker = start_broker("--grpc-max-metadata-bytes", "8192")
+    new_topic(broker.stub())
+    for size, is_taken in (3_000, True), (0, False):
+        with socket.create_connection(broker.address.split(":"), DEADLINE_S) as connection:
+            client = h2.connection.H2Connection(h2.config.H2Configuration(validate_outbound_headers=False))
+            client.initiate_connection()
+            client.send_headers(1, [
+                (":method", "POST"), (":scheme", "http"), (":path", f"/{SERVICE}/ListTopics"), (":authority", "x"),
+                ("content-type", "application/grpc"), ("te", "trailers"), ("x-note", value[:size] if size else value)])
+            client.send_data(1, bytes(5), end_stream=True)
+            connection.sendall(client.data_to_send())
+            told: dict[bytes, bytes] = {}
+            was_reset = False
+            while b"grpc-status" not in told and not was_reset:
+                data = connection.recv(1 << 16)
+                assert data
+                for event in client.receive_data(data):
+                    was_reset = was_reset or isinstance(event, h2.events.StreamReset)
+                    if isinstance(event, h2.events.ResponseReceived | h2.events.TrailersReceived):
+                        told |= {_bytes(name): _bytes(text) for name, text in event.headers}
+        if is_taken:
+            assert told[b"grpc-status"] == b"0"
+        elif front == fronts.FAST and len(value) > 4 * 8192:
+            assert was_reset, "so much is not even looked at to the end"
+        else:
+            assert told[b"grpc-status"] == b"8" and b"metadata" in told[b"grpc-message"]
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text if isinstance(text, bytes) else text.encode()
 
 
 def test_a_message(start_broker: StartBroker) -> None:
