@@ -15,7 +15,7 @@ import logging
 
 from takhin.errors import TakhinError
 from takhin.rpc.call import Call, host_of
-from takhin.rpc.denials import Denials
+from takhin.rpc.denials import Denials, address_source
 from takhin.rpc.log_fields import NOBODY, extra, fields_text
 
 
@@ -24,11 +24,16 @@ class Audit:
         self._log = logging.getLogger("takhin.audit")
         # Whatever the level of other lines is: that nothing happened can't be told from silence otherwise.
         self._log.setLevel(logging.INFO)
-        self._denials = Denials(self._tell_left_out)
+        self._of_principals = Denials(self._tell_left_out)
+        self._of_addresses = Denials(self._tell_left_out)
 
     def denied(self, method: str, principal: str | None, call: Call, refusal: TakhinError) -> None:
         """A call, or a request in a stream, that was refused for want of credentials or of permission."""
-        if self._denials.is_told(principal or host_of(call)):
+        if principal:
+            is_told = self._of_principals.is_told(principal)
+        else:
+            is_told = self._of_addresses.is_told(address_source(host_of(call)))
+        if is_told:
             self._tell(logging.WARNING, "denied", call, _caller(method, principal, call) | {
                 "reason": refusal.reason, "what": refusal.message})
 

@@ -1,10 +1,12 @@
 """Which denials are told one by one, so that whoever is denied in a loop neither fills the disk nor hides the others.
 
 A source is a principal or, where nobody proved who he is, an address. Each may have so many lines a second, all
-together more; what is left out is counted, by source, and told once the second is over.
+together more; what is left out is counted, by source, and told once the second is over. Addresses and principals have
+Denials of their own: strangers, who may have as many addresses as they like, do not use up what is for those known.
 """
 
 import asyncio
+import ipaddress
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +19,17 @@ MAX_SOURCES = 1_000
 OTHERS = "others"
 # Sources that are named with what was left out of theirs; the rest is told in one sum.
 MAX_NAMED = 20
+
+
+def address_source(host: str) -> str:
+    """What an address counts as: of IPv6 the first 64 bits, as whoever has one has all that begin so."""
+    try:
+        address = ipaddress.IPv6Address(host.strip("[]"))
+    except ValueError:
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
 
 
 class Denials:

@@ -11,7 +11,7 @@ from takhin.errors import Reason, error
 from takhin.rpc import denials as module
 from takhin.rpc.audit import Audit
 from takhin.rpc.call import Call
-from takhin.rpc.denials import MAX_DENIALS, MAX_DENIALS_OF_SOURCE, MAX_NAMED, MAX_SOURCES
+from takhin.rpc.denials import MAX_DENIALS, MAX_DENIALS_OF_SOURCE, MAX_NAMED, MAX_SOURCES, address_source
 
 CALL = cast(Call, SimpleNamespace(peer="127.0.0.1:5", request_id="r-1"))
 REFUSAL = error(Reason.ACCESS_DENIED, "not allowed: produce on topic 'x'")
@@ -75,9 +75,46 @@ def test_who_is_denied_in_a_loop_hides_nobody(caplog: pytest.LogCaptureFixture, 
     assert "peer=10.0.0.2:5" in told[0] and "principal=key:quiet" in told[1]
     now_s[0] += 1
     audit.denied("M", None, CALL, REFUSAL)
+    audit.denied("M", "key:quiet", CALL, REFUSAL)
     left_out = 10_000 - MAX_DENIALS_OF_SOURCE
-    assert messages(caplog)[:2] == [
+    assert [line for line in messages(caplog) if line.startswith("left-out")] == [
         f"left-out source=10.0.0.1 count={left_out}", f"left-out source=key:loud count={left_out}"]
+
+
+def test_strangers_hide_nobody_who_is_known(caplog: pytest.LogCaptureFixture, now_s: list[float]) -> None:
+    """However many addresses they have; nor the other way round."""
+    audit = Audit()
+    for number in range(MAX_DENIALS + 100):
+        audit.denied("M", None, from_host(f"10.0.{number // 250}.{number % 250}"), REFUSAL)
+    assert len(messages(caplog)) == MAX_DENIALS
+    audit.denied("M", "key:known", from_host("10.1.0.1"), REFUSAL)
+    assert "principal=key:known" in messages(caplog)[0]
+    now_s[0] += 1
+    for number in range(MAX_DENIALS + 100):
+        audit.denied("M", f"key:{number}", from_host("10.1.0.1"), REFUSAL)
+    messages(caplog)
+    audit.denied("M", None, from_host("10.0.0.1"), REFUSAL)
+    assert "peer=10.0.0.1:5" in messages(caplog)[-1]
+
+
+def test_addresses_of_one_network_are_one_source(caplog: pytest.LogCaptureFixture, now_s: list[float]) -> None:
+    audit = Audit()
+    for number in range(100):
+        audit.denied("M", None, from_host(f"[2001:db8:0:7:{number:x}::1]"), REFUSAL)
+    assert len(messages(caplog)) == MAX_DENIALS_OF_SOURCE
+    audit.denied("M", None, from_host("[2001:db8:0:8::1]"), REFUSAL)
+    assert "peer=[2001:db8:0:8::1]:5" in messages(caplog)[0]
+    now_s[0] += 1
+    audit.denied("M", None, CALL, REFUSAL)
+    assert messages(caplog)[0] == f"left-out source=2001:db8:0:7::/64 count={100 - MAX_DENIALS_OF_SOURCE}"
+
+
+@pytest.mark.parametrize(("host", "source"), [
+    ("10.0.0.1", "10.0.0.1"), ("[::ffff:10.0.0.1]", "10.0.0.1"), ("[::1]", "::/64"), ("local", "local"),
+    ("[fe80::1%eth0]", "fe80::/64"), ("[2001:db8::1]", "2001:db8::/64"),
+])
+def test_what_an_address_counts_as(host: str, source: str) -> None:
+    assert address_source(host) == source
 
 
 def test_many_sources_fill_neither_disk_nor_memory(caplog: pytest.LogCaptureFixture, now_s: list[float]) -> None:
@@ -87,7 +124,7 @@ def test_many_sources_fill_neither_disk_nor_memory(caplog: pytest.LogCaptureFixt
         for _ in range(2):
             audit.denied("M", None, from_host(f"10.0.{number // 250}.{number % 250}"), REFUSAL)
     assert len(messages(caplog)) == MAX_DENIALS
-    assert len(audit._denials._counts) <= MAX_SOURCES + 1
+    assert len(audit._of_addresses._counts) <= MAX_SOURCES + 1
     now_s[0] += 1
     audit.denied("M", None, CALL, REFUSAL)
     *told, last = messages(caplog)
