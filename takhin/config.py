@@ -284,6 +284,8 @@ class Settings:
     metrics_listen: str = _text(
         "", "address of http://HOST:PORT/metrics, for Prometheus; port 0 picks a free one; empty: none", "HOST:PORT",
         is_address=True, may_be_empty=True)
+    metrics_insecure: bool = _switch(
+        False, "serve metrics where other machines reach them, which is without TLS and authentication")
     data_dir: str = _text("./data", "directory of all data; made when it is missing", "DIR")
     log_level: str = _text("info", "least severe log lines to write", "LEVEL", LOG_LEVELS, reloads=True)
     log_format: str = _text("human", "log lines for people, or a JSON object each", "FORMAT", LOG_FORMATS)
@@ -533,11 +535,12 @@ def _access_problems(values: Mapping[str, Any], sources: Mapping[str, str]) -> I
         _port(values["listen"]) != 0
     ):
         yield f"{sources['fast_listen']}: {values['fast_listen']} is listen's already; the fast front needs its own"
-    if values["metrics_listen"] and not values["insecure"] and not is_loopback(values["metrics_listen"]):
+    may_show_metrics = values["insecure"] or values["metrics_insecure"]
+    if values["metrics_listen"] and not may_show_metrics and not is_loopback(values["metrics_listen"]):
         yield (
             f"{sources['metrics_listen']}: {values['metrics_listen']} can be reached from other machines, and metrics, "
-            "which name topics and groups, are served without TLS and authentication; --insecure serves them there all "
-            "the same")
+            "which name topics and groups, are served without TLS and authentication; --metrics-insecure serves them "
+            "there all the same")
     if values["insecure"] or (values["tls.cert"] and has_auth):
         return
     missing = " and ".join(

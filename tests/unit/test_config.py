@@ -227,8 +227,14 @@ def test_addresses(listen: str, parts: tuple[str, int]) -> None:
 
 
 def test_metrics_are_not_shown_to_others_by_mistake() -> None:
-    assert "--insecure serves them there all the same" in refusal({"metrics_listen": "0.0.0.0:9464"}, {}, None)
-    assert load_settings({"metrics_listen": "0.0.0.0:1", "insecure": "true"}, {}, None).metrics_listen == "0.0.0.0:1"
+    reached = {"metrics_listen": "0.0.0.0:9464"}
+    assert "; --metrics-insecure serves them there all the same" in refusal(reached, {}, None)
+    for key in "metrics_insecure", "insecure":
+        assert load_settings(reached | {key: "true"}, {}, None).metrics_listen == "0.0.0.0:9464"
+    # It is for the metrics alone.
+    for key in "listen", "fast_listen":
+        told = refusal({"metrics_insecure": "true", key: "0.0.0.0:9"}, {}, None)
+        assert "; --insecure serves there all the same" in told
 
 
 def test_an_address_that_may_be_left_out() -> None:
