@@ -194,7 +194,9 @@ class Broker:
 
     async def statistics(self) -> Statistics:
         """How it does. Raises what the metadata store does."""
-        return await self._gathering.gather(self._epoch, time.monotonic() - self._started_s, self._recovery)
+        return await self._gathering.gather(
+            self._epoch, time.monotonic() - self._started_s, self._recovery,
+            is_ready=not self.unfit and not self.consuming.is_draining)
 
     @property
     def unfit(self) -> str:

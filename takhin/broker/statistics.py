@@ -74,7 +74,8 @@ class Recovery:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """All of it at one moment. partitions: by state (open, paused, poisoned, quarantined)."""
+    """All of it at one moment. partitions: by state (open, paused, poisoned, quarantined). is_ready: all partitions take
+    appends, as readiness has it."""
 
     topics: list[TopicStatistics]
     partitions: dict[str, int]
@@ -84,6 +85,7 @@ class Statistics:
     free_bytes: int
     epoch: int
     uptime_s: float
+    is_ready: bool
     recovery: Recovery
     writes: Histogram
     syncs: Histogram
@@ -124,7 +126,7 @@ class Gathering:
         self._limits = limits
         self.loop_lag = LoopLag()
 
-    async def gather(self, epoch: int, uptime_s: float, recovery: Recovery) -> Statistics:
+    async def gather(self, epoch: int, uptime_s: float, recovery: Recovery, *, is_ready: bool) -> Statistics:
         """Raises what the metadata store does."""
         names = await self._metadata.list_groups()
         members = {
@@ -141,6 +143,7 @@ class Gathering:
             self._store.free_bytes,
             epoch,
             uptime_s,
+            is_ready,
             recovery,
             committer.write_durations, committer.sync_durations, committer.journal_durations, self.loop_lag.lags,
         )

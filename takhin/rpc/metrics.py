@@ -123,7 +123,7 @@ class BrokerMetrics(Collector):
     def describe(self) -> Iterator[Metric]:
         """The families without samples, without asking a broker that does not serve yet."""
         nothing = Statistics(
-            [], {}, {}, [], [], 0, 0, 0.0, Recovery(False, 0, 0, 0.0), *(Histogram((1.0,)) for _ in range(4)))
+            [], {}, {}, [], [], 0, 0, 0.0, False, Recovery(False, 0, 0, 0.0), *(Histogram((1.0,)) for _ in range(4)))
         for family in _families(_Found(nothing, [], {}, Usage("connections", 0, 0), 0)):
             family.samples.clear()
             yield family
@@ -156,6 +156,10 @@ def _families(found: _Found) -> Iterator[Metric]:
 def _of_broker(found: Statistics) -> Iterator[Metric]:
     yield _gauge("takhin_build_info", "Always 1; its label tells the version.", 1, version=__version__)
     yield _gauge("takhin_uptime_seconds", "Since the broker was started.", found.uptime_s)
+    yield _gauge(
+        "takhin_ready",
+        "1 while all partitions take appends: not while the disk is full, a sync of one has failed, or it shuts down.",
+        found.is_ready)
     yield _gauge("takhin_epoch", "The log epoch, which every unclean start and every failed write raises.", found.epoch)
     yield _gauge(
         "takhin_disk_free_bytes", "Free on the disk of the data directory; -1: can't be told.", found.free_bytes)

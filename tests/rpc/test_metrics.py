@@ -135,7 +135,7 @@ def test_what_the_broker_alone_knows(metered: BrokerProcess) -> None:
     assert of(found, "takhin_topic_segments", topic=topic) == 2
     assert of(found, "takhin_group_lag_records", group="billing", topic=topic) == 25
     assert of(found, "takhin_group_members", group="billing") == 0
-    assert of(found, "takhin_partitions", state="open") == 3
+    assert of(found, "takhin_partitions", state="open") == 3 and of(found, "takhin_ready") == 1
     assert of(found, "takhin_limit_used", limit="partitions") == 3 < of(found, "takhin_limit", limit="partitions")
     assert of(found, "takhin_limit_used", limit="ring_bytes") > 0
     assert of(found, "takhin_sync_seconds_count") + of(found, "takhin_journal_sync_seconds_count") >= 2
@@ -161,7 +161,20 @@ def test_a_poisoned_partition_shows(start_broker: StartBroker, strace: list[str]
     topic = new_topic(stub)
     with pytest.raises(grpc.RpcError):
         produce(stub, topic, b"x", acks=-1)
-    assert of(scrape(broker), "takhin_partitions", state="poisoned") == 1
+    found = scrape(broker)
+    assert of(found, "takhin_partitions", state="poisoned") == 1
+    assert found[("takhin_ready", frozenset())] == 0
+
+
+def test_a_full_disk_shows(start_broker: StartBroker) -> None:
+    """Partitions stay open, so it is told otherwise: what the rules look at."""
+    broker = start_broker("--metrics-listen", "127.0.0.1:0", "--limits-min-free-bytes", str(1 << 40))
+    new_topic(broker.stub())
+    eventually(lambda: of(scrape(broker), "takhin_disk_free_bytes") > 0)
+    found = scrape(broker)
+    assert found[("takhin_ready", frozenset())] == 0
+    assert of(found, "takhin_partitions", state="open") == 1
+    assert of(found, "takhin_disk_free_bytes") < of(found, "takhin_limit", limit="min_free_bytes") == 1 << 40
 
 
 def test_where_metrics_can_not_be_served(start_broker: StartBroker) -> None:
@@ -390,7 +403,7 @@ def test_scrapes_at_once_share_what_is_gathered() -> None:
             gathered += 1
             await is_to_end.wait()
             return Statistics(
-                [], {}, {}, [], [], 0, 0, 0.0, Recovery(True, 0, 0, 0.0), *(Histogram((1.0,)) for _ in range(4)))
+                [], {}, {}, [], [], 0, 0, 0.0, True, Recovery(True, 0, 0, 0.0), *(Histogram((1.0,)) for _ in range(4)))
 
         gates = SimpleNamespace(usage=list, refused=dict)
         front = SimpleNamespace(usage=lambda: Usage("connections", 0, 0), num_cut=0)
