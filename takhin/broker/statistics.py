@@ -74,8 +74,8 @@ class Recovery:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """All of it at one moment. partitions: by state (open, paused, poisoned, quarantined). is_ready: all partitions take
-    appends, as readiness has it."""
+    """All of it at one moment. partitions: by state (open, paused, poisoned, quarantined). is_ready: all partitions
+    take appends, as readiness has it."""
 
     topics: list[TopicStatistics]
     partitions: dict[str, int]

@@ -13,6 +13,9 @@ class Front(Protocol):
     @property
     def num_cut(self) -> int: ...
 
+    @property
+    def num_refused(self) -> int: ...
+
     def usage(self) -> Usage: ...
 
     async def stop(self, grace_ms: int) -> None: ...
@@ -32,10 +35,14 @@ class Fronts:
         """Connections cut off so far, as they kept others from being served."""
         return sum(front.num_cut for front in self._fronts)
 
-    def usage(self) -> Usage:
-        """Of grpc.max_connections, which is of each front."""
-        found = [front.usage() for front in self._fronts]
-        return Usage("connections", sum(each.used or 0 for each in found), sum(each.limit for each in found))
+    @property
+    def num_refused(self) -> int:
+        """Connections closed as they came, as their front had too many; those alone that a front knows of."""
+        return sum(front.num_refused for front in self._fronts)
+
+    def usage(self) -> list[Usage]:
+        """Of grpc.max_connections, which is of each front: one for each."""
+        return [front.usage() for front in self._fronts]
 
     async def stop(self, grace_ms: int) -> None:
         """Stop all of them at once."""

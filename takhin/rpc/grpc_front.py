@@ -212,6 +212,11 @@ class GrpcFront:
         """Connections cut off so far, as they kept others from being served."""
         return self._fairness.num_cut if self._fairness is not None else 0
 
+    @property
+    def num_refused(self) -> int:
+        """Connections closed as they came, that it knows of: gRPC's core does not tell."""
+        return 0
+
     def usage(self) -> Usage:
         """Of grpc.max_connections. Takes as long as the machine has connections: for a thread of its own."""
         used = count_connections(self._bound) if self._bound else 0

@@ -73,23 +73,27 @@ class CallMetrics(Collector):
         yield from (started, received, sent, handled, seconds)
 
 
-class Front(Protocol):
-    """What is asked of one, by threads."""
+class Fronts(Protocol):
+    """What is asked of all of them together."""
 
     @property
     def num_cut(self) -> int: ...
 
-    def usage(self) -> Usage: ...
+    @property
+    def num_refused(self) -> int: ...
+
+    def usage(self) -> list[Usage]: ...
 
 
 class _Found(NamedTuple):
-    """What there is to tell: by the broker, and by what stands before it."""
+    """What there is to tell: by the broker, and by what stands before it. connections: of each front."""
 
     broker: Statistics
     of_gates: list[Usage]
     refused: dict[str, int]
-    connections: Usage
+    connections: list[Usage]
     num_cut: int
+    num_refused: int
 
 
 class BrokerMetrics(Collector):
@@ -98,12 +102,12 @@ class BrokerMetrics(Collector):
 
     def __init__(
         self, gather: Callable[[], Awaitable[Statistics]], loop: asyncio.AbstractEventLoop, gates: Gates,
-        front: Front
+        fronts: Fronts
     ):
         self._gather = gather
         self._loop = loop
         self._gates = gates
-        self._front = front
+        self._fronts = fronts
         self._lock = Lock()
         self._under_way: Future[_Found] | None = None
 
@@ -124,7 +128,7 @@ class BrokerMetrics(Collector):
         """The families without samples, without asking a broker that does not serve yet."""
         nothing = Statistics(
             [], {}, {}, [], [], 0, 0, 0.0, False, Recovery(False, 0, 0, 0.0), *(Histogram((1.0,)) for _ in range(4)))
-        for family in _families(_Found(nothing, [], {}, Usage("connections", 0, 0), 0)):
+        for family in _families(_Found(nothing, [], {}, [], 0, 0)):
             family.samples.clear()
             yield family
 
@@ -137,17 +141,26 @@ class BrokerMetrics(Collector):
     async def _find(self) -> _Found:
         found = await self._gather()
         return _Found(
-            found, list(self._gates.usage()), self._gates.refused(), self._front.usage(), self._front.num_cut)
+            found, list(self._gates.usage()), self._gates.refused(), self._fronts.usage(), self._fronts.num_cut,
+            self._fronts.num_refused)
 
 
 def _families(found: _Found) -> Iterator[Metric]:
     yield from _of_broker(found.broker)
-    yield from _of_limits([*found.broker.usage, *found.of_gates, found.connections], found.refused)
-    yield _gauge("takhin_connections", "Connections that clients have open.", found.connections.used or 0)
+    # The limit is each front's, so what tells how near it is is the one that has most.
+    fullest = sorted(found.connections, key=lambda each: each.used or 0)[-1:]
+    yield from _of_limits([*found.broker.usage, *found.of_gates, *fullest], found.refused)
+    yield _gauge(
+        "takhin_connections", "Connections that clients have open, on all fronts.",
+        sum(each.used or 0 for each in found.connections))
     cut = CounterMetricFamily(
         "takhin_connections_cut", "Connections cut off, as they kept the others from being served.")
     cut.add_metric((), found.num_cut)
-    yield cut
+    refused = CounterMetricFamily(
+        "takhin_connections_refused", "Connections closed as they came, as the fast front had too many; gRPC's own does "
+        "not tell.")
+    refused.add_metric((), found.num_refused)
+    yield from (cut, refused)
     yield from _of_topics(found.broker)
     yield from _of_groups(found.broker)
     yield from _of_durations(found.broker)
@@ -251,13 +264,13 @@ class MetricsServer:
 
     def __init__(
         self, methods: Iterable[Method], gather: Callable[[], Awaitable[Statistics]], loop: asyncio.AbstractEventLoop,
-        gates: Gates, front: Front
+        gates: Gates, fronts: Fronts
     ):
         self._registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._registry)
         self._registry.register(CallMetrics(methods))
-        self._registry.register(BrokerMetrics(gather, loop, gates, front))
+        self._registry.register(BrokerMetrics(gather, loop, gates, fronts))
         self._loop = loop
         self._server: ScrapeServer | None = None
 

@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from takhin.broker.statistics import Recovery, Statistics, Usage
+from takhin.broker.statistics import Recovery, Statistics
 from takhin.counters import Histogram
 from takhin.rpc import metrics, metrics_http
 from takhin.rpc.metrics import BrokerMetrics
@@ -406,9 +406,9 @@ def test_scrapes_at_once_share_what_is_gathered() -> None:
                 [], {}, {}, [], [], 0, 0, 0.0, True, Recovery(True, 0, 0, 0.0), *(Histogram((1.0,)) for _ in range(4)))
 
         gates = SimpleNamespace(usage=list, refused=dict)
-        front = SimpleNamespace(usage=lambda: Usage("connections", 0, 0), num_cut=0)
+        fronts = SimpleNamespace(usage=list, num_cut=0, num_refused=0)
         loop = asyncio.get_running_loop()
-        collector = BrokerMetrics(gather, loop, gates, front)  # type: ignore[arg-type]
+        collector = BrokerMetrics(gather, loop, gates, fronts)  # type: ignore[arg-type]
         scrapes = [loop.run_in_executor(None, lambda: list(collector.collect())) for _ in range(3)]
         while not gathered:
             await asyncio.sleep(0.01)

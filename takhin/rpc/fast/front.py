@@ -17,10 +17,12 @@ from takhin.rpc.fast.connection import Connection
 from takhin.rpc.fast.hub import Hub
 from takhin.rpc.fast.serving import served_methods
 from takhin.rpc.listening import checked_path, only_for_group
+from takhin.rpc.seldom import Seldom
 from takhin.rpc.tls import Certificates
 from takhin.rpc.watched_files import WatchedFiles
 
 logger = logging.getLogger(__name__)
+logger.addFilter(Seldom(__name__))
 
 # Of HTTP/2.
 _NO_ERROR, _ENHANCE_YOUR_CALM = 0x0, 0xB
@@ -53,6 +55,8 @@ class FastFront:
         self._socket_path: str | None = None
         self._tending: list[asyncio.Task[None]] = []
         self._hub: Hub | None = None
+        # Connections closed as they came, as there were too many.
+        self.num_refused = 0
 
     async def start(self, listen: str) -> str:
         """Bind `listen` ("HOST:PORT", "[IPv6]:PORT", port 0 for a free one; "unix:PATH") and serve; gives the bound
@@ -95,7 +99,7 @@ class FastFront:
 
     def usage(self) -> Usage:
         """Of grpc.max_connections."""
-        used = len(self._hub.connections) if self._hub is not None else 0
+        used = self._hub.num_links if self._hub is not None else 0
         return Usage("connections", used, self._settings.max_connections)
 
     async def stop(self, grace_ms: int) -> None:
@@ -140,7 +144,12 @@ class FastFront:
     def _accept(self) -> "Connection | _Refused":
         assert self._hub is not None
         # Those whose handshake is under way count, too.
-        return Connection(self._hub) if self._hub.num_links < self._settings.max_connections else _Refused()
+        if self._hub.num_links < self._settings.max_connections:
+            return Connection(self._hub)
+        self.num_refused += 1
+        logger.warning(
+            "a connection was refused: there are as many as grpc.max_connections (%d)", self._settings.max_connections)
+        return _Refused()
 
     def _choose_certificates(self, tls: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
         """Asked at the begin of each handshake."""
