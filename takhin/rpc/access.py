@@ -207,9 +207,10 @@ class Guard:
         try:
             response = await work
         except BaseException as failure:
-            self._audit.administered(name, principal, call, rule.audited(message), failure)
+            self._audit.administered(name, principal, call, rule.audited(message, None), failure)
             raise
-        self._audit.administered(name, principal, call, rule.audited(message))
+        told = rule.response.FromString(response) if rule.response is not None else None
+        self._audit.administered(name, principal, call, rule.audited(message, told))
         return response
 
     # Produce: the topic is known once the request is scanned, so the broker asks.

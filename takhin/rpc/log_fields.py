@@ -26,7 +26,8 @@ def extra(request_id: str, fields: dict[str, str | int], trace_id: str | None = 
     if trace_id is None:
         here = current_ids()
         trace_id = here.trace_id if request_id and here.request_id == request_id else ""
-    apart = {name: value for name, value in fields.items() if name != "request"}
+    apart = {
+        name: value if isinstance(value, int) else _cut(value) for name, value in fields.items() if name != "request"}
     return {"fields": apart, "request_id": request_id, "trace_id": trace_id}
 
 
@@ -41,6 +42,9 @@ def trace_of(failure: BaseException) -> str | None:
 
 
 def _shown(value: str) -> str:
-    if len(value) > MAX_VALUE_CHARACTERS:
-        value = value[:MAX_VALUE_CHARACTERS] + "..."
+    value = _cut(value)
     return value if _PLAIN.fullmatch(value) else json.dumps(value)
+
+
+def _cut(value: str) -> str:
+    return value if len(value) <= MAX_VALUE_CHARACTERS else value[:MAX_VALUE_CHARACTERS] + "..."

@@ -157,8 +157,8 @@ def _families(found: _Found) -> Iterator[Metric]:
         "takhin_connections_cut", "Connections cut off, as they kept the others from being served.")
     cut.add_metric((), found.num_cut)
     refused = CounterMetricFamily(
-        "takhin_connections_refused", "Connections closed as they came, as the fast front had too many; gRPC's own does "
-        "not tell.")
+        "takhin_connections_refused", "Connections closed as they came, as the fast front had too many; that of gRPC "
+        "does not tell of its own.")
     refused.add_metric((), found.num_refused)
     yield from (cut, refused)
     yield from _of_topics(found.broker)

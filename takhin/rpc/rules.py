@@ -7,6 +7,7 @@ from typing import Any
 from takhin.broker.acl import Operation, Resource
 from takhin.broker.broker import Broker
 from takhin.broker.permissions import Permissions, check_commit, denied
+from takhin.rpc import audited
 from takhin.v1 import access_pb2 as access
 from takhin.v1 import takhin_pb2 as pb
 
@@ -29,8 +30,8 @@ class Rule:
 
     check: raises ACCESS_DENIED. reduce: takes from the response what the caller may not see, given the request and the
     response. complete: makes of a request that names nothing one that names what is meant; raises as check does.
-    audited: what to tell of the request in the audit log, a line for each; None: it changes nothing that one would look
-    for there.
+    audited: what to tell in the audit log of the request and, if it is done, of the response (of the type that response
+    says; else None), a line for each; None: it changes nothing that one would look for there.
     """
 
     request: Any
@@ -38,7 +39,7 @@ class Rule:
     response: Any = None
     reduce: Callable[[Permissions, Any, Any], None] | None = None
     complete: Callable[[Broker, Permissions, Any], Awaitable[None]] | None = None
-    audited: Callable[[Any], str | list[str]] | None = None
+    audited: Callable[[Any, Any], str | list[str]] | None = None
 
 
 def _anybody(permissions: Permissions, request: Any) -> None:
@@ -149,42 +150,11 @@ def _keep(repeated: Any, is_kept: Callable[[Any], bool]) -> None:
         repeated.extend(kept)
 
 
-def _topic_named(request: Any) -> str:
-    return f"topic {request.name}"
-
-
-def _group_named(request: Any) -> str:
-    return f"group {request.group_id}"
-
-
-def _topic_changed(request: Any) -> str:
-    changes = [f"{key}={value}" for key, value in sorted(request.configs.items())]
-    changes += [f"{key} reset" for key in request.reset_configs]
-    changes += [f"{request.num_partitions} partitions"] if request.num_partitions else []
-    return f"topic {request.name}: {', '.join(changes)}"
-
-
-def _entries(request: Any) -> list[str]:
-    return [
-        f"{_word(access.AclEffect, each.effect)} {each.principal} {_word(access.AclOperation, each.operation)} "
-        f"{_word(access.AclResource, each.resource)} {each.name}{'*' * (each.pattern == access.ACL_PATTERN_PREFIX)}"
-        for each in request.acls
-    ]
-
-
-def _word(enum: Any, number: int) -> str:
-    """The last word of a value's name; a number that is not known here as it is."""
-    known: dict[int, str] = {value: name for name, value in enum.items()}
-    return known[number].rpartition("_")[2].lower() if number in known else str(number)
-
-
 RULES: dict[str, Open | Streamed | Rule] = {
-    "CreateTopic": Rule(pb.CreateTopicRequest, _topic_admin, audited=_topic_named),
-    "DeleteTopic": Rule(pb.DeleteTopicRequest, _topic_admin, audited=_topic_named),
-    "UpdateTopic": Rule(pb.UpdateTopicRequest, _topic_admin, audited=_topic_changed),
-    "TruncatePartition": Rule(
-        pb.TruncatePartitionRequest, _partition_admin,
-        audited=lambda request: f"topic {request.topic}/{request.partition} before {request.before_offset}"),
+    "CreateTopic": Rule(pb.CreateTopicRequest, _topic_admin, audited=audited.topic_created),
+    "DeleteTopic": Rule(pb.DeleteTopicRequest, _topic_admin, audited=audited.topic_deleted),
+    "UpdateTopic": Rule(pb.UpdateTopicRequest, _topic_admin, audited=audited.topic_changed),
+    "TruncatePartition": Rule(pb.TruncatePartitionRequest, _partition_admin, audited=audited.partition_truncated),
     "ListTopics": Rule(pb.ListTopicsRequest, _anybody, pb.ListTopicsResponse, _seen_topics),
     "GetTopic": Rule(pb.GetTopicRequest, _sees_topic),
     "DescribeTopics": Rule(pb.DescribeTopicsRequest, _sees_topics, pb.DescribeTopicsResponse, _seen_descriptions),
@@ -194,22 +164,25 @@ RULES: dict[str, Open | Streamed | Rule] = {
     "ProduceTransaction": Streamed(),
     "ConsumeMessages": Streamed(),
     "Subscribe": Streamed(),
-    "InitProducer": Rule(pb.InitProducerRequest, _init_producer),
+    "InitProducer": Rule(
+        pb.InitProducerRequest, _init_producer, pb.InitProducerResponse, audited=audited.producer_begun),
     "CommitOffset": Rule(pb.CommitOffsetRequest, _commit_offset),
     "ListConsumerGroups": Rule(
         pb.ListConsumerGroupsRequest, _anybody, pb.ListConsumerGroupsResponse, _seen_groups),
     "DescribeConsumerGroup": Rule(
         pb.DescribeConsumerGroupRequest, _sees_group, pb.DescribeConsumerGroupResponse, _seen_assignments),
-    "DeleteConsumerGroup": Rule(pb.DeleteConsumerGroupRequest, _group_admin, audited=_group_named),
+    "DeleteConsumerGroup": Rule(pb.DeleteConsumerGroupRequest, _group_admin, audited=audited.group_deleted),
     "FetchOffsets": Rule(pb.FetchOffsetsRequest, _fetch_offsets, pb.FetchOffsetsResponse, _seen_offsets),
     "ResetOffsets": Rule(
-        pb.ResetOffsetsRequest, _reset_offsets, complete=_name_what_is_committed, audited=_group_named),
+        pb.ResetOffsetsRequest, _reset_offsets, pb.ResetOffsetsResponse, complete=_name_what_is_committed,
+        audited=audited.offsets_reset),
     "HealthCheck": Open(),
     "CreateApiKey": Rule(
-        access.CreateApiKeyRequest, _cluster_admin, audited=lambda request: f"API key of name {request.name}"),
+        access.CreateApiKeyRequest, _cluster_admin, access.CreateApiKeyResponse, audited=audited.key_created),
     "ListApiKeys": Rule(access.ListApiKeysRequest, _cluster_admin),
-    "RevokeApiKey": Rule(access.RevokeApiKeyRequest, _cluster_admin, audited=lambda request: f"API key {request.id}"),
-    "CreateAcls": Rule(access.CreateAclsRequest, _cluster_admin, audited=_entries),
+    "RevokeApiKey": Rule(
+        access.RevokeApiKeyRequest, _cluster_admin, access.RevokeApiKeyResponse, audited=audited.key_revoked),
+    "CreateAcls": Rule(access.CreateAclsRequest, _cluster_admin, audited=audited.acls_changed),
     "ListAcls": Rule(access.ListAclsRequest, _cluster_admin),
-    "DeleteAcls": Rule(access.DeleteAclsRequest, _cluster_admin, audited=_entries),
+    "DeleteAcls": Rule(access.DeleteAclsRequest, _cluster_admin, audited=audited.acls_changed),
 }

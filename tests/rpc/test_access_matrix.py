@@ -322,7 +322,8 @@ def test_without_authentication_the_methods_are_as_they_were() -> None:
         name for name, rule in RULES.items() if isinstance(rule, Rule) and rule.audited
     } - {method.name for method in OURS[1].methods}
     assert wrapped == {
-        "CreateTopic", "DeleteTopic", "UpdateTopic", "TruncatePartition", "DeleteConsumerGroup", "ResetOffsets"}
+        "CreateTopic", "DeleteTopic", "UpdateTopic", "TruncatePartition", "DeleteConsumerGroup", "ResetOffsets",
+        "InitProducer"}
 
 
 def test_paths_of_the_table_are_those_of_the_descriptors() -> None:

@@ -253,33 +253,104 @@ def test_the_last_topic_of_a_request_counts(
     assert [offsets(secured_broker.stub(), each).end_offset for each in (topic, other)] == [1, 0]
 
 
+def audit_lines(broker: BrokerProcess, since: int) -> list[str]:
+    """Without what differs from call to call."""
+    lines = [line.partition(": ")[2] for line in broker.stderr[since:].splitlines() if "takhin.audit" in line]
+    return [
+        " ".join(word for word in line.split(" ") if not re.match(r"peer=127\.0\.0\.1:|request=[0-9a-f]{16}$", word))
+        for line in lines]
+
+
 def test_what_is_in_the_audit_log(secured_broker: BrokerProcess, admin: access_pb2_grpc.AccessServiceStub) -> None:
     since = len(secured_broker.stderr)
     stub = secured_broker.stub()
     key = admin.CreateApiKey(A.CreateApiKeyRequest(name="auditor x=\ny" .replace("\n", "")))
-    stub.CreateTopic(pb.CreateTopicRequest(name="audited"))
+    stub.CreateTopic(pb.CreateTopicRequest(name="audited", num_partitions=2, configs={
+        "retention.ms": "60000", "max.message.bytes": "2000"}))
     with pytest.raises(grpc.RpcError):
         stub.CreateTopic(pb.CreateTopicRequest(name="audited"))
+    stub.UpdateTopic(pb.UpdateTopicRequest(
+        name="audited", num_partitions=3, configs={"retention.ms": "70000"}, reset_configs=["max.message.bytes"]))
     stub.DeleteTopic(pb.DeleteTopicRequest(name="audited"))
     with pytest.raises(grpc.RpcError):
         stub_with(secured_broker, key.key).DeleteTopic(pb.DeleteTopicRequest(name="a\nb method=x"))
     with pytest.raises(grpc.RpcError):
         stub_with(secured_broker, key.key[:-1] + "~").ListTopics(pb.ListTopicsRequest())
     secured_broker.wait_for_log("denied method=ListTopics", since)
-    lines = [line.partition(": ")[2] for line in secured_broker.stderr[since:].splitlines() if "takhin.audit" in line]
-    shown = [
-        " ".join(word for word in line.split(" ") if not re.match(r"peer=127\.0\.0\.1:|request=[0-9a-f]{16}$", word))
-        for line in lines]
-    assert shown == [
-        'done method=CreateApiKey principal=jwt:tests what="API key of name auditor x=y"',
-        'done method=CreateTopic principal=jwt:tests what="topic audited"',
+    assert audit_lines(secured_broker, since) == [
+        f'done method=CreateApiKey principal=jwt:tests what="API key {key.info.id} of name auditor x=y, expires never"',
+        'done method=CreateTopic principal=jwt:tests '
+        'what="topic audited: 2 partitions, max.message.bytes=2000, retention.ms=60000"',
         'failed method=CreateTopic principal=jwt:tests reason=TOPIC_EXISTS what="topic audited"',
+        'done method=UpdateTopic principal=jwt:tests '
+        'what="topic audited: retention.ms=70000, max.message.bytes reset, 3 partitions"',
         'done method=DeleteTopic principal=jwt:tests what="topic audited"',
         'denied method=DeleteTopic principal="key:auditor x=y" reason=ACCESS_DENIED '
         'what="not allowed: admin on topic \'a\\\\nb method=x\'"',
         'denied method=ListTopics principal=- reason=CREDENTIALS_INVALID what="the API key is not known"',
     ]
     assert key.key not in secured_broker.stderr and key.key[30:] not in secured_broker.stderr
+
+
+def test_the_audit_log_ties_a_keys_creation_to_its_revocation(
+    secured_broker: BrokerProcess, admin: access_pb2_grpc.AccessServiceStub
+) -> None:
+    since = len(secured_broker.stderr)
+    key = admin.CreateApiKey(A.CreateApiKeyRequest(name="eve", lifetime_ms=3_600_000))
+    lasting = admin.CreateApiKey(A.CreateApiKeyRequest(name="eve", lifetime_ms=1 << 52))
+    admin.RevokeApiKey(A.RevokeApiKeyRequest(id=key.info.id))
+    with pytest.raises(grpc.RpcError):
+        admin.RevokeApiKey(A.RevokeApiKeyRequest(id=key.info.id))
+    secured_broker.wait_for_log("failed method=RevokeApiKey", since)
+    expiry = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(key.info.expires_ms // 1000))
+    told = audit_lines(secured_broker, since)
+    assert re.fullmatch(
+        rf'done method=CreateApiKey principal=jwt:tests what="API key {lasting.info.id} of name eve, '
+        r'expires 14\d{4}-\d\d-\d\dT[0-9:]{8}Z"', told.pop(1))
+    assert told == [
+        f'{event} principal=jwt:tests what="API key {key.info.id} of name eve, expires {expiry}"'
+        for event in ("done method=CreateApiKey", "done method=RevokeApiKey")
+    ] + [f'failed method=RevokeApiKey principal=jwt:tests reason=KEY_NOT_FOUND what="API key {key.info.id}"']
+
+
+def test_the_audit_log_tells_what_a_reset_did(secured_broker: BrokerProcess, topic: str) -> None:
+    since = len(secured_broker.stderr)
+    stub = secured_broker.stub()
+    produce(stub, topic, b"x", b"y", b"z", acks=-1)
+    group = f"reset-{topic}"
+
+    def reset(**target: Any) -> None:
+        stub.ResetOffsets(pb.ResetOffsetsRequest(group_id=group, topics=[topic], **target))
+
+    # A dry run does nothing.
+    reset(latest=True, dry_run=True)
+    with pytest.raises(grpc.RpcError):
+        reset(shift_by=-1, dry_run=True)
+    with pytest.raises(grpc.RpcError):
+        reset(shift_by=-1)
+    reset(latest=True)
+    reset(shift_by=-1)
+    reset(offset=1)
+    reset(time_ms=0)
+    reset(earliest=True)
+    secured_broker.wait_for_log("to earliest", since)
+    assert audit_lines(secured_broker, since) == [
+        f'failed method=ResetOffsets principal=jwt:tests reason=NO_COMMITTED_OFFSET what="group {group} by -1: {topic}"'
+    ] + [
+        f'done method=ResetOffsets principal=jwt:tests what="group {group} {how}"' for how in (
+            f"to latest: {topic}/0 none->3", f"by -1: {topic}/0 3->2", f"to offset 1: {topic}/0 2->1",
+            f"to time_ms 0: {topic}/0 1->0", f"to earliest: {topic}/0 0->0")]
+
+
+def test_the_audit_log_tells_who_fences_a_producer(secured_broker: BrokerProcess, topic: str) -> None:
+    since = len(secured_broker.stderr)
+    stub = secured_broker.stub()
+    stub.InitProducer(pb.InitProducerRequest())
+    made = [stub.InitProducer(pb.InitProducerRequest(name=f"by-{topic}")) for _ in range(2)]
+    secured_broker.wait_for_log(f"epoch {made[1].epoch}", since)
+    assert audit_lines(secured_broker, since) == [
+        f'done method=InitProducer principal=jwt:tests what="producer by-{topic}: id {each.id}, epoch {each.epoch}"'
+        for each in made]
 
 
 # The call itself, over a real front.

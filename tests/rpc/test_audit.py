@@ -8,10 +8,13 @@ from typing import cast
 import pytest
 
 from takhin.errors import Reason, error
+from takhin.rpc import audited
 from takhin.rpc import denials as module
 from takhin.rpc.audit import Audit
 from takhin.rpc.call import Call
 from takhin.rpc.denials import MAX_DENIALS, MAX_DENIALS_OF_SOURCE, MAX_NAMED, MAX_SOURCES, address_source
+from takhin.v1 import access_pb2
+from takhin.v1 import takhin_pb2 as pb
 
 CALL = cast(Call, SimpleNamespace(peer="127.0.0.1:5", request_id="r-1"))
 REFUSAL = error(Reason.ACCESS_DENIED, "not allowed: produce on topic 'x'")
@@ -28,6 +31,25 @@ def test_no_value_passes_for_another_field_or_line(caplog: pytest.LogCaptureFixt
         "plain", '"a b"',
         '"quote \\" in"', '"new\\nline done method=X"', '"equals=x"', '""', '"\\u001b[2J"', '"\\u00fc"',
         "x" * 1000 + "..."]
+
+
+def test_a_line_is_bounded_whatever_is_asked(caplog: pytest.LogCaptureFixture) -> None:
+    """Also as the fields that a line in JSON is made of."""
+    many = [str(number) for number in range(100_000)]
+    audit = Audit()
+    for told in (
+        audited.topic_created(pb.CreateTopicRequest(name="t", configs=dict.fromkeys(many, "x" * 10)), None),
+        audited.topic_changed(pb.UpdateTopicRequest(name="t", reset_configs=many), None),
+        audited.offsets_reset(pb.ResetOffsetsRequest(group_id="g", topics=many), None),
+        audited.offsets_reset(pb.ResetOffsetsRequest(group_id="g", latest=True), pb.ResetOffsetsResponse(
+            offsets=[pb.OffsetReset(topic="t", partition=number) for number in range(100_000)])),
+        audited.acls_changed(access_pb2.CreateAclsRequest(acls=[access_pb2.Acl()] * 100_000), None),
+    ):
+        assert isinstance(told, str) and len(told) < 1000 and ("99980 more" in told or "100000 entries" in told)
+        audit.administered("M", "key:a", CALL, told)
+    audit.administered("M", "key:a", CALL, audited.topic_deleted(pb.DeleteTopicRequest(name="n" * 100_000), None))
+    assert all(len(record.getMessage()) < 2000 for record in caplog.records)
+    assert all(len(record.fields["what"]) <= 1003 for record in caplog.records)  # type: ignore[attr-defined]
 
 
 @pytest.fixture
