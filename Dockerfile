@@ -29,7 +29,8 @@ VOLUME /data
 # The fast front's is 9093: --fast-listen 0.0.0.0:9093, as without it only the container itself reaches it.
 EXPOSE 9092 9093
 STOPSIGNAL SIGTERM
-# Where the broker wants TLS, TAKHIN_TLS_CA tells the check whom to trust.
+# Where the broker wants TLS, TAKHIN_TLS_CA tells the check whom to trust, and TAKHIN_TLS_SERVER_NAME a name that its
+# certificate bears, when that is not localhost.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["takhin", "health", "--broker", "localhost:9092", "--timeout", "3"]
 # Other machines are served with TLS and authentication, or with --insecure: neither is chosen here.

@@ -50,9 +50,10 @@ class Secured:
             self.flags += ["--tls-client-ca", str(directory / "ca.pem")]
             self.client = self.authority.client(["spiffe://example/client"], "client")
 
-    def write_server(self, authority: Authority) -> None:
-        """A new pair for the server, signed by `authority`."""
-        certificate, key = authority.server(["localhost", "127.0.0.1"])
+    def write_server(self, authority: Authority, *names: str) -> None:
+        """A new pair for the server, signed by `authority`. names: that it bears; none: those under which it is tested.
+        """
+        certificate, key = authority.server(names or ["localhost", "127.0.0.1"])
         replace(self.directory / "server.key", key)
         replace(self.directory / "server.pem", certificate)
 

@@ -33,6 +33,9 @@ def connection_options() -> list[click.Parameter]:
         option("--tls-ca", metavar="FILE", help="Certificates to trust, PEM (TAKHIN_TLS_CA)."),
         option("--tls-cert", metavar="FILE", help="The client's own certificate, PEM (TAKHIN_TLS_CERT)."),
         option("--tls-key", metavar="FILE", help="Its key, PEM (TAKHIN_TLS_KEY)."),
+        option("--tls-server-name", metavar="NAME",
+               help="The name that the broker's certificate bears, where it is not the host of --broker "
+               "(TAKHIN_TLS_SERVER_NAME)."),
         option("--token", metavar="TOKEN", help="Bearer token; better as TAKHIN_TOKEN, where ps does not show it."),
         option("--api-key", metavar="KEY", help="API key; better as TAKHIN_API_KEY."),
         option("--compression", type=click.Choice(["gzip", "deflate"]),
@@ -55,6 +58,7 @@ class Connection(NamedTuple):
     tls_ca: str | None
     tls_cert: str | None
     tls_key: str | None
+    tls_server_name: str | None
     token: str | None
     api_key: str | None
     compression: str | None
@@ -64,8 +68,9 @@ class Connection(NamedTuple):
         import takhin.client
 
         tls: takhin.client.TLS | bool = self.tls
-        if self.tls_ca or self.tls_cert or self.tls_key:
-            tls = takhin.client.TLS(ca=self.tls_ca, cert=self.tls_cert, key=self.tls_key)
+        if self.tls_ca or self.tls_cert or self.tls_key or self.tls_server_name:
+            tls = takhin.client.TLS(
+                ca=self.tls_ca, cert=self.tls_cert, key=self.tls_key, server_name=self.tls_server_name or None)
         return takhin.client.connect(
             self.broker, tls=tls, token=self.token, api_key=self.api_key, compression=self.compression,
             timeout_s=self.timeout)

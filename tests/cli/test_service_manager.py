@@ -240,16 +240,21 @@ def test_the_health_check_and_the_entry_point(tmp_path: Path) -> None:
     check = json.loads(told["HEALTHCHECK"].partition("CMD ")[2])
     bin_dir = Path(sys.executable).parent
     assert (bin_dir / program).exists()
-    secured = Secured(tmp_path / "secured")
-    for each in None, secured:
-        directory = tmp_path / ("plain" if each is None else "tls")
+    secured, elsewhere = Secured(tmp_path / "secured"), Secured(tmp_path / "elsewhere")
+    # The certificates of most do not bear the name that the check connects to.
+    elsewhere.write_server(elsewhere.authority, "broker.example")
+    named = {"TAKHIN_TLS_SERVER_NAME": "broker.example"}
+    for each, more, is_well in (
+        (None, {}, True), (secured, {}, True), (secured, named, False), (elsewhere, named, True), (elsewhere, {}, False),
+    ):
+        directory = tmp_path / ("plain" if each is None else f"{each.directory.name}-{len(more)}")
         broker = BrokerProcess(directory, program=[str(bin_dir / program)], secured=each)
         broker.start()
         # As in the container, but for the port, which may be somebody's here.
         port = broker.address.rpartition(":")[2]
         command = [str(bin_dir / check[0]), *(word.replace(":9092", f":{port}") for word in check[1:])]
-        variables = {} if each is None else {"TAKHIN_TLS_CA": str(tmp_path / "secured" / "ca.pem")}
+        variables = more if each is None else {"TAKHIN_TLS_CA": str(each.directory / "ca.pem")} | more
         environ = {name: value for name, value in os.environ.items() if not name.startswith("TAKHIN_")} | variables
-        assert subprocess.run(command, env=environ, timeout=DEADLINE_S).returncode == 0
+        assert (subprocess.run(command, env=environ, timeout=DEADLINE_S).returncode == 0) is is_well
         broker.terminate()
         assert subprocess.run(command, env=environ, timeout=DEADLINE_S).returncode != 0
