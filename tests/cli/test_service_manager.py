@@ -245,7 +245,8 @@ def test_the_health_check_and_the_entry_point(tmp_path: Path) -> None:
     elsewhere.write_server(elsewhere.authority, "broker.example")
     named = {"TAKHIN_TLS_SERVER_NAME": "broker.example"}
     for each, more, is_well in (
-        (None, {}, True), (secured, {}, True), (secured, named, False), (elsewhere, named, True), (elsewhere, {}, False),
+        (None, {}, True), (secured, {}, True), (secured, named, False), (elsewhere, named, True),
+        (elsewhere, {}, False),
     ):
         directory = tmp_path / ("plain" if each is None else f"{each.directory.name}-{len(more)}")
         broker = BrokerProcess(directory, program=[str(bin_dir / program)], secured=each)

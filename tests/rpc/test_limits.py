@@ -207,8 +207,8 @@ def _bytes(text: str | bytes) -> bytes:
     return text if isinstance(text, bytes) else text.encode()
 
 
-def test_a_message(start_broker: StartBroker) -> None:
-    broker = start_broker("--grpc-max-message-bytes", "200000")
+def test_a_message(start_broker: StartBroker, front: str) -> None:
+    broker = start_broker("--grpc-max-message-bytes", "200000", *METRICS)
     stub = broker.stub()
     topic = new_topic(stub)
     with pytest.raises(grpc.RpcError) as refusal:
@@ -216,6 +216,10 @@ def test_a_message(start_broker: StartBroker) -> None:
     # gRPC's own refusal.
     assert refusal.value.code() is EXHAUSTED and "larger than max" in refusal.value.details()
     assert produce(stub, topic, b"x" * 100_000).offset == 0
+    if front == fronts.FAST:
+        # gRPC's own front does not tell.
+        labels = call("ProduceMessage", "unary", grpc_code="ResourceExhausted")
+        wait_until(lambda: of(scrape(broker), "grpc_server_handled_total", **labels) == 1)
 
 
 # Calls
