@@ -9,6 +9,7 @@ import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from takhin.config import unix_path
 from takhin.errors import StartError
@@ -53,6 +54,47 @@ async def check_free(listen: str) -> None:
                 raise StartError(f"can't listen on {listen}: {os.strerror(exc.errno or 0)}") from None
     if not bound:
         raise StartError(f"can't listen on {listen}: this machine has no such address")
+
+
+async def bound_sockets(listen: str) -> list[socket.socket]:
+    """A socket for each address that HOST:PORT stands for, all on the same port, which do not listen yet. As with
+    grpc's core, [::] takes IPv4 as well, and localhost is both 127.0.0.1 and ::1 where there is one. Raises StartError,
+    OSError."""
+    host, port = _split(listen)
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    addresses: dict[tuple[int, str], tuple[Any, ...]] = {
+        (family, str(address[0])): address[2:] for family, _, _, _, address in found}
+    if host == "localhost":
+        addresses.setdefault((socket.AF_INET6, "::1"), ())
+    bound: list[socket.socket] = []
+    try:
+        for (family, address), scope in addresses.items():
+            try:
+                bound.append(_bound(family, (address, bound[0].getsockname()[1] if bound else port, *scope)))
+            except OSError as exc:
+                # The others do: check_free() has looked whether they are free.
+                if exc.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+        if not bound:
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+    except BaseException:
+        for each in bound:
+            each.close()
+        raise
+    return bound
+
+
+def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
+        made.bind(address)
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 async def checked_path(listen: str) -> str | None:

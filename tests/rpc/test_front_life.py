@@ -90,6 +90,29 @@ def test_host_names_and_ipv6_are_served(run: Run) -> None:
     run(go())
 
 
+@pytest.mark.parametrize(("listen", "hosts"), [("[::]:0", ["127.0.0.1", "::1"]), ("localhost:0", ["127.0.0.1", "::1"])])
+def test_every_address_that_a_host_stands_for_is_served(run: Run, listen: str, hosts: list[str]) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+
+    async def peer(request: bytes, call: Call) -> bytes:
+        return call.peer.encode()
+
+    async def go() -> None:
+        front = new_front(method_table([unary(peer)]), GrpcSettings())
+        port = (await front.start(listen)).rpartition(":")[2]
+        for host in hosts:
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            async with channel_to(address) as channel:
+                found = await channel.unary_unary(path("Unary"))(b"")
+                assert found.decode().rpartition(":")[0] == address.rpartition(":")[0]
+        await front.stop(0)
+
+    run(go())
+
+
 def test_stop_lets_calls_end_within_the_grace(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     async def go() -> None:
         begun, ended = asyncio.Event(), asyncio.Event()

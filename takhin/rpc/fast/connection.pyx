@@ -105,7 +105,8 @@ cdef class Connection(Link):
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         name = transport.get_extra_info("peername")
         if isinstance(name, tuple):
-            self.peer = f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+            host = name[0].removeprefix("::ffff:")  # IPv4 on a socket that takes both
+            self.peer = f"[{host}]:{name[1]}" if ":" in host else f"{host}:{name[1]}"
         self.begun_s = self.heard_s = self.used_s = self.hub.loop.time()
         self.hub.connections.add(self)
 

@@ -16,7 +16,7 @@ from takhin.rpc.call import MethodTable
 from takhin.rpc.fast.connection import Connection
 from takhin.rpc.fast.hub import Hub
 from takhin.rpc.fast.serving import served_methods
-from takhin.rpc.listening import checked_path, only_for_group
+from takhin.rpc.listening import bound_sockets, checked_path, only_for_group
 from takhin.rpc.seldom import Seldom
 from takhin.rpc.tls import Certificates
 from takhin.rpc.watched_files import WatchedFiles
@@ -51,7 +51,7 @@ class FastFront:
         self._tls = tls
         self._context: ssl.SSLContext | None = None
         self._context_of: Certificates | None = None
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._socket_path: str | None = None
         self._tending: list[asyncio.Task[None]] = []
         self._hub: Hub | None = None
@@ -78,18 +78,18 @@ class FastFront:
                 if path is not None:
                     with suppress(FileNotFoundError):
                         os.unlink(path)
-                    self._server = await loop.create_unix_server(self._accept, path, backlog=1024, **tls)
+                    self._servers = [await loop.create_unix_server(self._accept, path, backlog=1024, **tls)]
                 else:
-                    host, _, port = listen.rpartition(":")
-                    self._server = await loop.create_server(
-                        self._accept, host.strip("[]"), int(port), backlog=1024, **tls)
+                    sockets = await bound_sockets(listen)
+                    bound_port = sockets[0].getsockname()[1]
+                    self._servers = [
+                        await loop.create_server(self._accept, sock=each, backlog=1024, **tls) for each in sockets]
         except OSError as exc:
             raise StartError(f"can't listen on {listen}: {exc.strerror or exc}") from exc
         self._tending = [asyncio.create_task(self._tend()), asyncio.create_task(self._tend_deadlines())]
         if path is not None:
             self._socket_path = path
             return listen
-        bound_port = self._server.sockets[0].getsockname()[1]
         return f"{listen.rpartition(':')[0]}:{bound_port}"
 
     @property
@@ -107,10 +107,11 @@ class FastFront:
 
         Ends open streams only by the grace's end: whoever serves them should have told them to end before.
         """
-        if self._server is None or self._hub is None:
+        if not self._servers or self._hub is None:
             return
         hub = self._hub
-        self._server.close()
+        for server in self._servers:
+            server.close()
         if self._socket_path is not None:
             with suppress(OSError):
                 os.unlink(self._socket_path)
