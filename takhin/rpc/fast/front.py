@@ -127,10 +127,13 @@ class FastFront:
                     connection.end(_NO_ERROR)
         for connection in list(hub.connections):
             connection.cancel_calls()
+        hub.flush()
         with suppress(TimeoutError):
             async with asyncio.timeout(_UNWIND_S):
                 while hub.calls:
                     await asyncio.sleep(0.005)
+        # Once a connection is told to end, nghttp2 sends no status any more.
+        hub.flush()
         for connection in list(hub.connections):
             connection.end(_NO_ERROR)
         hub.flush()
@@ -188,7 +191,8 @@ class FastFront:
                     await asyncio.sleep(0)
 
     def _look(self, connection: Connection, now_s: float) -> None:
-        settings = self._settings
+        settings, hub = self._settings, self._hub
+        assert hub is not None
         if connection.lingers_s >= 0:
             if now_s - connection.lingers_s >= _LINGER_S:
                 connection.abort()
@@ -212,7 +216,10 @@ class FastFront:
                 connection.end(_NO_ERROR)
             elif going_s >= settings.connection_age_grace_ms / 1000:
                 connection.cancel_calls()
+                hub.flush()  # of calls that are cut the status goes out before the end, or never
                 connection.end(_NO_ERROR)
+            elif going_s >= _LEAVE_S:
+                connection.leave()
             return
         if connection.age_limit_s == 0:
             connection.age_limit_s = settings.connection_age_ms / 1000 * random.uniform(0.9, 1.1)
