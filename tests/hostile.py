@@ -271,6 +271,14 @@ def large_trailers(connection: http2.Connection) -> bytes:
         HEADERS, END_HEADERS | END_STREAM, number, block)
 
 
+def trailers_bomb(connection: http2.Connection) -> bytes:
+    """The same behind a call's headers."""
+    number = connection.next_stream()
+    block = b"\x40\x01a" + http2.string_literal(b"b" * 3900) + b"\xbe" * 12_000
+    return http2.open_call(number, _fields(PRODUCE_STREAM)) + frame(
+        HEADERS, END_HEADERS | END_STREAM, number, block)
+
+
 # 10 MiB less a bit, in 10 KB: as large as a message may be.
 BOMB = zlib.compress(bytes(10 * 1024 * 1024 - 1024), 9)
 
@@ -324,6 +332,7 @@ ATTACKS = (
     Attack("many headers", many_headers),
     Attack("large header", large_header, grows_mib=160),
     Attack("large trailers", large_trailers),
+    Attack("HPACK bomb in trailers", trailers_bomb),
     # Frames that come to nothing
     Attack("SETTINGS", again(frame(SETTINGS))),
     Attack("SETTINGS of windows", window_sizes, calls(PRODUCE_STREAM, count=900)),

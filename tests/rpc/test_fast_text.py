@@ -27,8 +27,12 @@ def test_a_message_in_ascii(message: str, encoded: bytes) -> None:
     [
         (b"1n", 1), (b"1500n", 2), (b"7u", 7), (b"7m", 7_000), (b"7S", 7_000_000), (b"2M", 120_000_000),
         (b"1H", 3_600_000_000), (b"99999999m", 99_999_999_000), (b"0m", 0),
-        # Not as the protocol has it: no timeout then.
-        (b"", -1), (b"m", -1), (b"7", -1), (b"7x", -1), (b"-7m", -1), (b"7.5m", -1), (b"999999999m", -1), (b" 7m", -1),
+        # More digits than the protocol allows, as gRPC's core takes them.
+        (b"999999999m", 999_999_999_000), (b"999999999H", 999_999_999 * 3_600_000_000), (b"0000000007m", 7_000),
+        (b"1000000000n", -1), (b"99999999999999999999999999999999H", -1),
+        # What is none.
+        (b"", -2), (b"m", -2), (b"7", -2), (b"7x", -2), (b"-7m", -2), (b"7.5m", -2), (b"10000000000x", -2),
+        (b" 7m", -2),
     ],
 )
 def test_a_timeout(text: bytes, timeout_us: int) -> None:

@@ -18,6 +18,7 @@ cdef enum:
     DEADLINE_EXCEEDED = 4
     RESOURCE_EXHAUSTED = 8
     UNIMPLEMENTED = 12
+    INTERNAL = 13
     UNAVAILABLE = 14
     # A write is done when no more than so much of a stream is still with us.
     LOW_WATER_BYTES = 32768
@@ -44,6 +45,8 @@ cdef class FastCall(Target):
     cdef size_t headers_bytes
     cdef bint has_given_id
     cdef bint is_bad
+    # Of metadata whose value is not as it has to be; None: there is none.
+    cdef bytes bad_key
     cdef bint has_begun
     cdef int64_t deadline_us
     cdef bytes encoding

@@ -18,7 +18,7 @@ from libc.string cimport memcmp, memcpy
 from takhin.broker.appending cimport Appending
 from takhin.broker.following cimport Follower, Target
 from takhin.outcome cimport Outcome
-from takhin.rpc.fast.grpc_text cimport NO_TIMEOUT, parse_timeout_us, percent_encoded
+from takhin.rpc.fast.grpc_text cimport BAD_TIMEOUT, parse_timeout_us, percent_encoded
 from takhin.rpc.fast.header_block cimport (
     free_headers,
     header_list,
@@ -40,7 +40,7 @@ from takhin.broker.appending import ack_timeout, append_error
 from takhin.errors import Reason, error
 from takhin.rpc.call import NO_MESSAGE
 from takhin.rpc.fast.compression import compressor, decompressed, encoding_of, too_large
-from takhin.rpc.fast.grpc_text import encode_binary
+from takhin.rpc.fast.grpc_text import decode_binary, encode_binary
 from takhin.rpc.gates import too_many_bytes
 from takhin.rpc.request_id import REQUEST_ID_KEY, given_id, new_id
 from takhin.rpc.status import status_of
@@ -124,8 +124,10 @@ cdef class FastCall(Target):
         if name_size > 5 and memcmp(name, b"grpc-", 5) == 0:
             if is_text(name, name_size, b"grpc-timeout", 12):
                 timeout_us = parse_timeout_us(value, value_size)
-                if timeout_us != NO_TIMEOUT:
+                if timeout_us >= 0:
                     self.deadline_us = self.link.hub.now_us + timeout_us
+                elif timeout_us == BAD_TIMEOUT:
+                    self.bad_key = b"grpc-timeout"
                 return 0
             if is_text(name, name_size, b"grpc-encoding", 13):
                 self.encoding = value[:value_size]
@@ -135,6 +137,9 @@ cdef class FastCall(Target):
                 return 0
         if is_text(name, name_size, b"x-request-id", 12):
             self.has_given_id = True
+        if name_size > 4 and memcmp(name + name_size - 4, b"-bin", 4) == 0:
+            if decode_binary(value[:value_size]) is None:
+                self.bad_key = name[:name_size]
         return keep_header(&self.headers, name, name_size, value, value_size)
 
     def __dealloc__(self):
@@ -153,6 +158,11 @@ cdef class FastCall(Target):
             return self.refuse(
                 RESOURCE_EXHAUSTED, b"the metadata of the call is larger than %d bytes (grpc.max_metadata_bytes)"
                 % hub.max_metadata_bytes)
+        self.headers_bytes = 0  # trailers have as much of their own
+        if self.bad_key is not None:
+            return self.refuse(INTERNAL, b"the value of " + self.bad_key[:200] + b" can't be read")
+        if 0 <= self.deadline_us <= hub.now_us:
+            return self.refuse(DEADLINE_EXCEEDED, b"the call's deadline has passed")
         served = self.found if self.found is not None else hub.methods.get(self.path)
         if served is None:
             return self.refuse(UNIMPLEMENTED, b"there is no method " + (self.path or b"without a path")[:200])

@@ -48,6 +48,8 @@ cdef int64_t MAX_NUISANCE = 10_000
 cdef int64_t NUISANCE_A_SECOND = 100
 cdef int64_t NUISANCE_OF_SETTINGS = 10
 cdef int64_t FORGIVEN = 16
+# What a call that was answered in a word, as there is no such method say, makes up for: its own frames.
+cdef int64_t FORGIVEN_ANSWERED = 4
 # Headers that are so many times as large as they may be are not read to their end.
 cdef size_t FAR_TOO_LARGE = 4
 cdef int64_t NUISANCE_OF_BLOCKS = 1_000
@@ -568,11 +570,13 @@ cdef int _on_header(
         return 0
     call = <FastCall>found
     if call.has_begun:
-        return 0  # trailers
-    try:
-        call.add_header(name, name_size, value, value_size)
-    except BaseException as bug:
-        return _failed(connection, bug)
+        # Trailers: nobody reads them, but to look at them costs as much.
+        call.headers_bytes += name_size + value_size + 32
+    else:
+        try:
+            call.add_header(name, name_size, value, value_size)
+        except BaseException as bug:
+            return _failed(connection, bug)
     if call.headers_bytes > FAR_TOO_LARGE * connection.hub.max_metadata_bytes:
         # Not worth an answer, nor that the rest is looked at: of a few bytes there may be megabytes to check. Clients
         # take the code for RESOURCE_EXHAUSTED.
@@ -627,11 +631,13 @@ cdef int _on_frame_recv(nghttp2_session* session, const nghttp2_frame* frame, vo
 
 
 cdef int _on_frame_send(nghttp2_session* session, const nghttp2_frame* frame, void* user_data) noexcept:
+    cdef Connection connection = <Connection>user_data
     cdef void* found
     if frame.hd.type == NGHTTP2_DATA:
         # Who reads and never writes sends updates of windows.
-        (<Connection>user_data).forgive_nuisance()
+        connection.forgive_nuisance()
     elif frame.hd.type == NGHTTP2_HEADERS and frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
+        connection.nuisance = max(connection.nuisance - FORGIVEN_ANSWERED, 0)
         found = nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
         if found != NULL and not (<FastCall>found).remote_ended:
             # Let the client stop sending what nobody wants.

@@ -9,21 +9,27 @@ from binascii import a2b_base64, b2a_base64
 from libc.stdint cimport int64_t, uint8_t
 
 cdef const char* _HEX = b"0123456789ABCDEF"
+cdef int64_t MOST_UNITS = 1_000_000_000
 
 
 cdef int64_t parse_timeout_us(const uint8_t* at, size_t size) noexcept nogil:
-    """grpc-timeout, at most 8 digits and a unit, in microseconds; NO_TIMEOUT for what is none. Rounded up: a timeout of
-    nanoseconds is not over before it begins."""
+    """grpc-timeout, digits and a unit, in microseconds; NO_TIMEOUT, BAD_TIMEOUT. Rounded up: a timeout of nanoseconds
+    is not over before it begins. The protocol allows 8 digits; more are taken as gRPC's core takes them, a thousand
+    million and more for no timeout."""
     cdef int64_t value = 0
     cdef size_t i
     cdef uint8_t unit
-    if size < 2 or size > 9:
-        return NO_TIMEOUT
+    if size < 2:
+        return BAD_TIMEOUT
     for i in range(size - 1):
         if not 48 <= at[i] <= 57:
-            return NO_TIMEOUT
-        value = value * 10 + (at[i] - 48)
+            return BAD_TIMEOUT
+        value = min(value * 10 + (at[i] - 48), MOST_UNITS)
     unit = at[size - 1]
+    if unit != c"n" and unit != c"u" and unit != c"m" and unit != c"S" and unit != c"M" and unit != c"H":
+        return BAD_TIMEOUT
+    if value == MOST_UNITS:
+        return NO_TIMEOUT
     if unit == c"H":
         return value * <int64_t>3600 * 1000000
     if unit == c"M":
@@ -34,9 +40,7 @@ cdef int64_t parse_timeout_us(const uint8_t* at, size_t size) noexcept nogil:
         return value * 1000
     if unit == c"u":
         return value
-    if unit == c"n":
-        return (value + 999) // 1000
-    return NO_TIMEOUT
+    return (value + 999) // 1000
 
 
 cdef bytes percent_encoded(bytes text):
@@ -64,7 +68,7 @@ def encode_message(str message not None):
 
 
 def timeout_us(bytes text not None):
-    """grpc-timeout in microseconds; -1 for what is none."""
+    """grpc-timeout in microseconds; -1: as good as none; -2: it is not one."""
     return parse_timeout_us(text, len(text))
 
 
