@@ -132,6 +132,7 @@ cdef class FastCall(Target):
     cdef int take_body(self, const uint8_t* data, size_t size) except -1
     cdef int deliver(self, const uint8_t* message, size_t size, bint is_compressed) except -1
     cdef int end_of_requests(self) except -1
+    cdef int sure(self, int problem) except -1
     cdef int release_window(self) except -1
     cdef int finish(self, int status, object trailers) except -1
     cdef int refuse(self, int status, bytes message) except -1

@@ -153,7 +153,7 @@ cdef class FastCall(Target):
         self.has_begun = True
         if self.is_bad:
             self.ending = self.headers_sent = True
-            return submit_not_grpc(self.link.session, self.stream_id)
+            return self.sure(submit_not_grpc(self.link.session, self.stream_id))
         if self.headers_bytes > hub.max_metadata_bytes:
             return self.refuse(
                 RESOURCE_EXHAUSTED, b"the metadata of the call is larger than %d bytes (grpc.max_metadata_bytes)"
@@ -356,6 +356,14 @@ cdef class FastCall(Target):
 
     # What is sent
 
+    cdef int sure(self, int problem) except -1:
+        """nghttp2 refuses nothing of what is asked for here. Did it, the client would wait for ever: so that is a bug,
+        and ends the connection."""
+        if problem and not self.is_closed:
+            self.link.bug = RuntimeError(f"nghttp2: {nghttp2_strerror(problem).decode()}")
+            self.link.hub.want_flush(self.link)
+        return 0
+
     cdef int submit_headers(self) except -1:
         cdef nghttp2_nv[4] headers
         cdef nghttp2_data_provider provider
@@ -366,14 +374,12 @@ cdef class FastCall(Target):
         self.headers_sent = True
         provider.source.ptr = <void*>self
         provider.read_callback = read_data
-        nghttp2_submit_response(self.link.session, self.stream_id, headers, count, &provider)
-        return 0
+        return self.sure(nghttp2_submit_response(self.link.session, self.stream_id, headers, count, &provider))
 
     cdef int submit_trailers(self) except -1:
         cdef nghttp2_nv[4] trailers
         cdef size_t count = self.fill_trailers(trailers)
-        nghttp2_submit_trailer(self.link.session, self.stream_id, trailers, count)
-        return 0
+        return self.sure(nghttp2_submit_trailer(self.link.session, self.stream_id, trailers, count))
 
     cdef size_t fill_trailers(self, nghttp2_nv* out) except 0:
         cdef size_t count = 1
@@ -407,7 +413,7 @@ cdef class FastCall(Target):
             self.submit_headers()
         elif self.is_deferred:
             self.is_deferred = False
-            nghttp2_session_resume_data(self.link.session, self.stream_id)
+            self.sure(nghttp2_session_resume_data(self.link.session, self.stream_id))
         self.link.hub.want_flush(self.link)
         return 0
 
@@ -464,13 +470,13 @@ cdef class FastCall(Target):
         if self.headers_sent:
             if self.is_deferred:
                 self.is_deferred = False
-                nghttp2_session_resume_data(self.link.session, self.stream_id)
+                self.sure(nghttp2_session_resume_data(self.link.session, self.stream_id))
         else:
             self.headers_sent = True
             count = response_head(headers)
             count += self.fill_trailers(headers + count)
             self.link.forgive_pings()
-            nghttp2_submit_response(self.link.session, self.stream_id, headers, count, NULL)
+            self.sure(nghttp2_submit_response(self.link.session, self.stream_id, headers, count, NULL))
         self.link.hub.want_flush(self.link)
         return 0
 
@@ -723,7 +729,7 @@ cdef class FastCall(Target):
 
     cdef int reset(self, uint32_t http2_error) except -1:
         if self.link.session != NULL and not self.is_closed:
-            nghttp2_submit_rst_stream(self.link.session, NGHTTP2_FLAG_NONE, self.stream_id, http2_error)
+            self.sure(nghttp2_submit_rst_stream(self.link.session, NGHTTP2_FLAG_NONE, self.stream_id, http2_error))
             self.link.hub.want_flush(self.link)
 
     # Its life

@@ -22,7 +22,7 @@ cdef int keep_header(
     HeaderBlock* block, const uint8_t* name, size_t name_size, const uint8_t* value, size_t value_size) except -1
 cdef list header_list(const HeaderBlock* block)
 cdef dict metadata_of(const HeaderBlock* block)
-cdef int submit_not_grpc(nghttp2_session* session, int32_t stream_id) except -1
+cdef int submit_not_grpc(nghttp2_session* session, int32_t stream_id) noexcept
 cdef void free_headers(HeaderBlock* block) noexcept
 
 

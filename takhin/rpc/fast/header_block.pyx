@@ -62,13 +62,12 @@ cdef dict metadata_of(const HeaderBlock* block):
     return found
 
 
-cdef int submit_not_grpc(nghttp2_session* session, int32_t stream_id) except -1:
-    """The answer to what is no call of gRPC."""
+cdef int submit_not_grpc(nghttp2_session* session, int32_t stream_id) noexcept:
+    """The answer to what is no call of gRPC. Gives what nghttp2 says to it."""
     cdef nghttp2_nv[2] headers
     headers[0] = static_pair(b":status", 7, b"415", 3)
     headers[1] = static_pair(b"accept", 6, b"application/grpc", 16)
-    nghttp2_submit_response(session, stream_id, headers, 2, NULL)
-    return 0
+    return nghttp2_submit_response(session, stream_id, headers, 2, NULL)
 
 
 cdef void free_headers(HeaderBlock* block) noexcept:
