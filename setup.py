@@ -51,8 +51,8 @@ MODULES = [
 # Built where pkg-config finds libnghttp2 (Debian: libnghttp2-dev, pkg-config): without it there is no fast front.
 FAST_MODULES = [
     "takhin.rpc.fast.grpc_text", "takhin.rpc.fast.header_block", "takhin.rpc.fast.outgoing", "takhin.rpc.fast.hub",
-    "takhin.rpc.fast.served", "takhin.rpc.fast.call", "takhin.rpc.fast.connection",
-    "takhin.rpc.fast.produce_stream", "takhin.rpc.fast.serving",
+    "takhin.rpc.fast.served", "takhin.rpc.fast.waiting", "takhin.rpc.fast.arriving", "takhin.rpc.fast.call",
+    "takhin.rpc.fast.connection", "takhin.rpc.fast.produce_stream", "takhin.rpc.fast.serving",
 ]
 
 

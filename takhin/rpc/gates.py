@@ -110,3 +110,19 @@ def too_many_bytes(gate: Gate) -> TakhinError:
         f"calls under way have as many bytes of requests as this broker takes, {gate.limit_bytes} (limits.call_bytes); "
         "try again",
         limit_bytes=gate.limit_bytes)
+
+
+def too_much_held(limit_bytes: int) -> TakhinError:
+    """CALL_LIMIT, of a front that puts requests together itself."""
+    return error(
+        Reason.CALL_LIMIT,
+        "requests that have not come whole and answers that are not taken have as many bytes as this front takes, "
+        f"{limit_bytes} (limits.call_bytes); try again",
+        limit_bytes=limit_bytes)
+
+
+def late_request(timeout_s: float) -> TakhinError:
+    """REQUEST_TIMEOUT, of a front that puts requests together itself."""
+    return error(
+        Reason.REQUEST_TIMEOUT,
+        f"the request has not come whole within {timeout_s:g} s (limits.request_arrival_ms), and memory is short")

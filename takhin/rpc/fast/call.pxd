@@ -5,6 +5,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from takhin.broker.following cimport Follower, Target
 from takhin.gate cimport Gate
 from takhin.outcome cimport Outcome
+from takhin.rpc.fast.arriving cimport Arriving
 from takhin.rpc.fast.header_block cimport HeaderBlock
 from takhin.rpc.fast.hub cimport Link
 from takhin.rpc.fast.nghttp2 cimport nghttp2_data_source, nghttp2_frame, nghttp2_nv, nghttp2_session
@@ -59,9 +60,7 @@ cdef class FastCall(Target):
     cdef uint8_t prefix[5]
     cdef int prefix_have
     cdef int64_t body_bytes
-    cdef uint8_t* body
-    cdef size_t body_have
-    cdef size_t body_capacity
+    cdef Arriving body
     cdef size_t held_bytes
     cdef bint takes_all
     cdef bint has_message
@@ -99,6 +98,8 @@ cdef class FastCall(Target):
     cdef bint is_closed
     # Of its request, as the gate counts them.
     cdef int64_t taken_bytes
+    # Of the answer to a unary call, as the hub counts them.
+    cdef int64_t untaken_bytes
 
     cdef int add_header(
         self, const uint8_t* name, size_t name_size, const uint8_t* value, size_t value_size) except -1
@@ -129,9 +130,9 @@ cdef class FastCall(Target):
     cdef int tell_reader(self) except -1
     cdef bytes pop_message(self)
     cdef int give_place(self) noexcept
-    cdef int take_body(self, const uint8_t* data, size_t size) except -1
     cdef int deliver(self, const uint8_t* message, size_t size, bint is_compressed) except -1
     cdef int end_of_requests(self) except -1
+    cdef int fail_if_late(self, double timeout_s) except -1
     cdef int sure(self, int problem) except -1
     cdef int release_window(self) except -1
     cdef int finish(self, int status, object trailers) except -1

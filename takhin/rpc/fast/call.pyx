@@ -12,12 +12,13 @@ from types import MappingProxyType
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
-from libc.stdlib cimport free, realloc
-from libc.string cimport memcmp, memcpy
+from libc.stdlib cimport free
+from libc.string cimport memcmp
 
 from takhin.broker.appending cimport Appending
 from takhin.broker.following cimport Follower, Target
 from takhin.outcome cimport Outcome
+from takhin.rpc.fast.arriving cimport Arriving, add_piece, drop_pieces, take_whole
 from takhin.rpc.fast.grpc_text cimport BAD_TIMEOUT, parse_timeout_us, percent_encoded
 from takhin.rpc.fast.header_block cimport (
     free_headers,
@@ -35,20 +36,19 @@ from takhin.rpc.fast.hub cimport Hub, Link, now_ns
 from takhin.rpc.fast.nghttp2 cimport *
 from takhin.rpc.fast.outgoing cimport SLICE_BYTES, Outgoing
 from takhin.rpc.fast.served cimport BIDI, Served, Sink
+from takhin.rpc.fast.waiting cimport first_message, keep_message
 
 from takhin.broker.appending import ack_timeout, append_error
 from takhin.errors import Reason, error
 from takhin.rpc.call import NO_MESSAGE
 from takhin.rpc.fast.compression import compressor, decompressed, encoding_of, too_large
 from takhin.rpc.fast.grpc_text import decode_binary, encode_binary
-from takhin.rpc.gates import too_many_bytes
+from takhin.rpc.gates import late_request, too_many_bytes, too_much_held
 from takhin.rpc.request_id import REQUEST_ID_KEY, given_id, new_id
 from takhin.rpc.status import status_of
 
 logger = logging.getLogger(__name__)
 
-cdef size_t LEAST_BODY_BYTES = 65536
-_ENCODINGS = b"identity,deflate,gzip"
 _STATUS_DETAILS_KEY = b"grpc-status-details-bin"
 _REQUEST_ID_KEY = REQUEST_ID_KEY.encode()
 
@@ -144,7 +144,7 @@ cdef class FastCall(Target):
 
     def __dealloc__(self):
         free_headers(&self.headers)
-        free(self.body)
+        free(self.body.data)
 
     cdef int begin(self) except -1:
         """The headers are here."""
@@ -167,8 +167,9 @@ cdef class FastCall(Target):
         if served is None:
             return self.refuse(UNIMPLEMENTED, b"there is no method " + (self.path or b"without a path")[:200])
         if self.encoding is not None and self.encoding not in (b"identity", b"gzip", b"deflate"):
-            return self.refuse(UNIMPLEMENTED, b"messages in " + self.encoding[:100] + b" are not taken, those in "
-                               + _ENCODINGS.replace(b",", b", ") + b" are")
+            return self.refuse(
+                UNIMPLEMENTED,
+                b"messages in %s are not taken, those in identity, deflate, gzip are" % self.encoding[:100])
         if hub.compression is not None and self.accepts is not None:
             self.compress = compressor(hub.compression, self.accepts)
         self.served = hub.last_called = served
@@ -213,8 +214,7 @@ cdef class FastCall(Target):
         cdef const uint8_t* end = data + size
         cdef int64_t length
         cdef size_t part
-        cdef size_t capacity
-        cdef uint8_t* body
+        cdef Arriving whole
         self.held_bytes += size
         if self.ending or self.served is None:
             return self.release_window()
@@ -237,19 +237,20 @@ cdef class FastCall(Target):
                 if self.body_bytes > link.hub.max_message_bytes:
                     self.fail_now(too_large(self.body_bytes, link.hub.max_message_bytes))
                     return self.release_window()
-            part = min(<size_t>(end - data), <size_t>self.body_bytes - self.body_have)
-            self.take_body(data, part)
+            part = min(<size_t>(end - data), <size_t>self.body_bytes - self.body.have)
+            if part and not add_piece(&self.body, link.hub, self.body_bytes, data, part):
+                self.served.gate.refused_bytes += 1
+                self.fail_now(too_much_held(link.hub.max_held_bytes))
+                return self.release_window()
             data += part
-            if self.body_have == <size_t>self.body_bytes:
+            if self.body.have == <size_t>self.body_bytes:
                 self.prefix_have = 0
-                self.body_have = 0
                 # Not the call's any more, which may be over when it is served.
-                body, capacity = self.body, self.body_capacity
-                self.body, self.body_capacity = NULL, 0
+                whole = take_whole(&self.body, link.hub)
                 try:
-                    self.deliver(body, self.body_bytes, self.prefix[0] != 0)
+                    self.deliver(whole.data, self.body_bytes, self.prefix[0] != 0)
                 finally:
-                    link.hub.give_buffer(body, capacity)
+                    link.hub.give_buffer(whole.data, whole.capacity)
         if self.takes_all or not self.inbox:
             self.release_window()
         return 0
@@ -263,38 +264,15 @@ cdef class FastCall(Target):
         self.held_bytes = 0
         return 0
 
-    cdef int take_body(self, const uint8_t* data, size_t size) except -1:
-        """A piece of a message."""
-        cdef size_t needed = self.body_have + size
-        cdef size_t capacity
-        cdef uint8_t* grown
-        if size == 0:
-            return 0  # of an empty message there is no buffer
-        if self.body == NULL:
-            self.body = self.link.hub.take_buffer(&self.body_capacity)
-        if needed > self.body_capacity:
-            # It grows as it comes: what is announced costs nothing.
-            capacity = min(<size_t>self.body_bytes, max(2 * needed, LEAST_BODY_BYTES))
-            grown = <uint8_t*>realloc(self.body, capacity)
-            if grown == NULL:
-                raise MemoryError
-            self.body, self.body_capacity = grown, capacity
-        memcpy(self.body + self.body_have, data, size)
-        self.body_have = needed
-        return 0
-
     cdef int deliver(self, const uint8_t* message, size_t size, bint is_compressed) except -1:
         """A message is here; it stays where it is until this returns."""
         cdef bytes plain
-        if is_compressed and (self.inbox or not self.takes_all and self.sink is None):
-            # It gets large when it is its turn: a window's worth may be a thousand windows.
+        if self.inbox or not self.takes_all and (self.sink is None or self.sink.has_enough()):
+            # As it came: one that is compressed gets large when it is its turn, a window's worth a thousand windows.
             if self.sink is not None:
                 self.served.counters.received += 1
-            if self.inbox is None:
-                self.inbox = deque()
-            self.inbox.append((message[:size],))
-            self.tell_reader()
-            return 0
+            self.inbox = keep_message(self.inbox, message, size, is_compressed)
+            return self.tell_reader()
         if is_compressed:
             try:
                 plain = decompressed(message[:size], self.encoding, self.link.hub.max_message_bytes)
@@ -305,12 +283,6 @@ cdef class FastCall(Target):
         if self.sink is not None:
             self.served.counters.received += 1
             return self.sink.take(message, size)
-        if not self.takes_all:
-            if self.inbox is None:
-                self.inbox = deque()
-            self.inbox.append(message[:size])
-            self.tell_reader()
-            return 0
         if self.has_message:
             self.fail_now(error(Reason.MALFORMED_REQUEST, "the call has a second message; it takes one"))
             return 0
@@ -329,7 +301,7 @@ cdef class FastCall(Target):
 
     cdef bytes pop_message(self):
         """The next one received; None: it can't be decompressed, and the call has failed."""
-        message = self.inbox.popleft()
+        message = first_message(self.inbox)
         if type(message) is bytes:
             return message
         try:
@@ -353,6 +325,11 @@ cdef class FastCall(Target):
         elif self.reader is not None and not self.reader.done():
             self.reader.set_result(None)
         return 0
+
+    cdef int fail_if_late(self, double timeout_s) except -1:
+        """End it where its message comes in pieces for so long."""
+        if self.body.data != NULL and now_ns() // 1000 - self.body.since_us >= timeout_s * 1e6:
+            self.fail_now(late_request(timeout_s))
 
     # What is sent
 
@@ -581,8 +558,7 @@ cdef class FastCall(Target):
         # What waits for a sync that hangs, though nobody waits for it any more, is small.
         self.inbox = None
         free_headers(&self.headers)
-        free(self.body)
-        self.body, self.body_have, self.body_capacity = NULL, 0, 0
+        drop_pieces(&self.body, self.link.hub)
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -602,6 +578,7 @@ cdef class FastCall(Target):
         if self.place is not None:
             self.place.go()
             self.place = None
+            self.link.hub.held_bytes -= self.untaken_bytes
         return 0
 
     # What a handler sees
@@ -746,6 +723,9 @@ cdef class FastCall(Target):
         if self.is_over or self.is_closed:
             return 0
         self.put_message(response)
+        # Until the client has taken it: see give_place().
+        self.untaken_bytes = self.out_bytes
+        self.link.hub.held_bytes += self.untaken_bytes
         self.served.counters.sent += 1
         self.finish(OK, self.echo())
 

@@ -452,14 +452,21 @@ cdef class Connection(Link):
             (<FastCall>call).cancel()
 
     def drop_stale(self, double timeout_s):
-        """Give up answers of which the client has taken nothing for so long, where their calls' places are wanted."""
+        """Give up answers of which the client has taken nothing for so long, where their calls' places are wanted, or
+        the memory; and there, too, calls whose message has not come whole."""
         cdef FastCall call
         cdef double now_s = self.hub.loop.time()
         if not self.calls and self.stale is None:
             return
         before, self.stale = self.stale or {}, None
         for call in list(self.calls.values()):
-            if call.place is None or not call.ending or not call.place.busy():
+            if call.place is None:
+                continue
+            if not call.ending:
+                if self.hub.is_crowded():
+                    call.fail_if_late(timeout_s)
+                continue
+            if not (call.place.busy() or call.untaken_bytes and self.hub.is_crowded()):
                 continue
             since_s, left_bytes = before.get(call.stream_id, (now_s, call.out_bytes))
             if left_bytes != call.out_bytes:

@@ -67,7 +67,8 @@ class FastFront:
         path = await checked_path(listen)
         loop = asyncio.get_running_loop()
         self._hub = Hub(
-            served_methods(self._table), self._settings, loop, busy_timeout_s=self._limits.request_arrival_ms / 1000)
+            served_methods(self._table), self._settings, loop, busy_timeout_s=self._limits.request_arrival_ms / 1000,
+            max_held_bytes=self._limits.call_bytes)
         tls: dict[str, Any] = {}
         if self._tls is not None:
             context = self._tls_context()

@@ -30,6 +30,9 @@ cdef class Hub:
     cdef readonly int64_t num_links
     # Connections that have more to be looked at than their turn had room for.
     cdef readonly int64_t num_resting
+    # Of messages that come in pieces and are not whole, and of answers to unary calls that are not taken.
+    cdef readonly int64_t held_bytes
+    cdef readonly int64_t max_held_bytes
     cdef dict deadlines
     cdef int64_t next_deadline_us
     cdef int64_t now_us
@@ -38,6 +41,8 @@ cdef class Hub:
 
     cdef uint8_t* take_buffer(self, size_t* capacity) noexcept
     cdef void give_buffer(self, uint8_t* buffer, size_t capacity) noexcept
+    cdef bint hold(self, int64_t more_bytes, int64_t own_bytes) noexcept
+    cdef bint is_crowded(self) noexcept
     cdef int note_deadline(self, object call, int64_t deadline_us) except -1
     cdef void want_flush(self, Link link) noexcept
     cdef void done(self) noexcept

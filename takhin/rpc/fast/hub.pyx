@@ -10,6 +10,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint8_t
 from libc.stdlib cimport free
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from takhin.gate cimport BUSY_SHARE
 from takhin.rpc.fast.outgoing cimport Outgoing
 
 logger = logging.getLogger(__name__)
@@ -33,11 +34,12 @@ cdef class Hub:
     def __cinit__(self):
         self.spare = NULL
 
-    def __init__(self, methods, settings, loop, *, busy_timeout_s):
+    def __init__(self, methods, settings, loop, *, busy_timeout_s, max_held_bytes):
         self.methods = methods
         self.settings = settings
         self.loop = loop
         self.busy_timeout_s = busy_timeout_s
+        self.max_held_bytes = max_held_bytes
         self.compression = settings.compression if settings.compression != "none" else None
         self.max_message_bytes = settings.max_message_bytes
         self.max_metadata_bytes = settings.max_metadata_bytes
@@ -64,6 +66,18 @@ cdef class Hub:
             buffer, self.spare = self.spare, buffer
             self.spare_capacity = capacity
         free(buffer)
+
+    cdef bint hold(self, int64_t more_bytes, int64_t own_bytes) noexcept:
+        """Count so many more of who has own_bytes already; whether that is within the limit, or there are no others'.
+        If not, they are not counted."""
+        if self.held_bytes > own_bytes and self.held_bytes + more_bytes > self.max_held_bytes:
+            return False
+        self.held_bytes += more_bytes
+        return True
+
+    cdef bint is_crowded(self) noexcept:
+        """Whether so much is held that who takes long for it makes room."""
+        return self.held_bytes * BUSY_SHARE >= self.max_held_bytes
 
     cdef void want_flush(self, Link link) noexcept:
         if not link.is_dirty:

@@ -30,7 +30,6 @@ cdef class ProduceStream(Sink):
     cdef bint is_appending
     cdef bint is_draining
 
-    cdef bint has_enough(self) noexcept
     cdef int append(self, const uint8_t* request, size_t size) except -1
     cdef int fail(self, failure) except -1
     cdef int count(self, int64_t size_bytes) noexcept

@@ -42,19 +42,14 @@ cdef class ProduceStream(Sink):
     # Requests
 
     cdef int take(self, const uint8_t* request, size_t size) except -1:
-        if not self.call.inbox and not self.has_enough():
-            return self.append(request, size)
-        # It keeps the client from sending much more: the window is given back once it is appended.
-        if self.call.inbox is None:
-            self.call.inbox = deque()
-        self.call.inbox.append(request[:size])
-        return 0
+        return self.append(request, size)
 
     cdef int end_of_requests(self) except -1:
         return self.end_if_done()
 
     cdef bint has_enough(self) noexcept:
-        """Whether nothing more is appended until something is answered. Who waits for nothing is never held up."""
+        """Whether nothing more is appended until something is answered. Who waits for nothing is never held up. What
+        waits keeps the client from sending much more: its window is given back once all is appended."""
         cdef int64_t unanswered = len(self.answers)
         if unanswered >= self.appending.max_stream_requests or self.bytes_in_flight >= self.appending.max_stream_bytes:
             return True

@@ -35,6 +35,7 @@ cdef class Served:
 cdef class Sink(Waiter):
     """Takes the requests of a stream without a coroutine."""
 
+    cdef bint has_enough(self) noexcept
     cdef int take(self, const uint8_t* request, size_t size) except -1
     cdef int end_of_requests(self) except -1
     cdef int room(self) except -1

@@ -28,8 +28,12 @@ cdef class Served:
 cdef class Sink(Waiter):
     """Takes the requests of a stream without a coroutine."""
 
+    cdef bint has_enough(self) noexcept:
+        """Whether requests are to wait."""
+        return True
+
     cdef int take(self, const uint8_t* request, size_t size) except -1:
-        """Another one has come."""
+        """Another one has come, and none waits."""
         raise NotImplementedError
 
     cdef int end_of_requests(self) except -1:

@@ -7,7 +7,7 @@ from takhin.rpc.fast.served cimport BIDI, SERVER_STREAM, UNARY, Served
 
 from takhin.rpc.call import read_within
 from takhin.rpc.fast.produce_stream import ProduceStream
-from takhin.rpc.gates import too_many_calls
+from takhin.rpc.gates import too_many_calls, too_much_held
 
 
 def served_methods(table):
@@ -26,6 +26,9 @@ async def _run(FastCall call, bytes request=None):
             request = await read_within(call, call.link.hub.busy_timeout_s)
         if served.kind == UNARY:
             call.take(len(request))
+            # Its answer may be large, and others' are not taken.
+            if served.gate.limit_bytes and call.link.hub.held_bytes >= call.link.hub.max_held_bytes:
+                raise too_much_held(call.link.hub.max_held_bytes)
             call.answer(await served.handler(request, call))
         elif served.kind == SERVER_STREAM:
             served.method.check_size(request)

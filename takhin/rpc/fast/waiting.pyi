@@ -1,0 +1,1 @@
+"""Messages that have come and wait to be read."""
