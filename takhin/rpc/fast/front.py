@@ -5,7 +5,6 @@ import logging
 import os
 import random
 import ssl
-import tempfile
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -18,7 +17,7 @@ from takhin.rpc.fast.hub import Hub
 from takhin.rpc.fast.serving import served_methods
 from takhin.rpc.listening import bound_sockets, checked_path, only_for_group
 from takhin.rpc.seldom import Seldom
-from takhin.rpc.tls import Certificates
+from takhin.rpc.tls import Certificates, server_context
 from takhin.rpc.watched_files import WatchedFiles
 
 logger = logging.getLogger(__name__)
@@ -165,7 +164,7 @@ class FastFront:
         assert self._tls is not None
         given = self._tls.current
         if self._context is None or self._context_of is not given:
-            self._context, self._context_of = _server_context(given), given
+            self._context, self._context_of = server_context(given), given
         return self._context
 
     # Time
@@ -248,23 +247,3 @@ class _Refused(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         transport.abort()
-
-
-def _server_context(given: Certificates) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["h2"])
-    # The library takes files alone; these are gone as soon as they are read.
-    with tempfile.TemporaryDirectory() as directory:
-        paths = [os.path.join(directory, name) for name in ("chain.pem", "key.pem")]
-        for path, content in zip(paths, (given.chain, given.key), strict=True):
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(content)
-        context.load_cert_chain(*paths)
-    if given.client_ca is not None:
-        # Who comes again shows a certificate again, to those who are trusted then.
-        context.num_tickets = 0
-        context.options |= ssl.OP_NO_TICKET
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(cadata=given.client_ca.decode())
-    return context
