@@ -61,6 +61,10 @@ EQUIVALENT: dict[tuple[str, str, str, int], str] = {
         "its caller, find_timestamp, has had the record skipped: the length ends before `end`",
     ("takhin/log/reader.pyx", "_take_records", "at < end", 1):
         "at the end skip_record() finds no record, and the loop ends just there",
+    ("takhin/log/reader.pyx", "_locate", "segment.next_offset <= self.next_offset", 1):
+        "what the segment does not have is found missing at its end, with the same answer; only more is read for it",
+    ("takhin/log/reader.pyx", "_locate", "header.base_offset > self.next_offset", 1):
+        "_batch_part holds what it has read against the offset again, with the same answer",
     ("takhin/log/transaction.py", "_check_size", "needed > room", 1):
         "it spares the work: what the entry needs exactly is held against the room again, and refused in the same way",
     ("takhin/log/segment.pyx", "_check_at", "left > file_size - position", 1):
