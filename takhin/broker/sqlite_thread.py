@@ -401,6 +401,7 @@ def _prepare(db: sqlite3.Connection, path: str, schema: Schema) -> None:
         db.execute(f"PRAGMA user_version={schema.version}")
     else:
         _migrate(db, schema)
+        _check_shape(db, path, schema)
     db.execute("COMMIT")
     db.execute("PRAGMA wal_checkpoint(PASSIVE)")
     _sync_directory(path)
@@ -415,6 +416,34 @@ def _migrate(db: sqlite3.Connection, schema: Schema) -> None:
     if found != schema.version:
         db.execute(f"PRAGMA user_version={schema.version}")
         logger.info("the metadata database has format %d now; it had %d", schema.version, found)
+
+
+def _check_shape(db: sqlite3.Connection, path: str, schema: Schema) -> None:
+    """SQLite holds a schema that can be parsed for a good one, though a bit of a name in it may be another: then one
+    operation or other fails, some day. Raises StartError."""
+    expected = sqlite3.connect(":memory:", isolation_level=None)
+    try:
+        for statement in schema.statements:
+            expected.execute(statement)
+        if _shape(db) != _shape(expected):
+            raise StartError(_damaged(path, f"its tables are not those of format {schema.version}"))
+    finally:
+        expected.close()
+
+
+def _shape(db: sqlite3.Connection) -> set[tuple[Any, ...]]:
+    """Tables and indexes with their columns, and what columns refer to."""
+    return {("table", *row) for row in db.execute(
+        """SELECT tables.name, columns.name, columns.type, "notnull", dflt_value, pk FROM sqlite_schema AS tables
+        JOIN pragma_table_xinfo(tables.name) AS columns WHERE tables.type = 'table'"""
+    )} | {("reference", *row) for row in db.execute(
+        """SELECT tables.name, "table", "from", "to", on_update, on_delete FROM sqlite_schema AS tables
+        JOIN pragma_foreign_key_list(tables.name) WHERE tables.type = 'table'"""
+    )} | {("index", *row) for row in db.execute(
+        """SELECT tables.name, indexes.name, "unique", columns.seqno, columns.name FROM sqlite_schema AS tables
+        JOIN pragma_index_list(tables.name) AS indexes JOIN pragma_index_xinfo(indexes.name) AS columns
+        WHERE tables.type = 'table'"""
+    )}
 
 
 def _sync_directory(path: str) -> None:

@@ -698,6 +698,22 @@ class TestOpening:
         os.truncate(path, 3 * 4096)
         assert "is damaged" in self.refusal(path)
 
+    @pytest.mark.parametrize(("table", "text", "rotten"), [
+        ("topic_configs", "REFERENCES topics", "REFERENCES tmpics"), ("topic_configs", "value TEXT", "valte TEXT"),
+        ("committed_offsets", "committed_ms INTEGER", "committed_ms INTEGES"),
+        ("deleted_topics", "PRIMARY KEY", "UNIQUE     "), ("committed_offsets_by_topic", "(topic_id)", "(partition)"),
+    ])
+    def test_a_schema_that_is_almost_right(self, path: Path, table: str, text: str, rotten: str) -> None:
+        """SQLite can parse it."""
+        self.filled(path)
+        db = sqlite3.connect(path)
+        db.execute("PRAGMA writable_schema=ON")
+        changed = "UPDATE sqlite_schema SET sql = replace(sql, ?, ?) WHERE name = ? AND sql LIKE ?"
+        assert db.execute(changed, (text, rotten, table, f"%{text}%")).rowcount == 1
+        db.commit()
+        db.close()
+        assert "is damaged" in self.refusal(path)
+
     def test_a_newer_format(self, path: Path) -> None:
         self.filled(path)
         db = sqlite3.connect(path)
