@@ -109,6 +109,10 @@ class RotBrokerPlan:
         except StartError as refusal:
             run.add(starts_refused=1)
             return None if damaged.startswith("meta.db") else f"a log keeps the broker from starting: {refusal}"
+        except Exception as problem:
+            # It is no more than half a broker; the next round is to have the directory.
+            await _end(broker)
+            return f"the start fails: {problem!r}"
         run.add(brokers_started=1)
         try:
             if damaged.startswith("meta.db") and "t" not in broker.topics.names():
