@@ -464,7 +464,8 @@ def test_what_would_block_is_left_to_a_thread(log_in: LogIn, tmp_path: Path) -> 
             assert isinstance(raw, bytes)
             got += [record.value for record in pb.ConsumeMessagesResponse.FromString(raw).records]
         assert got == values
-    assert blocked > 10
+    # What is being read ahead can't be dropped, and may be there by the next look; but not each time.
+    assert blocked > 0
 
 
 def keep_pages(path: Path, size_bytes: int) -> None:

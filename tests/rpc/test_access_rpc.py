@@ -161,7 +161,7 @@ def test_from_an_open_broker_to_a_closed_one(start_broker: StartBroker, tmp_path
         "RESOURCE_EXHAUSTED", Reason.ACL_LIMIT)
     admin.DeleteAcls(pb.DeleteAclsRequest(acls=[acl()]))
     produce(broker.stub(), topic, b"open")
-    broker.wait_for_log('done method=CreateApiKey principal=- .*what="API key of name writer"')
+    broker.wait_for_log('done method=CreateApiKey principal=- .*what="API key [0-9a-f]+ of name writer, expires .*"')
 
     broker.flags.append("--auth-keys")
     broker.restart(kill=True)
