@@ -98,12 +98,14 @@ class GroupCoordinator:
         self._deleting: set[str] = set()
 
     async def commit(
-        self, group_id: str, offsets: Sequence[tuple[str, int, int]], member_id: str = "", generation: int | None = None
+        self, group_id: str, offsets: Sequence[tuple[str, int, int]], member_id: str = "",
+        generation: int | None = None, *, was_asked: bool = True,
     ) -> None:
         """Commits (topic, partition, next offset to read), all or none; durable when it returns.
 
         member_id: for a member, which must have the partitions; generation: the last one it knows of. "" and None: for
-        somebody who is none, while the group has no members.
+        somebody who is none, while the group has no members. was_asked: False when the broker does it for the member of
+        itself, which is no sign that the member processes what it is sent.
 
         Raises INVALID_GROUP_ID, MALFORMED_REQUEST (no offsets), DUPLICATE_PARTITION, OFFSET_OUT_OF_RANGE,
         OFFSET_BEHIND_COMMITTED, GROUP_LIMIT, GROUP_HAS_MEMBERS, FENCED_GENERATION, what Topics.partition and
@@ -114,7 +116,8 @@ class GroupCoordinator:
         # on the database's queue keeps the order: the next owner is told where to begin after this is stored.
         self.check_committer(group_id, rows, member_id, generation)
         await self._metadata.commit_offsets(group_id, rows, self._clock_ms(), self._limits.groups)
-        self.note_commit(group_id, rows, member_id)
+        if was_asked:
+            self.note_commit(group_id, rows, member_id)
 
     def note_commit(self, group_id: str, rows: Sequence[OffsetCommit], member_id: str) -> None:
         """These are committed, by this member ("": by none): a sign that it processes what it is sent."""

@@ -39,7 +39,8 @@ class MemberStream(Protocol):
         ...
 
     def note_commit(self, offsets: Iterable[tuple[GroupPartition, int]]) -> None:
-        """The member has committed these: by its stream, by CommitOffset or in a transaction. Must not raise."""
+        """The member has asked for these to be committed, and they are: by its stream, by CommitOffset or in a
+        transaction. Must not raise."""
         ...
 
     def fence(self, refusal: TakhinError) -> None:

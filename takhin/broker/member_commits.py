@@ -28,8 +28,9 @@ class _Asked:
 
 
 class MemberCommits:
-    """commit: of (topic, partition, offset), by a member that knows of so old a generation. answer: sends a Committed.
-    generation: the last one that the member was sent. interval_s: between two commits of the broker's own.
+    """commit: of (topic, partition, offset), by a member that knows of so old a generation, and whether it asked for
+    that. answer: sends a Committed. generation: the last one that the member was sent. interval_s: between two commits
+    of the broker's own.
 
     Each commit goes by the generation that the member knew of when it was due, however long it waits: in between it may
     have lost a partition and got it again, with a beginning that the commit would overtake. Where the member does not
@@ -37,7 +38,7 @@ class MemberCommits:
     """
 
     def __init__(
-        self, commit: Callable[[Offsets, int], Awaitable[None]], answer: Callable[[pb.Committed], None],
+        self, commit: Callable[[Offsets, int, bool], Awaitable[None]], answer: Callable[[pb.Committed], None],
         generation: Callable[[], int], interval_s: float,
     ):
         self._commit = commit
@@ -112,7 +113,7 @@ class MemberCommits:
         taken, offsets = self._together()
         if len(taken) > 1:
             try:
-                await self._commit(offsets, min(each.generation for each in taken))
+                await self._commit(offsets, min(each.generation for each in taken), True)
             except TakhinError:
                 pass  # one of them is refused: by themselves each learns what becomes of it
             else:
@@ -120,7 +121,7 @@ class MemberCommits:
                     self._answer(_committed(each.commit_id, each.offsets, None))
                 return
         for each in taken:
-            refusal = await self._refusal(each.offsets, each.generation)
+            refusal = await self._refusal(each.offsets, each.generation, True)
             self._answer(_committed(each.commit_id, each.offsets, refusal))
 
     def _together(self) -> tuple[list[_Asked], Offsets]:
@@ -148,16 +149,16 @@ class MemberCommits:
         for each, _ in taken:
             del self._processed[each]
         offsets = [(each.topic, each.partition, offset) for each, offset in taken]
-        refusal = await self._refusal(offsets, generation)
+        refusal = await self._refusal(offsets, generation, False)
         if refusal is None or len(offsets) == 1:
             self._answer(_committed(0, offsets, refusal))
             return
         for each in offsets:
-            self._answer(_committed(0, [each], await self._refusal([each], generation)))
+            self._answer(_committed(0, [each], await self._refusal([each], generation, False)))
 
-    async def _refusal(self, offsets: Offsets, generation: int) -> TakhinError | None:
+    async def _refusal(self, offsets: Offsets, generation: int, was_asked: bool) -> TakhinError | None:
         try:
-            await self._commit(offsets, generation)
+            await self._commit(offsets, generation, was_asked)
         except TakhinError as refusal:
             return refusal
         return None

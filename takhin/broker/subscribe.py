@@ -397,7 +397,7 @@ class _MemberStream:
     async def _keep(self, begins: Sequence[tuple[str, int, int]], generation: int) -> None:
         """Commit where the member begins: looked for again it would be another offset, and what came between missed."""
         try:
-            await self._commit(begins, generation)
+            await self._commit(begins, generation, False)
         except TakhinError as problem:
             if len(begins) > 1 and problem.reason is not Reason.DISK_FULL:
                 for each in begins:
@@ -646,8 +646,9 @@ class _MemberStream:
 
     # Commits
 
-    async def _commit(self, offsets: Sequence[tuple[str, int, int]], generation: int) -> None:
-        await self._subscribing.groups.commit(self._start.group_id, offsets, self._member_id, generation)
+    async def _commit(self, offsets: Sequence[tuple[str, int, int]], generation: int, was_asked: bool) -> None:
+        await self._subscribing.groups.commit(
+            self._start.group_id, offsets, self._member_id, generation, was_asked=was_asked)
 
     def _answer_commit(self, answer: pb.Committed) -> None:
         if not self._is_ending:

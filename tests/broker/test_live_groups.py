@@ -425,3 +425,16 @@ def test_room_is_asked_for_before_a_group_is_made(tmp_path: Path) -> None:
         assert refusal.value.reason is Reason.MEMBER_LIMIT and not writes
 
     run(tmp_path / "meta.db", scenario)
+
+
+def test_the_brokers_own_commit_is_no_word_of_the_member(tmp_path: Path) -> None:
+    async def scenario(bed: Bed) -> None:
+        topic_id = await bed.create("t", 1)
+        stream = await bed.join("g", "t")
+        await until(lambda: stream.has)
+        await bed.groups.commit("g", [("t", 0, 1)], stream.member_id, stream.generation, was_asked=False)
+        assert stream.settled == []
+        await bed.commit(stream, 0, 2)
+        assert stream.settled == [(GroupPartition("t", 0, topic_id), 2)]
+
+    run(tmp_path / "meta.db", scenario)

@@ -110,8 +110,10 @@ def test_calls_are_counted_as_stock_dashboards_want_it(metered: BrokerProcess) -
     bidi = call("ProduceMessageStream", "bidi_stream")
     assert of(found, "grpc_server_msg_received_total", **bidi) == of(found, "grpc_server_msg_sent_total", **bidi) == 7
     readers = call("ConsumeMessages", "server_stream")
-    assert of(found, "grpc_server_handled_total", **readers, grpc_code="Canceled") == 1
-    assert of(found, "grpc_server_handled_total", **readers, grpc_code="DeadlineExceeded") == 1
+    # A client that gives up at its deadline resets the stream; that may be here before the server's own clock is there.
+    cancelled = of(found, "grpc_server_handled_total", **readers, grpc_code="Canceled")
+    assert cancelled in (1, 2)
+    assert of(found, "grpc_server_handled_total", **readers, grpc_code="DeadlineExceeded") == 2 - cancelled
     assert of(found, "grpc_server_handling_seconds_count", **unary) == 5
     assert of(found, "grpc_server_handling_seconds_bucket", **unary, le="+Inf") == 5
     assert 0 < of(found, "grpc_server_handling_seconds_bucket", **unary, le="10.0") <= 5
