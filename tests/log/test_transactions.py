@@ -215,24 +215,6 @@ def test_appends_behind_it_wait_for_it_and_are_written_then(log_in: LogIn, tmp_p
     assert all_values(log) == [[b"before", b"t", b"behind"], [b"before", b"beside"]]
 
 
-def test_what_waits_behind_it_has_a_limit(log_in: LogIn, tmp_path: Path) -> None:
-    log = log_in(tmp_path / "data", partitions=2)
-    transact(log, {1: [b"x"]})
-    thread = hold_journal(log)
-    begun = Begun(log, {0: [b"t"]})
-    log.settle(lambda: len(thread.held) == 1)
-    for _ in range(15):
-        log.append(b"x" * (1 << 20))
-    log.append(b"x" * (1 << 19))
-    log.refused(Reason.TRANSACTION_PENDING, b"x" * (1 << 20))
-    log.append(b"small")
-    thread.let_go()
-    begun.answers()
-    log.append(b"x" * (1 << 20))
-    log.tick()
-    assert log.partition.written_offset == 19
-
-
 def test_it_begins_a_segment_when_it_does_not_fit(log_in: LogIn, tmp_path: Path) -> None:
     log = log_in(tmp_path / "data", Config(segment_bytes=2000), partitions=2)
     log.append(b"x" * 1500)
