@@ -537,6 +537,20 @@ def test_a_file_that_ends_within_a_header(log: LocalLog) -> None:
         assert caught.value.code is Code.DATA_LOSS
 
 
+def test_what_is_read_in_part_without_waiting_is_no_damage_yet(log: LocalLog) -> None:
+    """The rest may be on the disk: only who waits for it can tell that it isn't."""
+    log.write(*[b"v" * 3000] * 3)
+    log.sync()
+    log.drop_rings()
+    (path,) = segments_of(log.directory)
+    os.truncate(path, places_of(path)[2] + BATCH_HEADER_SIZE + 1000)
+    reader = Reader(log.partition, 2)
+    assert reader.read(50_000) is WOULD_BLOCK
+    with pytest.raises(TakhinError) as caught:
+        reader.read_blocking(50_000)
+    assert caught.value.code is Code.DATA_LOSS
+
+
 def damage_at(path: Path, position: int) -> None:
     data = bytearray(path.read_bytes())
     data[position] ^= 0x20
