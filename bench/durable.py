@@ -1,9 +1,12 @@
 """Durable acks over many partitions: with the journal and without it, side by side.
 
-    python -m bench.durable [--seconds 2] [--directory DIR] [--partitions 1,2,4,8,16,64] [--sizes 1024,16384]
+    python -m bench.durable [--fast] [--seconds 2] [--directory DIR] [--partitions 1,2,4,8,16,64] [--sizes 1024,16384]
 
-One producer a partition, one request under way each, acks -1, handlers called in process. Prints for each number of
-partitions and record size: latency (median, 99th percentile), records/s, CPU a record, and how the commits were made.
+One producer a partition, one request under way each, acks -1. Handlers are called in process; with --fast a broker on a
+core of its own is called at its fast front by the raw C++ client (make bench-cpp), a stream a partition on one
+connection, and each partition's end must be what was acknowledged. Prints for each number of partitions and record
+size: latency (median, 99th percentile), records/s, CPU a record, and in process how the commits were made; then how
+many times the 99th percentile of the fewest partitions that of the others is, by rounds.
 """
 
 import argparse
@@ -11,15 +14,35 @@ import asyncio
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-import uvloop
+from bench import environment
 
-from takhin.broker.broker import Broker
-from takhin.config import Limits, Settings
-from takhin.v1 import takhin_pb2 as pb
+environment.prepare()  # Before grpc is imported.
+
+import grpc  # noqa: E402
+import uvloop  # noqa: E402
+
+from bench import processes  # noqa: E402
+from bench.client import LoadFailed  # noqa: E402
+from bench.front_rows import PROGRAMS, Row, run  # noqa: E402
+from takhin.broker.broker import Broker  # noqa: E402
+from takhin.config import Limits, Settings  # noqa: E402
+from takhin.v1 import takhin_pb2 as pb  # noqa: E402
+from takhin.v1 import takhin_pb2_grpc  # noqa: E402
+
+
+JOURNAL_BYTES = Limits().journal_bytes
+COLUMNS = (
+    ("p50_ms", "9.2f"), ("p99_ms", "9.2f"), ("per_s", "11.0f"), ("cpu_us", "8.1f"), ("syncs", "12.0f"),
+    ("journal_commits", "17.0f"),
+)
 
 
 @dataclass(frozen=True)
@@ -30,21 +53,26 @@ class Result:
     p99_ms: float
     per_s: float
     cpu_us: float
-    syncs: int
-    journal_commits: int
+    # Of the broker in this process; of one that is called they are not asked for.
+    syncs: int | None = None
+    journal_commits: int | None = None
 
 
-async def measure(directory: str, partitions: int, size_bytes: int, journal_bytes: int, seconds: float) -> Result:
-    broker = Broker(Settings(data_dir=directory, limits=replace(Limits(), journal_bytes=journal_bytes)))
+def durable_request(partition: int, size_bytes: int) -> bytes:
+    return pb.ProduceMessageRequest(
+        topic="t", partition=partition, record=pb.Record(value=os.urandom(size_bytes)), required_acks=-1
+    ).SerializeToString()
+
+
+async def measure_handlers(
+    directory: Path, partitions: int, size_bytes: int, journal_bytes: int, seconds: float
+) -> Result:
+    """Of a broker in this process, whose handlers are called."""
+    broker = Broker(Settings(data_dir=str(directory), limits=replace(Limits(), journal_bytes=journal_bytes)))
     await broker.start()
     try:
         await broker.topics.create("t", partitions, 1, {})
-        requests = [
-            pb.ProduceMessageRequest(
-                topic="t", partition=number, record=pb.Record(value=os.urandom(size_bytes)), required_acks=-1
-            ).SerializeToString()
-            for number in range(partitions)
-        ]
+        requests = [durable_request(number, size_bytes) for number in range(partitions)]
         latencies: list[float] = []
 
         async def producer(request: bytes, until_s: float) -> None:
@@ -52,16 +80,16 @@ async def measure(directory: str, partitions: int, size_bytes: int, journal_byte
                 await broker.producing.produce(request)
                 latencies.append(time.perf_counter() - begun_s)
 
-        async def run(for_s: float) -> float:
+        async def run_for(for_s: float) -> float:
             begun_s = time.perf_counter()
             await asyncio.gather(*(producer(request, begun_s + for_s) for request in requests))
             return time.perf_counter() - begun_s
 
-        await run(seconds / 4)
+        await run_for(seconds / 4)
         latencies.clear()
         committer = broker._store.committer
         syncs, commits, cpu_s = committer.syncs, committer.journal_commits, time.process_time()
-        took_s = await run(seconds)
+        took_s = await run_for(seconds)
         cpu_s = time.process_time() - cpu_s
         latencies.sort()
         return Result(
@@ -73,41 +101,99 @@ async def measure(directory: str, partitions: int, size_bytes: int, journal_byte
         await broker.stop()
 
 
-def main() -> None:
+def measure_fast(directory: Path, partitions: int, size_bytes: int, journal_bytes: int, seconds: float) -> Result:
+    """Of a broker on a core of its own, called at its fast front. Raises LoadFailed and ServerFailed."""
+    row = Row("durable", "durable", "raw_client:bidi", value_bytes=size_bytes, streams=partitions)
+    command = [*processes.broker_command(), "--listen", "127.0.0.1:0", "--fast-listen", "127.0.0.1:0",
+               "--data-dir", str(directory / "data"), "--limits-journal-bytes", str(journal_bytes)]
+    with cores_apart() as (server_core, client_core):
+        processes.pin(server_core)
+        with processes.ServerProcess(command, directory / "log") as broker:
+            address = broker.fast_address()
+            processes.pin(client_core)
+            with grpc.insecure_channel(broker.address, options=environment.CHANNEL_OPTIONS) as channel:
+                stub = takhin_pb2_grpc.TakhinServiceStub(channel)
+                stub.CreateTopic(pb.CreateTopicRequest(name="t", num_partitions=partitions))
+                requests = [durable_request(number, size_bytes) for number in range(partitions)]
+                found = run(row, broker, address, requests, directory, seconds, 0.0)
+                appended = sum(
+                    stub.GetPartitionOffsets(pb.GetPartitionOffsetsRequest(topic="t", partition=number)).end_offset
+                    for number in range(partitions))
+    if appended != found.records:
+        raise LoadFailed(f"{found.records} records were acknowledged, the log holds {appended}")
+    assert found.p50_us is not None and found.p99_us is not None
+    return Result(found.p50_us / 1000, found.p99_us / 1000, found.rate_per_s, found.server_us)
+
+
+@contextmanager
+def cores_apart() -> Iterator[tuple[int | None, int | None]]:
+    """The server's core and the client's; afterwards this process may use both again."""
+    before = os.sched_getaffinity(0)
+    try:
+        yield processes.cores()
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def measure_all(chosen: argparse.Namespace) -> None:
+    """Round by round, all cases of a size close together in time; then the medians."""
+    counts = [int(each) for each in chosen.partitions.split(",")]
+    for size_bytes in map(int, chosen.sizes.split(",")):
+        cases = [(partitions, journal_bytes) for partitions in counts for journal_bytes in (0, JOURNAL_BYTES)]
+        results: dict[tuple[int, int], list[Result]] = {case: [] for case in cases}
+        for _ in range(chosen.rounds):
+            for partitions, journal_bytes in cases:
+                with tempfile.TemporaryDirectory(prefix="takhin-bench-", dir=chosen.directory) as made:
+                    arguments = Path(made), partitions, size_bytes, journal_bytes, chosen.seconds
+                    results[partitions, journal_bytes].append(
+                        measure_fast(*arguments) if chosen.fast else asyncio.run(measure_handlers(*arguments)))
+        for (partitions, journal_bytes), found in results.items():
+            print(f"{partitions:10}{size_bytes:7}{'yes' if journal_bytes else 'no':>9}" + columns(found), flush=True)
+        fewest = results[counts[0], JOURNAL_BYTES]
+        ratios = {
+            partitions: statistics.median(
+                many.p99_ms / few.p99_ms for many, few in zip(results[partitions, JOURNAL_BYTES], fewest, strict=True))
+            for partitions in counts[1:]
+        }
+        if ratios:
+            print(f"p99 with the journal, times that of {counts[0]}: "
+                  + ", ".join(f"{partitions}: {ratio:.1f}" for partitions, ratio in ratios.items()), flush=True)
+
+
+def columns(found: list[Result]) -> str:
+    text = ""
+    for name, form in COLUMNS:
+        values = [getattr(each, name) for each in found]
+        text += f"{'-':>{form.partition('.')[0]}}" if None in values else f"{statistics.median(values):{form}}"
+    return text
+
+
+def main() -> int:
+    """Exit status 0; 1 when something failed; 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m bench.durable", description=__doc__.split("\n")[0])
+    parser.add_argument("--fast", action="store_true", help="call a broker at its fast front, not handlers in process")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each case (default 2)")
     parser.add_argument("--rounds", type=int, default=3, help="medians over so many (default 3)")
     parser.add_argument("--directory", default=None, help="where the data goes; removed afterwards")
     parser.add_argument("--partitions", default="1,2,4,8,16,64")
     parser.add_argument("--sizes", default="1024,16384", help="of a record, in bytes")
-    arguments = parser.parse_args()
+    chosen = parser.parse_args()
+    if chosen.fast and not (PROGRAMS / "raw_client").exists():
+        print("bench.durable: no raw_client: run 'make bench-cpp'", file=sys.stderr)
+        return 1
     uvloop.install()
+    processes.end_in_order_on_sigterm()
     print("partitions  bytes  journal   p50 ms   p99 ms  records/s  cpu us  file syncs  journal commits")
-    for size_bytes in map(int, arguments.sizes.split(",")):
-        for partitions in map(int, arguments.partitions.split(",")):
-            results: dict[int, list[Result]] = {0: [], Limits().journal_bytes: []}
-            for _ in range(arguments.rounds):
-                for journal_bytes, found in results.items():
-                    directory = tempfile.mkdtemp(prefix="takhin-bench-", dir=arguments.directory)
-                    try:
-                        found.append(asyncio.run(measure(
-                            directory, partitions, size_bytes, journal_bytes, arguments.seconds
-                        )))
-                    finally:
-                        shutil.rmtree(directory)
-            for journal_bytes, found in results.items():
-                print(
-                    f"{partitions:10}{size_bytes:7}{'yes' if journal_bytes else 'no':>9}"
-                    + "".join(
-                        f"{statistics.median(getattr(each, name) for each in found):{form}}"
-                        for name, form in (
-                            ("p50_ms", "9.2f"), ("p99_ms", "9.2f"), ("per_s", "11.0f"), ("cpu_us", "8.1f"),
-                            ("syncs", "12.0f"), ("journal_commits", "17.0f"),
-                        )
-                    ),
-                    flush=True,
-                )
+    try:
+        measure_all(chosen)
+    except KeyboardInterrupt:
+        print("bench.durable: interrupted", file=sys.stderr)
+        return 130
+    except (LoadFailed, processes.ServerFailed) as failure:
+        print(f"bench.durable: {failure}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

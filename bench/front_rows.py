@@ -6,6 +6,7 @@ import re
 import resource
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,24 +120,28 @@ class Outcome:
                 if value is not None and name not in ("requests", "records")}
 
 
-def run(row: Row, server: processes.ServerProcess, address: str, request: bytes, directory: Path, seconds: float,
-        rate_per_s: float, end_offset: int = 0, *, is_bare: bool = False) -> Outcome:
+def run(row: Row, server: processes.ServerProcess, address: str, requests: Sequence[bytes], directory: Path,
+        seconds: float, rate_per_s: float, end_offset: int = 0, *, is_bare: bool = False) -> Outcome:
     """One run of the row's client against `address`, which `server` serves.
 
-    rate_per_s: about how many requests it takes; for h2load, which is told how many to send. end_offset: of what is
-    read. is_bare: offsets and records say nothing.
+    requests: one; for raw_client's streams there may be more, which they take in turn. rate_per_s: about how many
+    requests it takes; for h2load, which is told how many to send. end_offset: of what is read. is_bare: offsets and
+    records say nothing.
     Raises LoadFailed with what the client said.
     """
-    request_path = directory / "request"
-    request_path.write_bytes(request)
-    most = max(1, MAX_RUN_BYTES // max(len(request), 1)) if row.is_produce else 1 << 60
+    paths = [directory / f"request-{number}" for number in range(len(requests))]
+    for path, request in zip(paths, requests, strict=True):
+        path.write_bytes(request)
+    most = max(1, MAX_RUN_BYTES // max(1, *map(len, requests))) if row.is_produce else 1 << 60
     if row.client == "h2load":
-        request_path.write_bytes(b"\0" + len(request).to_bytes(4) + request)
+        (request,), (path,) = requests, paths
+        path.write_bytes(b"\0" + len(request).to_bytes(4) + request)
         count = min(most, max(row.connections * row.streams, int(rate_per_s * seconds)))
-        return _run_h2load(row, server, address, request_path, count)
+        return _run_h2load(row, server, address, path, count)
     program, _, mode = row.client.partition(":")
-    command = [str(PROGRAMS / program), f"--mode={mode}", f"--address={address}", f"--request={request_path}",
-               f"--seconds={seconds}", f"--warm={seconds * WARM_SHARE}", f"--max_requests={most}"]
+    command = [str(PROGRAMS / program), f"--mode={mode}", f"--address={address}",
+               f"--request={','.join(map(str, paths))}", f"--seconds={seconds}", f"--warm={seconds * WARM_SHARE}",
+               f"--max_requests={most}"]
     if row.is_produce:
         command.append(f"--window={row.window}")
         if program == "raw_client":

@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -39,7 +38,6 @@ from bench.report import ROOT, commit, machine  # noqa: E402
 from takhin.v1 import takhin_pb2 as pb  # noqa: E402
 from takhin.v1 import takhin_pb2_grpc  # noqa: E402
 
-FAST_FRONT = "takhin: fast front on "
 # As long as the topics' names at the brokers: what is sent is equally long.
 BARE_TOPIC = "fronts-0000"
 # How many h2load is told to send before a server's rate is known.
@@ -146,7 +144,7 @@ class FrontBench:
     def _run(
         self, row: Row, target: Target, request: bytes, seconds: float, rate_per_s: float, end_offset: int = 0
     ) -> Outcome:
-        return run(row, target.process, target.address, request, self._directory, seconds, rate_per_s, end_offset,
+        return run(row, target.process, target.address, [request], self._directory, seconds, rate_per_s, end_offset,
                    is_bare=target.stub is None)
 
     def _fill(self, target: Target) -> None:
@@ -197,9 +195,7 @@ def servers(directory: Path, fill_bytes: int) -> Iterator[list[Target]]:
         grpc_broker = start("grpc", *broker, "--data-dir", str(directory / "grpc"), "--fast-listen", "")
         fast_broker = start(
             "fast", *broker, "--data-dir", str(directory / "fast"), "--fast-listen", "127.0.0.1:0")
-        line = fast_broker.next_line()
-        if not line.startswith(FAST_FRONT):
-            raise processes.ServerFailed(f"no fast front, but {line!r}\n{fast_broker.log_tail()}")
+        fast_address = fast_broker.fast_address()
         bare_server = start("bare", *bare)
         processes.pin(client_core)
         stubs = []
@@ -208,7 +204,7 @@ def servers(directory: Path, fill_bytes: int) -> Iterator[list[Target]]:
             stubs.append(takhin_pb2_grpc.TakhinServiceStub(channel))
         yield [
             Target("grpc.aio", grpc_broker, grpc_broker.address, stubs[0]),
-            Target("fast", fast_broker, line.removeprefix(FAST_FRONT), stubs[1]),
+            Target("fast", fast_broker, fast_address, stubs[1]),
             Target("bare C++", bare_server, bare_server.address),
         ]
 
@@ -271,7 +267,7 @@ def main() -> int:
         print(f"bench.fronts: no {', '.join(missing)} in {ROOT.name}: run 'make bench-cpp'; h2load is in Debian's "
               "nghttp2-client", file=sys.stderr)
         return 1
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # Cleans up as Ctrl-C does.
+    processes.end_in_order_on_sigterm()
     try:
         with tempfile.TemporaryDirectory(prefix="takhin-bench-", dir=chosen.dir) as directory:
             measure(chosen, Path(directory))

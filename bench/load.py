@@ -15,7 +15,6 @@ import contextlib
 import gc
 import json
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -285,7 +284,7 @@ def run(chosen: argparse.Namespace, data_dir: Path) -> None:
 
 def main() -> int:
     chosen = parse_arguments()
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # Cleans up as Ctrl-C does.
+    processes.end_in_order_on_sigterm()
     try:
         with tempfile.TemporaryDirectory(prefix="takhin-bench-", dir=chosen.dir) as data_dir:
             run(chosen, Path(data_dir))

@@ -3,6 +3,7 @@
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Self
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
 LOG_TAIL_BYTES = 4000
+FAST_FRONT = "takhin: fast front on "
 
 
 class ServerFailed(Exception):
@@ -39,6 +41,11 @@ def cores() -> tuple[int | None, int | None]:
     """The core for the servers and the one for the client; None and None on a machine with fewer than two."""
     available = sorted(os.sched_getaffinity(0))
     return (available[0], available[1]) if len(available) > 1 else (None, None)
+
+
+def end_in_order_on_sigterm() -> None:
+    """SIGTERM is as Ctrl-C, KeyboardInterrupt, also in a process that was started with SIGINT ignored."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def broker_command() -> list[str]:
@@ -104,6 +111,13 @@ class ServerProcess:
                 raise ServerFailed(f"{self._command[0]} ended before it served\n{self.log_tail()}")
             received += chunk
         return received.decode().strip()
+
+    def fast_address(self) -> str:
+        """Where a broker's fast front serves: it is told on the line after the first. Raises ServerFailed."""
+        line = self.next_line()
+        if not line.startswith(FAST_FRONT):
+            raise ServerFailed(f"no fast front, but {line!r}\n{self.log_tail()}")
+        return line.removeprefix(FAST_FRONT)
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:

@@ -137,12 +137,14 @@ def main() -> int:
     parser.add_argument("--directory", default=None, help="where the data goes; removed afterwards")
     arguments = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="takhin-bench-", dir=arguments.directory))
+    processes.end_in_order_on_sigterm()
     try:
         run(directory, arguments.gib, arguments.partitions, arguments.rounds)
     except (client.LoadFailed, processes.ServerFailed) as failure:
         print(f"bench.recovery: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print("bench.recovery: interrupted", file=sys.stderr)
         return 130
     finally:
         shutil.rmtree(directory)

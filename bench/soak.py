@@ -18,7 +18,6 @@ import asyncio
 import itertools
 import json
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -37,7 +36,6 @@ from bench.churn import Book, Churn, SoakFailed  # noqa: E402
 from takhin.v1 import takhin_pb2 as pb  # noqa: E402
 from takhin.v1 import takhin_pb2_grpc  # noqa: E402
 
-FAST_FRONT = "takhin: fast front on "
 REST_S = 1.0
 # Connections are told to go after so long, and end their calls within the grace.
 AGE_FLAGS = ("--grpc-connection-age-ms", "4000", "--grpc-connection-age-grace-ms", "30000")
@@ -155,12 +153,7 @@ def run(chosen: argparse.Namespace, directory: Path) -> dict[str, object]:
     processes.pin(server_core)
     log_path = directory / "log"
     with processes.ServerProcess(command, log_path) as broker:
-        address = broker.address
-        if chosen.front == "fast":
-            line = broker.next_line()
-            if not line.startswith(FAST_FRONT):
-                raise processes.ServerFailed(f"no fast front, but {line!r}")
-            address = line.removeprefix(FAST_FRONT)
+        address = broker.fast_address() if chosen.front == "fast" else broker.address
         processes.pin(client_core)
         done = uvloop.run(soak(chosen, broker, address))
     told = log_path.read_text(errors="replace")
@@ -182,7 +175,7 @@ def main() -> int:
     parser.add_argument("--dir", type=Path, metavar="DIR", help="where the broker's data goes (default: TMPDIR)")
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # Cleans up as Ctrl-C does.
+    processes.end_in_order_on_sigterm()
     try:
         with tempfile.TemporaryDirectory(prefix="takhin-soak-", dir=chosen.dir) as directory:
             found = run(chosen, Path(directory))

@@ -1,14 +1,15 @@
 // Load by HTTP/2 frames on plain sockets: a client that costs next to nothing and coalesces all it writes, so that the
 // server is what is measured. Not a client for anything else: it sends what it is told to and looks at the answers.
 //
-//   raw_client --mode=bidi|alone|consume --address=HOST:PORT --request=FILE --seconds=S [--warm=S] [--window=N]
-//              [--connections=N] [--streams=N] [--max_requests=N] [--in_order=1] [--end_offset=N]
+//   raw_client --mode=bidi|alone|consume --address=HOST:PORT --request=FILE[,FILE...] --seconds=S [--warm=S]
+//              [--window=N] [--connections=N] [--streams=N] [--max_requests=N] [--in_order=1] [--end_offset=N]
 //
-// bidi: produce streams, so many on each connection, each with N requests unanswered; as many messages as windows and
-// N allow go out in one write, in frames as large as the peer takes, and messages may lie across frames. Each answer is
-// parsed: it must name no error; with in_order its offset must follow the one before. With a window of 1 each answer's
-// latency counts. alone: unary produce, one call at a time, with its latency. consume: one stream of responses read to
-// its end, again and again; with an end offset its last record is checked.
+// bidi: produce streams, so many on each connection, each with N requests unanswered; a stream sends one of the files
+// over and over, they are dealt out in turn. As many messages as windows and N allow go out in one write, in frames as
+// large as the peer takes, and messages may lie across frames. Each answer is parsed: it must name no error; with
+// in_order its offset must follow the one before. With a window of 1 each answer's latency counts. alone: unary
+// produce, one call at a time, with its latency. consume: one stream of responses read to its end, again and again;
+// with an end offset its last record is checked.
 // Flow control is honoured both ways. Ends with one line of JSON, or with status 1 and why.
 
 #include <poll.h>
@@ -32,14 +33,25 @@ using bench::Stream;
 const std::string kService = "/takhin.v1.TakhinService/";
 
 // Prefix and message, repeated so often that any frame can be taken out of it.
-std::string repeated(const std::string& body, size_t* size) {
-  std::string one(1, '\0');
-  for (int shift = 24; shift >= 0; shift -= 8) one.push_back(static_cast<char>(body.size() >> shift));
-  one += body;
-  *size = one.size();
-  std::string all;
-  while (all.size() < one.size() + bench::kMostFrame) all += one;
-  return all;
+struct Message {
+  explicit Message(const std::string& body) {
+    std::string one(1, '\0');
+    for (int shift = 24; shift >= 0; shift -= 8) one.push_back(static_cast<char>(body.size() >> shift));
+    one += body;
+    size = one.size();
+    while (repeated.size() < one.size() + bench::kMostFrame) repeated += one;
+  }
+  size_t size = 0;
+  std::string repeated;
+};
+
+std::vector<Message> read_messages(const std::string& paths) {
+  std::vector<Message> messages;
+  for (size_t from = 0, comma = 0; comma != std::string::npos; from = comma + 1) {
+    comma = paths.find(',', from);
+    messages.emplace_back(bench::read_file(paths.substr(from, comma - from)));
+  }
+  return messages;
 }
 
 void wait_for(std::vector<std::unique_ptr<Connection>>& connections) {
@@ -89,16 +101,17 @@ class Produce : public bench::Sink {
   bool in_order_, with_latency_;
 };
 
-void bidi(const bench::Flags& flags, const std::string& body, Run* run) {
-  size_t size = 0;
-  std::string bodies = repeated(body, &size);
+void bidi(const bench::Flags& flags, const std::vector<Message>& messages, Run* run) {
   int64_t window = flags.number("window", 256), sent = 0;
+  size_t opened = 0;
   Produce sink(run, flags.number("in_order", 0), window == 1);
   std::vector<std::unique_ptr<Connection>> connections;
   for (int64_t count = flags.number("connections", 1); count > 0; --count) {
     connections.push_back(
         std::make_unique<Connection>(flags.text("address"), kService + "ProduceMessageStream", &sink));
-    for (int64_t streams = flags.number("streams", 1); streams > 0; --streams) connections.back()->open();
+    for (int64_t streams = flags.number("streams", 1); streams > 0; --streams) {
+      connections.back()->open()->message = opened++ % messages.size();
+    }
   }
   size_t open = 1;
   while (open) {
@@ -115,7 +128,9 @@ void bidi(const bench::Flags& flags, const std::string& body, Run* run) {
           sent += room;
           stream->from_ns = sink.at_ns;
         }
-        connection->send_messages(stream.get(), bodies, size, stream->sent * static_cast<int64_t>(size), false);
+        const Message& message = messages[stream->message];
+        connection->send_messages(
+            stream.get(), message.repeated, message.size, stream->sent * static_cast<int64_t>(message.size), false);
         if (run->over(sink.at_ns, sent) && stream->answered == stream->sent) connection->end_requests(stream.get());
       }
       connection->flush();
@@ -127,19 +142,20 @@ void bidi(const bench::Flags& flags, const std::string& body, Run* run) {
   }
 }
 
-void alone(const bench::Flags& flags, const std::string& body, Run* run) {
-  size_t size = 0;
-  std::string bodies = repeated(body, &size);
+void alone(const bench::Flags& flags, const std::vector<Message>& messages, Run* run) {
   Produce sink(run, false, true);
   std::vector<std::unique_ptr<Connection>> connections;
   connections.push_back(std::make_unique<Connection>(flags.text("address"), kService + "ProduceMessage", &sink));
   Connection& connection = *connections[0];
+  const Message& message = messages[0];
   for (int64_t sent = 0; !run->over(now_ns(), sent); ++sent) {
     Stream* stream = connection.open();
     stream->sent = 1;
     stream->from_ns = now_ns();
     while (!stream->ended) {
-      if (!stream->half_closed) connection.send_messages(stream, bodies, size, static_cast<int64_t>(size), true);
+      if (!stream->half_closed) {
+        connection.send_messages(stream, message.repeated, message.size, static_cast<int64_t>(message.size), true);
+      }
       connection.flush();
       wait_for(connections);
       sink.at_ns = now_ns();
@@ -166,20 +182,21 @@ class Consumed : public bench::Sink {
   bool looks = false;
 };
 
-void consume(const bench::Flags& flags, const std::string& body, Run* run) {
-  size_t size = 0;
-  std::string bodies = repeated(body, &size);
+void consume(const bench::Flags& flags, const std::vector<Message>& messages, Run* run) {
   int64_t end_offset = flags.number("end_offset", 0);
   Consumed sink;
   sink.looks = end_offset > 0;
   std::vector<std::unique_ptr<Connection>> connections;
   connections.push_back(std::make_unique<Connection>(flags.text("address"), kService + "ConsumeMessages", &sink));
   Connection& connection = *connections[0];
+  const Message& message = messages[0];
   do {
     sink.last_offset = -1;
     Stream* stream = connection.open();
     while (!stream->ended) {
-      if (!stream->half_closed) connection.send_messages(stream, bodies, size, static_cast<int64_t>(size), true);
+      if (!stream->half_closed) {
+        connection.send_messages(stream, message.repeated, message.size, static_cast<int64_t>(message.size), true);
+      }
       connection.flush();
       wait_for(connections);
       if (sink.responses) run->note(now_ns(), sink.responses, 0, sink.bytes);
@@ -197,14 +214,15 @@ void consume(const bench::Flags& flags, const std::string& body, Run* run) {
 
 int main(int argc, char** argv) {
   bench::Flags flags(argc, argv);
-  std::string mode = flags.text("mode"), body = bench::read_file(flags.text("request"));
+  std::string mode = flags.text("mode");
+  std::vector<Message> messages = read_messages(flags.text("request"));
   Run run(flags.seconds("warm", 0.2), flags.seconds("seconds", 1), flags.number("max_requests", INT64_MAX));
   if (mode == "bidi") {
-    bidi(flags, body, &run);
+    bidi(flags, messages, &run);
   } else if (mode == "alone") {
-    alone(flags, body, &run);
+    alone(flags, messages, &run);
   } else if (mode == "consume") {
-    consume(flags, body, &run);
+    consume(flags, messages, &run);
   } else {
     fail("no such mode: " + mode);
   }

@@ -99,6 +99,7 @@ struct Stream {
   int64_t sent_bytes = 0;   // of messages, their prefixes included
   int64_t sent = 0, answered = 0;
   int64_t from_ns = 0;
+  size_t message = 0;       // which of the messages it sends: the client's to tell
   int64_t due_bytes = 0;    // received and not given back to the peer's window
   int64_t next_offset = -1;
   std::string partial;      // of an answer that lies across frames

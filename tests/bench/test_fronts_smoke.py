@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,23 +16,6 @@ from tests.secured import IS_DEFAULT
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 300
-
-
-def need(*programs: str) -> None:
-    """Skipped for want of a tool, but in CI."""
-    missing = [each for each in programs if shutil.which(each) is None]
-    if missing and os.environ.get("CI") == "true":
-        pytest.fail(f"{', '.join(missing)}: missing")
-    if missing:
-        pytest.skip(f"{', '.join(missing)}: missing")
-
-
-@pytest.fixture(scope="module")
-def programs() -> None:
-    need("protoc", "grpc_cpp_plugin", "h2load", "g++", "pkg-config", "make")
-    done = subprocess.run(
-        ["make", "--no-print-directory", "bench-cpp"], cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.skipif(IS_DEFAULT, reason="the brokers of the bench are its own")
@@ -70,7 +52,7 @@ def appended_and_counted(chosen: front_rows.Row, tmp_path: Path) -> None:
         for target in targets[:2]:
             topic = target.create_topic()
             outcome = front_rows.run(
-                chosen, target.process, target.address, fronts.produce_request(chosen, topic), tmp_path, 0.05, 2000)
+                chosen, target.process, target.address, [fronts.produce_request(chosen, topic)], tmp_path, 0.05, 2000)
             assert outcome.records > 0
             target.check_appended(topic, outcome.records)
             for wrong in (outcome.records - 1, outcome.records + 1):

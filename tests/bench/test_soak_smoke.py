@@ -1,8 +1,10 @@
 """bench.soak runs, small, against real brokers, and finds what is lost. Nothing here is timed."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,20 @@ def test_a_short_soak_loses_nothing(tmp_path: Path, front: str) -> None:
     assert done.returncode == 0, done.stderr + done.stdout
     found = json.loads(done.stdout.splitlines()[-1])
     assert {"unary", "streams", "streams cancelled", "connections cut", "readers", "members"} <= set(found["counts"])
+
+
+@pytest.mark.skipif(IS_DEFAULT, reason="the broker of the soak is its own")
+def test_sigterm_ends_it_in_order_where_ctrl_c_is_ignored(tmp_path: Path) -> None:
+    """As in a shell's background, whose children are born with SIGINT ignored."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "bench.soak", "--seconds", "600", "--dir", str(tmp_path)], cwd=ROOT,
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    ) as bench:
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while not list(tmp_path.glob("*/data/topics*")) and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        bench.terminate()
+        _, errors = bench.communicate(timeout=60)
+    assert (bench.returncode, errors.strip().splitlines()[-1]) == (130, "bench.soak: interrupted")
+    assert list(tmp_path.iterdir()) == [], "the data directory is gone"
