@@ -156,6 +156,13 @@ def _(at: Addresses) -> None:
         name = uuid.uuid4().hex.encode()
         client.call("Hang", ("grpc-timeout", "300m"), body=name)
         assert client.call("AwaitEnd", body=name).messages == [(0, b"cancelled")]
+        # Each later call ends sooner than those under way; the first one is not waited for.
+        _, *streams = [
+            client.start(f"/{SERVICE}/Sleep", ("grpc-timeout", value), body=b"60000")
+            for value in ("1H", "900m", "300m")]
+        for stream in reversed(streams):
+            response = client.response(stream)
+            assert response.status == 4 or (response.status is None and response.reset == ErrorCodes.CANCEL), response
         response = client.call("Echo", ("grpc-timeout", "99999999H"), body=b"x")
         assert response.messages == [(0, b"x")], response
 

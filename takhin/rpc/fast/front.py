@@ -27,7 +27,6 @@ logger.addFilter(Seldom(__name__))
 _NO_ERROR, _ENHANCE_YOUR_CALM = 0x0, 0xB
 # How often connections and deadlines are looked at, at least and at most.
 _LEAST_TICK_S, _MOST_TICK_S = 0.01, 1.0
-_DEADLINE_TICK_S = 0.01
 # From the first GOAWAY, which names no last call, to the one that does.
 _LEAVE_S = 0.25
 # How long a client is given to close a connection that has ended.
@@ -52,7 +51,7 @@ class FastFront:
         self._context_of: Certificates | None = None
         self._servers: list[asyncio.Server] = []
         self._socket_path: str | None = None
-        self._tending: list[asyncio.Task[None]] = []
+        self._tending: asyncio.Task[None] | None = None
         self._hub: Hub | None = None
         # Connections closed as they came, as there were too many.
         self.num_refused = 0
@@ -86,7 +85,7 @@ class FastFront:
                         await loop.create_server(self._accept, sock=each, backlog=1024, **tls) for each in sockets]
         except OSError as exc:
             raise StartError(f"can't listen on {listen}: {exc.strerror or exc}") from exc
-        self._tending = [asyncio.create_task(self._tend()), asyncio.create_task(self._tend_deadlines())]
+        self._tending = asyncio.create_task(self._tend())
         if path is not None:
             self._socket_path = path
             return listen
@@ -137,8 +136,8 @@ class FastFront:
         for connection in list(hub.connections):
             connection.end(_NO_ERROR)
         hub.flush()
-        for each in self._tending:
-            each.cancel()
+        assert self._tending is not None
+        self._tending.cancel()
         await asyncio.sleep(0)
         for connection in list(hub.connections):
             connection.abort()
@@ -233,13 +232,6 @@ class FastFront:
             connection.calls or settings.ping_without_calls
         ):
             connection.ping()
-
-    async def _tend_deadlines(self) -> None:
-        hub = self._hub
-        assert hub is not None
-        while True:
-            await asyncio.sleep(_DEADLINE_TICK_S)
-            hub.expire()
 
 
 class _Refused(asyncio.Protocol):

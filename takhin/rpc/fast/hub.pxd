@@ -34,7 +34,8 @@ cdef class Hub:
     cdef readonly int64_t held_bytes
     cdef readonly int64_t max_held_bytes
     cdef dict deadlines
-    cdef int64_t next_deadline_us
+    cdef int64_t expiry_us
+    cdef object expiry
     cdef int64_t now_us
     cdef object busy_timeout_s
     cdef str compression
@@ -44,6 +45,7 @@ cdef class Hub:
     cdef bint hold(self, int64_t more_bytes, int64_t own_bytes) noexcept
     cdef bint is_crowded(self) noexcept
     cdef int note_deadline(self, object call, int64_t deadline_us) except -1
+    cdef int _expire_after(self, int64_t deadline_us) except -1
     cdef void want_flush(self, Link link) noexcept
     cdef void done(self) noexcept
 

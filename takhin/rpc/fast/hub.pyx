@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 # What is read at once, of one connection before the others have their turn.
 READ_BYTES = 64 * 1024
+# Calls whose deadlines are that close to each other end together.
+cdef int64_t EXPIRY_TICK_US = 10_000
 # A buffer that is larger is not kept.
 cdef size_t MOST_SPARE_BYTES = 1024 * 1024
 
@@ -47,9 +49,11 @@ cdef class Hub:
         self.out = Outgoing()
         self.dirty = []
         self.connections = set()
-        # When the calls that have a deadline and are not over are to end, us by the monotonic clock.
+        # When the calls that have a deadline and are not over are to end, us by the monotonic clock; and when expire()
+        # is called for the first of them: an idle broker has nothing to wake for.
         self.deadlines = {}
-        self.next_deadline_us = INT64_MAX
+        self.expiry_us = INT64_MAX
+        self.expiry = None
 
     def __dealloc__(self):
         free(self.spare)
@@ -107,19 +111,29 @@ cdef class Hub:
     cdef int note_deadline(self, object call, int64_t deadline_us) except -1:
         """expire() is to end the call then, unless it is taken from `deadlines` before."""
         self.deadlines[call] = deadline_us
-        self.next_deadline_us = min(self.next_deadline_us, deadline_us)
+        if deadline_us < self.expiry_us - EXPIRY_TICK_US:
+            self._expire_after(deadline_us)
+        return 0
+
+    cdef int _expire_after(self, int64_t deadline_us) except -1:
+        """Have expire() called at the end of the tick in which this lies."""
+        if self.expiry is not None:
+            self.expiry.cancel()
+        self.expiry_us = (deadline_us // EXPIRY_TICK_US + 1) * EXPIRY_TICK_US
+        # The loop counts from when its turn began, in whole milliseconds.
+        self.expiry = self.loop.call_later(max(self.expiry_us - now_ns() // 1000, 0) / 1e6 + 0.001, self.expire)
         return 0
 
     def expire(self):
         """End the calls whose deadline has passed, on every connection."""
         cdef int64_t now_us = now_ns() // 1000
-        if now_us < self.next_deadline_us:
-            return
+        self.expiry_us, self.expiry = INT64_MAX, None
         expired = [call for call, deadline_us in self.deadlines.items() if deadline_us <= now_us]
         for call in expired:
             self.deadlines.pop(call, None)
-        # Of most calls that had the next one the end has come before: then nothing is found, and this is the price.
-        self.next_deadline_us = min(self.deadlines.values(), default=INT64_MAX)
+        # Most calls end before their deadline: of those that had the first one nothing is found, and this is the price.
+        if self.deadlines:
+            self._expire_after(min(self.deadlines.values()))
         for call in expired:
             try:
                 call.expire()
