@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def lines_of(directory: Path, *flags: str) -> list[list[str]]:
-    command = [sys.executable, "-m", "bench.durable", "--rounds", "1", "--seconds", "0.2", "--partitions", "1,3",
+    command = [sys.executable, "-m", "bench.durable", "--rounds", "1", "--seconds", "0.5", "--partitions", "1,3",
                "--sizes", "100", "--directory", str(directory), *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
