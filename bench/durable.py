@@ -12,7 +12,6 @@ many times the 99th percentile of the fewest partitions that of the others is, b
 import argparse
 import asyncio
 import os
-import shutil
 import statistics
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from bench import environment
@@ -135,15 +135,16 @@ def cores_apart() -> Iterator[tuple[int | None, int | None]]:
         os.sched_setaffinity(0, before)
 
 
-def measure_all(chosen: argparse.Namespace) -> None:
+def measure_all(chosen: argparse.Namespace, directory: Path) -> None:
     """Round by round, all cases of a size close together in time; then the medians."""
+    print("partitions  bytes  journal   p50 ms   p99 ms  records/s  cpu us  file syncs  journal commits", flush=True)
     counts = [int(each) for each in chosen.partitions.split(",")]
     for size_bytes in map(int, chosen.sizes.split(",")):
         cases = [(partitions, journal_bytes) for partitions in counts for journal_bytes in (0, JOURNAL_BYTES)]
         results: dict[tuple[int, int], list[Result]] = {case: [] for case in cases}
         for _ in range(chosen.rounds):
             for partitions, journal_bytes in cases:
-                with tempfile.TemporaryDirectory(prefix="takhin-bench-", dir=chosen.directory) as made:
+                with tempfile.TemporaryDirectory(dir=directory) as made:
                     arguments = Path(made), partitions, size_bytes, journal_bytes, chosen.seconds
                     results[partitions, journal_bytes].append(
                         measure_fast(*arguments) if chosen.fast else asyncio.run(measure_handlers(*arguments)))
@@ -182,17 +183,7 @@ def main() -> int:
         print("bench.durable: no raw_client: run 'make bench-cpp'", file=sys.stderr)
         return 1
     uvloop.install()
-    processes.end_in_order_on_sigterm()
-    print("partitions  bytes  journal   p50 ms   p99 ms  records/s  cpu us  file syncs  journal commits")
-    try:
-        measure_all(chosen)
-    except KeyboardInterrupt:
-        print("bench.durable: interrupted", file=sys.stderr)
-        return 130
-    except (LoadFailed, processes.ServerFailed) as failure:
-        print(f"bench.durable: {failure}", file=sys.stderr)
-        return 1
-    return 0
+    return processes.exit_status_of("bench.durable", partial(measure_all, chosen), chosen.directory, LoadFailed)
 
 
 if __name__ == "__main__":

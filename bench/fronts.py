@@ -19,10 +19,10 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from bench import environment
@@ -267,17 +267,7 @@ def main() -> int:
         print(f"bench.fronts: no {', '.join(missing)} in {ROOT.name}: run 'make bench-cpp'; h2load is in Debian's "
               "nghttp2-client", file=sys.stderr)
         return 1
-    processes.end_in_order_on_sigterm()
-    try:
-        with tempfile.TemporaryDirectory(prefix="takhin-bench-", dir=chosen.dir) as directory:
-            measure(chosen, Path(directory))
-    except KeyboardInterrupt:
-        print("bench.fronts: interrupted", file=sys.stderr)
-        return 130
-    except (LoadFailed, processes.ServerFailed) as failure:
-        print(f"bench.fronts: {failure}", file=sys.stderr)
-        return 1
-    return 0
+    return processes.exit_status_of("bench.fronts", partial(measure, chosen), chosen.dir, LoadFailed)
 
 
 if __name__ == "__main__":

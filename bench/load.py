@@ -16,9 +16,9 @@ import gc
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 
 from bench import environment
@@ -284,17 +284,7 @@ def run(chosen: argparse.Namespace, data_dir: Path) -> None:
 
 def main() -> int:
     chosen = parse_arguments()
-    processes.end_in_order_on_sigterm()
-    try:
-        with tempfile.TemporaryDirectory(prefix="takhin-bench-", dir=chosen.dir) as data_dir:
-            run(chosen, Path(data_dir))
-    except KeyboardInterrupt:
-        print("bench.load: interrupted", file=sys.stderr)
-        return 130
-    except (client.LoadFailed, processes.ServerFailed) as failure:
-        print(f"bench.load: {failure}", file=sys.stderr)
-        return 1
-    return 0
+    return processes.exit_status_of("bench.load", partial(run, chosen), chosen.dir, client.LoadFailed)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -43,9 +44,24 @@ def cores() -> tuple[int | None, int | None]:
     return (available[0], available[1]) if len(available) > 1 else (None, None)
 
 
-def end_in_order_on_sigterm() -> None:
-    """SIGTERM is as Ctrl-C, KeyboardInterrupt, also in a process that was started with SIGINT ignored."""
+def exit_status_of(name: str, work: Callable[[Path], object], directory: Path | str | None,
+                   *failures: type[Exception]) -> int:
+    """Of a bench: give `work` a new folder in `directory` (None: TMPDIR), which is gone afterwards.
+
+    0; 1 with a line for ServerFailed and for `failures`; 130 after Ctrl-C or SIGTERM, which is the same here also in a
+    process that was started with SIGINT ignored, as in a shell's background.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with tempfile.TemporaryDirectory(prefix="takhin-bench-", dir=directory) as made:
+            work(Path(made))
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+    except (ServerFailed, *failures) as failure:
+        print(f"{name}: {failure}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def broker_command() -> list[str]:

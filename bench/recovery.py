@@ -11,12 +11,10 @@ files, and the peak of its memory at that time. Where the page cache can be drop
 import argparse
 import asyncio
 import os
-import shutil
 import signal
-import sys
-import tempfile
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from bench import environment
@@ -136,19 +134,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="kills (default 3)")
     parser.add_argument("--directory", default=None, help="where the data goes; removed afterwards")
     arguments = parser.parse_args()
-    directory = Path(tempfile.mkdtemp(prefix="takhin-bench-", dir=arguments.directory))
-    processes.end_in_order_on_sigterm()
-    try:
-        run(directory, arguments.gib, arguments.partitions, arguments.rounds)
-    except (client.LoadFailed, processes.ServerFailed) as failure:
-        print(f"bench.recovery: {failure}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("bench.recovery: interrupted", file=sys.stderr)
-        return 130
-    finally:
-        shutil.rmtree(directory)
-    return 0
+    work = partial(run, gib=arguments.gib, partitions=arguments.partitions, rounds=arguments.rounds)
+    return processes.exit_status_of("bench.recovery", work, arguments.directory, client.LoadFailed)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ import itertools
 import json
 import random
 import sys
-import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 from bench import environment
@@ -146,7 +146,7 @@ async def soak(chosen: argparse.Namespace, broker: processes.ServerProcess, addr
         return run
 
 
-def run(chosen: argparse.Namespace, directory: Path) -> dict[str, object]:
+def run(chosen: argparse.Namespace, directory: Path) -> None:
     front = ("--fast-listen", "127.0.0.1:0", *AGE_FLAGS) if chosen.front == "fast" else ("--fast-listen", "")
     command = [*processes.broker_command(), "--listen", "127.0.0.1:0", "--data-dir", str(directory / "data"), *front]
     server_core, client_core = processes.cores()
@@ -163,8 +163,9 @@ def run(chosen: argparse.Namespace, directory: Path) -> dict[str, object]:
     print(", ".join(f"{count:,} {name}" for name, count in done.totals.most_common()))
     print(", ".join(f"RssAnon after {share}: {kib:,} KiB" for share, kib in memory.items()))
     check_memory(memory)
-    return {"bench": "soak", **report.commit(), "front": chosen.front, "seconds": chosen.seconds, "seed": chosen.seed,
-            "counts": dict(done.totals), "rss_anon_kib": memory}
+    print(json.dumps({
+        "bench": "soak", **report.commit(), "front": chosen.front, "seconds": chosen.seconds, "seed": chosen.seed,
+        "counts": dict(done.totals), "rss_anon_kib": memory}))
 
 
 def main() -> int:
@@ -175,18 +176,7 @@ def main() -> int:
     parser.add_argument("--dir", type=Path, metavar="DIR", help="where the broker's data goes (default: TMPDIR)")
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args()
-    processes.end_in_order_on_sigterm()
-    try:
-        with tempfile.TemporaryDirectory(prefix="takhin-soak-", dir=chosen.dir) as directory:
-            found = run(chosen, Path(directory))
-    except KeyboardInterrupt:
-        print("bench.soak: interrupted", file=sys.stderr)
-        return 130
-    except (SoakFailed, processes.ServerFailed) as failure:
-        print(f"bench.soak: {failure}", file=sys.stderr)
-        return 1
-    print(json.dumps(found))
-    return 0
+    return processes.exit_status_of("bench.soak", partial(run, chosen), chosen.dir, SoakFailed)
 
 
 if __name__ == "__main__":
