@@ -25,6 +25,8 @@ cdef class Connection(Link):
     cdef bint counts
     cdef readonly bint is_greeted
     cdef readonly bint going_away
+    # It has answered to what was sent behind the GOAWAY.
+    cdef readonly bint knows_of_going
     # When, by the loop's clock.
     cdef readonly double begun_s
     cdef readonly double heard_s

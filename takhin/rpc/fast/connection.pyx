@@ -11,6 +11,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyObject_Calloc, PyObject_Free, PyObject_Malloc, PyObject_Realloc
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
+from libc.string cimport memcmp
 
 from takhin.rpc.fast.call cimport FastCall, send_data
 from takhin.rpc.fast.hub cimport Hub, Link, now_ns
@@ -60,6 +61,8 @@ cdef int64_t RESETS_A_SECOND = 200
 # Of a block of headers, besides those that its size calls for.
 cdef int64_t MAX_CONTINUATIONS = 8
 cdef int64_t FRAME_BYTES = 16384
+# What the ping behind a GOAWAY bears: the answer comes behind all calls that the client made before it had read that.
+cdef const uint8_t* GOING_PING = <const uint8_t*>b"goingout"
 # Strikes of a client that pings too often; the third ends its connection.
 cdef int MAX_PING_STRIKES = 2
 
@@ -402,7 +405,8 @@ cdef class Connection(Link):
     # What the front does to it
 
     def go_away(self):
-        """Take no new calls; those that the client has sent before it knew are served. See leave()."""
+        """Take no new calls; those that the client has sent before it knew are served. knows_of_going: they have come,
+        and the client makes no more, however long it takes it to read what it is told. See leave()."""
         if self.going_away:
             return
         self.going_away = True
@@ -413,7 +417,7 @@ cdef class Connection(Link):
         self.hub.want_flush(self)
 
     def leave(self):
-        """Once the client has had time to know: the connection ends with the last call that has come by now."""
+        """Once the client knows: the connection ends with the last call that has come by now."""
         if self.session == NULL or self.has_left:
             return
         self.has_left = True
@@ -630,6 +634,8 @@ cdef int _on_frame_recv(nghttp2_session* session, const nghttp2_frame* frame, vo
         elif frame.hd.type == NGHTTP2_PING:
             if frame.hd.flags & NGHTTP2_FLAG_ACK:
                 connection.pinged_s = -1
+                if not memcmp(frame.ping.opaque_data, GOING_PING, 8):
+                    connection.knows_of_going = True
             else:
                 return connection.note_ping()
     except BaseException as bug:
@@ -643,6 +649,9 @@ cdef int _on_frame_send(nghttp2_session* session, const nghttp2_frame* frame, vo
     if frame.hd.type == NGHTTP2_DATA:
         # Who reads and never writes sends updates of windows.
         connection.forgive_nuisance()
+    elif frame.hd.type == NGHTTP2_GOAWAY and connection.going_away and not connection.has_left:
+        # Not before: nghttp2 would send it first.
+        nghttp2_submit_ping(session, NGHTTP2_FLAG_NONE, GOING_PING)
     elif frame.hd.type == NGHTTP2_HEADERS and frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
         connection.nuisance = max(connection.nuisance - FORGIVEN_ANSWERED, 0)
         found = nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)

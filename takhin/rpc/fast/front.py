@@ -27,7 +27,7 @@ logger.addFilter(Seldom(__name__))
 _NO_ERROR, _ENHANCE_YOUR_CALM = 0x0, 0xB
 # How often connections and deadlines are looked at, at least and at most.
 _LEAST_TICK_S, _MOST_TICK_S = 0.01, 1.0
-# From the first GOAWAY, which names no last call, to the one that does.
+# At a stop, from the first GOAWAY, which names no last call, to the one that does, where a client does not answer.
 _LEAVE_S = 0.25
 # How long a client is given to close a connection that has ended.
 _LINGER_S = 1.0
@@ -120,10 +120,10 @@ class FastFront:
         while hub.connections and hub.loop_time() < until_s:
             await asyncio.sleep(0.005)
             for connection in list(hub.connections):
-                if not connection.calls or hub.loop_time() - connection.going_s >= _LEAVE_S:
+                if connection.knows_of_going or hub.loop_time() - connection.going_s >= _LEAVE_S:
                     connection.leave()
-                if not connection.calls and hub.loop_time() - connection.going_s >= 0.01:
-                    connection.end(_NO_ERROR)
+                    if not connection.calls:
+                        connection.end(_NO_ERROR)
         for connection in list(hub.connections):
             connection.cancel_calls()
         hub.flush()
@@ -209,15 +209,16 @@ class FastFront:
         connection.drop_stale(self._limits.request_arrival_ms / 1000)
         if connection.going_s >= 0:
             going_s = now_s - connection.going_s
+            knows = connection.knows_of_going or going_s >= settings.keepalive_timeout_ms / 1000
             if going_s >= settings.connection_age_grace_ms / 1000 + _LINGER_S:
                 connection.abort()  # it does not even take the GOAWAY
-            elif not connection.calls and going_s >= _LEAVE_S:
+            elif not connection.calls and knows:
                 connection.end(_NO_ERROR)
             elif going_s >= settings.connection_age_grace_ms / 1000:
                 connection.cancel_calls()
                 hub.flush()  # of calls that are cut the status goes out before the end, or never
                 connection.end(_NO_ERROR)
-            elif going_s >= _LEAVE_S:
+            elif knows:
                 connection.leave()
             return
         if connection.age_limit_s == 0:

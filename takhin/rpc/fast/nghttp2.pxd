@@ -32,10 +32,15 @@ cdef extern from "nghttp2/nghttp2.h":
     ctypedef struct nghttp2_headers:
         nghttp2_frame_hd hd
 
+    ctypedef struct nghttp2_ping:
+        nghttp2_frame_hd hd
+        uint8_t[8] opaque_data
+
     ctypedef union nghttp2_frame:
         nghttp2_frame_hd hd
         nghttp2_headers headers
         nghttp2_rst_stream rst_stream
+        nghttp2_ping ping
 
     ctypedef union nghttp2_data_source:
         int fd
@@ -87,6 +92,7 @@ cdef extern from "nghttp2/nghttp2.h":
         NGHTTP2_RST_STREAM
         NGHTTP2_SETTINGS
         NGHTTP2_PING
+        NGHTTP2_GOAWAY
         NGHTTP2_CONTINUATION
         NGHTTP2_HCAT_REQUEST
         NGHTTP2_ERR_PAUSE
