@@ -6,7 +6,8 @@ One producer a partition, one request under way each, acks -1. Handlers are call
 core of its own is called at its fast front by the raw C++ client (make bench-cpp), a stream a partition on one
 connection, and each partition's end must be what was acknowledged. Prints for each number of partitions and record
 size: latency (median, 99th percentile), records/s, CPU a record, and in process how the commits were made; then how
-many times the 99th percentile of the fewest partitions that of the others is, by rounds.
+many times that of the first number of partitions each other's 99th percentile is, with the journal: the median of the
+rounds' ratios.
 """
 
 import argparse
@@ -36,7 +37,6 @@ from takhin.broker.broker import Broker  # noqa: E402
 from takhin.config import Limits, Settings  # noqa: E402
 from takhin.v1 import takhin_pb2 as pb  # noqa: E402
 from takhin.v1 import takhin_pb2_grpc  # noqa: E402
-
 
 JOURNAL_BYTES = Limits().journal_bytes
 COLUMNS = (
@@ -150,10 +150,10 @@ def measure_all(chosen: argparse.Namespace, directory: Path) -> None:
                         measure_fast(*arguments) if chosen.fast else asyncio.run(measure_handlers(*arguments)))
         for (partitions, journal_bytes), found in results.items():
             print(f"{partitions:10}{size_bytes:7}{'yes' if journal_bytes else 'no':>9}" + columns(found), flush=True)
-        fewest = results[counts[0], JOURNAL_BYTES]
+        first = results[counts[0], JOURNAL_BYTES]
         ratios = {
             partitions: statistics.median(
-                many.p99_ms / few.p99_ms for many, few in zip(results[partitions, JOURNAL_BYTES], fewest, strict=True))
+                many.p99_ms / few.p99_ms for many, few in zip(results[partitions, JOURNAL_BYTES], first, strict=True))
             for partitions in counts[1:]
         }
         if ratios:
@@ -183,7 +183,7 @@ def main() -> int:
         print("bench.durable: no raw_client: run 'make bench-cpp'", file=sys.stderr)
         return 1
     uvloop.install()
-    return processes.exit_status_of("bench.durable", partial(measure_all, chosen), chosen.directory, LoadFailed)
+    return processes.exit_status_of("bench.durable", partial(measure_all, chosen), chosen.directory, LoadFailed, grpc.RpcError)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ logger.addFilter(Seldom(__name__))
 
 # Of HTTP/2.
 _NO_ERROR, _ENHANCE_YOUR_CALM = 0x0, 0xB
-# How often connections and deadlines are looked at, at least and at most.
+# How often connections are looked at, at least and at most.
 _LEAST_TICK_S, _MOST_TICK_S = 0.01, 1.0
 # At a stop, from the first GOAWAY, which names no last call, to the one that does, where a client does not answer.
 _LEAVE_S = 0.25
@@ -209,6 +209,7 @@ class FastFront:
         connection.drop_stale(self._limits.request_arrival_ms / 1000)
         if connection.going_s >= 0:
             going_s = now_s - connection.going_s
+            # Who has not answered for so long is taken for gone, as with a ping.
             knows = connection.knows_of_going or going_s >= settings.keepalive_timeout_ms / 1000
             if going_s >= settings.connection_age_grace_ms / 1000 + _LINGER_S:
                 connection.abort()  # it does not even take the GOAWAY
