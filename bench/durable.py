@@ -183,7 +183,8 @@ def main() -> int:
         print("bench.durable: no raw_client: run 'make bench-cpp'", file=sys.stderr)
         return 1
     uvloop.install()
-    return processes.exit_status_of("bench.durable", partial(measure_all, chosen), chosen.directory, LoadFailed, grpc.RpcError)
+    return processes.exit_status_of(
+        "bench.durable", partial(measure_all, chosen), chosen.directory, LoadFailed, grpc.RpcError)
 
 
 if __name__ == "__main__":
