@@ -30,7 +30,7 @@ from takhin.cli.command import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from takhin.cli.config_check import load_trace_export
 from takhin.cli.fast_front import is_wanted, load_fast_front, start_fast_front
 from takhin.cli.log_lines import JSON, set_up_logging
-from takhin.cli.malloc import give_memory_back, memory_bytes, tune_malloc
+from takhin.cli.malloc import tend_memory, tune_malloc
 from takhin.cli.program import Command, usage_line
 from takhin.cli.program import Option as Flag
 from takhin.cli.reload import Reloading
@@ -72,10 +72,6 @@ SWITCH_INTERVAL_S = 0.0005
 OTHER_OPEN_FILES = 128
 # So many segment files or connections are plenty: that the machine has cut a default to them, nobody need read of.
 PLENTY = 2_000
-# How often it is looked how many calls are open, and how many fewer than before have left memory worth giving back.
-MEMORY_CHECK_S = 5.0
-MANY_CALLS = 500
-MUCH_MEMORY_BYTES = 32 << 20
 # Imported in this order before anything starts, so that a broken installation is told in one line.
 MODULES = (
     "uvloop",
@@ -408,7 +404,7 @@ async def _serve_until_stopped(served_broker: _Served, stop: asyncio.Task[None])
     served_broker.status = f"serving on {bound}" + (f", fast front on {fast_bound}" if fast_bound else "")
     served_broker.manager.ready(served_broker.status)
     reloading = asyncio.create_task(_reload_when_told(served_broker))
-    tending = asyncio.create_task(_tend_memory(gates))
+    tending = asyncio.create_task(tend_memory(lambda: gates.num_open))
     try:
         _announce(bound, fast_bound, metrics_bound, settings)
         await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
@@ -426,20 +422,6 @@ async def _serve_until_stopped(served_broker: _Served, stop: asyncio.Task[None])
         if metrics is not None:
             # To the end: what happens while it drains is seen, too.
             await metrics.stop()
-
-
-async def _tend_memory(gates: "Gates") -> None:
-    """After many calls have ended what they took is given back: it lies scattered among what others have. Also once it
-    has become much more: calls may be over before they are seen here."""
-    most, kept_bytes = 0, memory_bytes()
-    while True:
-        await asyncio.sleep(MEMORY_CHECK_S)
-        num_open = gates.num_open
-        most = max(most, num_open)
-        if most - num_open >= MANY_CALLS or memory_bytes() - kept_bytes >= MUCH_MEMORY_BYTES:
-            most = num_open
-            await asyncio.get_running_loop().run_in_executor(None, give_memory_back)
-            kept_bytes = memory_bytes()
 
 
 def _tell_readiness(served_broker: _Served, unfit: str) -> None:

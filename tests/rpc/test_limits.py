@@ -610,5 +610,6 @@ def test_after_a_flood(
     wait_until(lambda: used(broker, "calls") == used(broker, "streams") == 0)
     wait_until(lambda: of(scrape(broker), "takhin_connections") == 1)
     assert len(read(stub, topic)) == 21
-    # What the allocator keeps is not a leak: two orders of magnitude above that many streams would be.
-    assert broker.rss_anon_bytes() - before < 48 << 20
+    # What the allocator keeps until the server asks for it is not a leak; nor are those MiB: two orders of magnitude
+    # above that many streams would be.
+    wait_until(lambda: broker.rss_anon_bytes() - before < 48 << 20)
