@@ -52,7 +52,7 @@ async def tend_memory(num_open_calls: Callable[[], int]) -> None:
                 and await loop.run_in_executor(None, unused_bytes) - kept_bytes >= MUCH_MEMORY_BYTES):
             most = num_open
             await loop.run_in_executor(None, give_memory_back)
-            least_bytes, kept_bytes = memory_bytes(), unused_bytes()
+            least_bytes, kept_bytes = memory_bytes(), await loop.run_in_executor(None, unused_bytes)
 
 
 def give_memory_back() -> None:
