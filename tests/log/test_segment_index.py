@@ -537,17 +537,20 @@ def test_a_file_that_ends_within_a_header(log: LocalLog) -> None:
         assert caught.value.code is Code.DATA_LOSS
 
 
-def test_what_is_read_in_part_without_waiting_is_no_damage_yet(log: LocalLog) -> None:
+@pytest.mark.parametrize("max_bytes", [1, 50_000], ids=["a record of a batch", "whole batches"])
+def test_what_is_read_in_part_without_waiting_is_no_damage_yet(log: LocalLog, max_bytes: int) -> None:
     """The rest may be on the disk: only who waits for it can tell that it isn't."""
-    log.write(*[b"v" * 3000] * 3)
+    for _ in range(3):
+        log.append(*[b"v" * 3000] * 3, batch=True)
+        log.partition.flush()
     log.sync()
     log.drop_rings()
     (path,) = segments_of(log.directory)
     os.truncate(path, places_of(path)[2] + BATCH_HEADER_SIZE + 1000)
-    reader = Reader(log.partition, 2)
-    assert reader.read(50_000) is WOULD_BLOCK
+    reader = Reader(log.partition, 6)
+    assert reader.read(max_bytes) is WOULD_BLOCK
     with pytest.raises(TakhinError) as caught:
-        reader.read_blocking(50_000)
+        reader.read_blocking(max_bytes)
     assert caught.value.code is Code.DATA_LOSS
 
 
