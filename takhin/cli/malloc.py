@@ -1,4 +1,4 @@
-"""How glibc gives memory to a process that moves large messages."""
+"""How glibc gives memory to a process that moves large messages, and when it gives it back to the system."""
 
 import asyncio
 import ctypes
@@ -12,7 +12,7 @@ MALLOC_OPTIONS = {
     "MALLOC_MMAP_THRESHOLD_": (-3, 32 * 1024 * 1024),
     "MALLOC_TRIM_THRESHOLD_": (-1, 64 * 1024 * 1024),
 }
-# How often it is looked for memory to give back; how many calls fewer than before, how much more unused are worth it.
+# How often tend_memory looks; so many calls fewer than before, or so much more unused, are worth giving back.
 MEMORY_CHECK_S = 5.0
 MANY_CALLS = 500
 MUCH_MEMORY_BYTES = 32 << 20
@@ -37,9 +37,9 @@ def tune_malloc(environ: Mapping[str, str]) -> None:
 
 
 async def tend_memory(num_open_calls: Callable[[], int]) -> None:
-    """After many calls have ended what they took is given back: it lies scattered among what others have. Also once
-    much more is unused than before: calls may be over before they are seen here. That there is more in memory is not
-    enough: at the height of a peak all of it is in use, and to try then is to try in vain."""
+    """Give memory back, until cancelled: after many calls have ended, as what they took lies scattered among what
+    others have; and once much more is unused than before, as calls may be over before they are seen here. That there
+    is more in memory is not enough: at the height of a peak all of it is in use, and to try then is to try in vain."""
     loop = asyncio.get_running_loop()
     most, least_bytes, kept_bytes = 0, memory_bytes(), unused_bytes()
     while True:

@@ -18,7 +18,7 @@ async def main():
     await asyncio.sleep(0.1)
     before, unused_before = malloc.memory_bytes(), malloc.unused_bytes()
     peak = [os.urandom(1024) for _ in range(128 * 1024)]
-    await asyncio.sleep(0.5)  # It is looked for memory while all is in use,
+    await asyncio.sleep(0.5)  # Looked at while all is in use,
     print(malloc.memory_bytes() - before >> 20, malloc.unused_bytes() - unused_before >> 20)
     scattered = peak[::64]
     del peak
