@@ -9,6 +9,8 @@ gives out. The gap is drawn at random there, not when the copy is made: several 
 import secrets
 import sqlite3
 
+COPY_MARK = "CREATE TABLE IF NOT EXISTS copy_mark (id INTEGER PRIMARY KEY) STRICT"
+
 # Of what is given out one at a time, and at most 2^31 - 1 times: far more than an original gives out after it was
 # copied, and room for thousands of copies of copies.
 LEAST_GAP, LARGEST_GAP = 1 << 10, 1 << 20
@@ -28,7 +30,7 @@ _GAPS = (
 
 def mark_copy(db: sqlite3.Connection) -> None:
     """In whatever format the database is: a broker that does not know the mark leaves it to one that does."""
-    db.execute("CREATE TABLE IF NOT EXISTS copy_mark (id INTEGER PRIMARY KEY) STRICT")
+    db.execute(COPY_MARK)
 
 
 def begin_apart(db: sqlite3.Connection) -> bool:

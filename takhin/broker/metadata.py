@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from takhin.broker.access_store import ACCESS
-from takhin.broker.copy_mark import begin_apart
+from takhin.broker.copy_mark import COPY_MARK, begin_apart
 from takhin.broker.group_store import (
     GROUP_MEMBERS,
     StoredGroup,
@@ -56,6 +56,7 @@ SCHEMA = Schema(
     application_id=int.from_bytes(b"TKMD", "big"),
     version=6,
     migrations={1: _GROUP_USE, 2: GROUP_MEMBERS, 3: _PRODUCERS, 4: TRANSACTIONS, 5: ACCESS},
+    may_have=(COPY_MARK,),
     statements=(
         *ACCESS,
         *_PRODUCERS,

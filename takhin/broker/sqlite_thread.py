@@ -46,6 +46,9 @@ _OPERATION_CODES = frozenset(
     }
 )
 
+# Where a table begins is no part of it.
+_SCHEMA_ROWS = "SELECT type, name, tbl_name, sql FROM sqlite_schema"
+
 logger = logging.getLogger(__name__)
 
 
@@ -56,12 +59,14 @@ class Schema:
     application_id: SQLite's 32-bit mark of whose file this is. version: kept as user_version.
     statements: run once, in the transaction that also sets both marks. migrations: what makes a file of the next
     version of one that has the version they stand under; an older file goes through all of them when it is opened.
+    may_have: statements that make what a file may have besides.
     """
 
     application_id: int
     version: int
     statements: Sequence[str]
     migrations: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    may_have: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,52 +404,49 @@ def _prepare(db: sqlite3.Connection, path: str, schema: Schema) -> None:
             db.execute(statement)
         db.execute(f"PRAGMA application_id={schema.application_id}")
         db.execute(f"PRAGMA user_version={schema.version}")
+        found = schema.version
     else:
-        _migrate(db, schema)
-        _check_shape(db, path, schema)
+        found = update_schema(db, path, schema)
     db.execute("COMMIT")
+    if found != schema.version:
+        logger.info("the metadata database has format %d now; it had %d", schema.version, found)
     db.execute("PRAGMA wal_checkpoint(PASSIVE)")
     _sync_directory(path)
 
 
-def _migrate(db: sqlite3.Connection, schema: Schema) -> None:
-    """Within the caller's transaction: a start that is killed meanwhile leaves the file as it was."""
-    found = _pragma(db, "user_version")
+def update_schema(db: sqlite3.Connection, path: str, schema: Schema) -> int:
+    """Makes a database of an older version one of the present version, and checks that its schema is now to the letter
+    that of a new one. Returns the version it had.
+
+    To the letter, as SQLite holds a schema that it can parse for a good one, though a bit in a name, in a CHECK or in
+    the mark of a copy may be another: then one operation or other fails, some day, or does what it must not.
+
+    Within the caller's transaction: a start that is killed meanwhile leaves the file as it was. Raises StartError,
+    sqlite3.Error.
+    """
+    found: int = _pragma(db, "user_version")
     for version in range(found, schema.version):
         for statement in schema.migrations[version]:
             db.execute(statement)
     if found != schema.version:
         db.execute(f"PRAGMA user_version={schema.version}")
-        logger.info("the metadata database has format %d now; it had %d", schema.version, found)
+    expected = _schema_rows(schema.statements)
+    rows = set(db.execute(_SCHEMA_ROWS)) - _schema_rows(schema.may_have)
+    if rows != expected:
+        names = ", ".join(sorted({repr(name) for _, name, *_ in rows ^ expected}))
+        raise StartError(_damaged(path, f"its schema is not that of format {schema.version}: {names}"))
+    return found
 
 
-def _check_shape(db: sqlite3.Connection, path: str, schema: Schema) -> None:
-    """SQLite holds a schema that can be parsed for a good one, though a bit of a name in it may be another: then one
-    operation or other fails, some day. Raises StartError."""
-    expected = sqlite3.connect(":memory:", isolation_level=None)
+def _schema_rows(statements: Sequence[str]) -> set[tuple[Any, ...]]:
+    """What statements leave in the schema of a new database."""
+    db = sqlite3.connect(":memory:", isolation_level=None)
     try:
-        for statement in schema.statements:
-            expected.execute(statement)
-        # There may be more: the mark of a copy.
-        if not _shape(expected) <= _shape(db):
-            raise StartError(_damaged(path, f"its tables are not those of format {schema.version}"))
+        for statement in statements:
+            db.execute(statement)
+        return set(db.execute(_SCHEMA_ROWS))
     finally:
-        expected.close()
-
-
-def _shape(db: sqlite3.Connection) -> set[tuple[Any, ...]]:
-    """Tables and indexes with their columns, and what columns refer to."""
-    return {("table", *row) for row in db.execute(
-        """SELECT tables.name, columns.name, columns.type, "notnull", dflt_value, pk FROM sqlite_schema AS tables
-        JOIN pragma_table_xinfo(tables.name) AS columns WHERE tables.type = 'table'"""
-    )} | {("reference", *row) for row in db.execute(
-        """SELECT tables.name, "table", "from", "to", on_update, on_delete FROM sqlite_schema AS tables
-        JOIN pragma_foreign_key_list(tables.name) WHERE tables.type = 'table'"""
-    )} | {("index", *row) for row in db.execute(
-        """SELECT tables.name, indexes.name, "unique", columns.seqno, columns.name FROM sqlite_schema AS tables
-        JOIN pragma_index_list(tables.name) AS indexes JOIN pragma_index_xinfo(indexes.name) AS columns
-        WHERE tables.type = 'table'"""
-    )}
+        db.close()
 
 
 def _sync_directory(path: str) -> None:

@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass
 
 from takhin.broker.metadata import SCHEMA, TopicRow, read_topics
-from takhin.broker.sqlite_thread import check_files, check_marks
+from takhin.broker.sqlite_thread import check_files, check_marks, update_schema
 from takhin.errors import StartError
 
 _FILES = ("meta.db", "meta.db-wal", "meta.db.sum")
@@ -66,6 +66,9 @@ def _read(db: sqlite3.Connection, path: str) -> MetadataView | None:
     broken = db.execute("PRAGMA foreign_key_check").fetchone()
     if broken is not None:
         raise MetadataError(f"meta.db is damaged: a row of {broken[0]} belongs to nothing")
+    db.execute("BEGIN")
+    update_schema(db, path, SCHEMA)
+    db.execute("ROLLBACK")
     run = db.execute("SELECT epoch, clean FROM run").fetchone()
     if run is None:
         raise MetadataError("meta.db is damaged: it has no run")
