@@ -19,25 +19,23 @@ _BROKERS = 20_000
 
 
 class RotMetadataPlan:
-    """One bit of every byte of meta.db and of the last 64 KiB of its WAL."""
+    """Every bit of meta.db and of the last 64 KiB of its WAL."""
 
     def __init__(self, directory: Path, seed: int):
-        self._seed = seed
         self._bed = MetadataBed(directory)
         bases = [make_metadata(seed), make_metadata(seed, stopped=True)]
         self._rounds: list[tuple[MetadataBase, str, range]] = [
             (base, name, range(max(0, len(data) - _LAST_BYTES), len(data)))
             for base in bases for name, data in sorted(base.files.items())
         ]
-        self.total = sum(len(places) for *_, places in self._rounds)
+        self.total = 8 * sum(len(places) for *_, places in self._rounds)
 
     def close(self) -> None:
         self._bed.close()
 
     def judge(self, number: int, run: Run) -> None:
         """Round `number`: what is broken is told to the run."""
-        bit = random.Random(f"{self._seed}/{number}").randrange(8)
-        at = number
+        at, bit = divmod(number, 8)
         for base, name, places in self._rounds:
             if at < len(places):
                 break
