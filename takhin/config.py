@@ -26,6 +26,8 @@ TIB = 1 << 40
 INT32_MAX = (1 << 31) - 1
 # What JavaScript clients can hold in a number.
 SAFE_INT_MAX = (1 << 53) - 1
+# As many as may ever be allowed.
+LARGEST_PARTITIONS_PER_TOPIC = 1_000_000
 # A response needs room for more than the record in it: topic, watermarks, the batch's header.
 RESPONSE_OVERHEAD_BYTES = 64 * KIB
 
@@ -166,7 +168,8 @@ class Limits:
     """[limits]: what one broker takes on; beyond them requests are refused."""
 
     topics: int = _number(10_000, "topics", "", 1, 1_000_000, reloads=True)
-    partitions_per_topic: int = _number(10_000, "partitions of one topic", "", 1, 1_000_000, reloads=True)
+    partitions_per_topic: int = _number(
+        10_000, "partitions of one topic", "", 1, LARGEST_PARTITIONS_PER_TOPIC, reloads=True)
     partitions: int = _number(100_000, "partitions of all topics together", "", 1, 1_000_000, reloads=True)
     groups: int = _number(10_000, "consumer groups", "", 1, 1_000_000, reloads=True)
     producers: int = _number(

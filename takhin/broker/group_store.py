@@ -45,10 +45,20 @@ def encode_member(member: Member) -> str:
 
 
 def _decode_member(member_id: str, state: str) -> Member:
+    """Raises KeyError, TypeError, ValueError when it is not what encode_member() gave."""
     stored = json.loads(state)
     owned = {GroupPartition(topic, number, topic_id): since for topic, number, topic_id, since in stored.pop("owned")}
     stored["topics"] = frozenset(stored["topics"])
-    return Member(member_id, Description(**stored), owned)
+    member = Member(member_id, Description(**stored), owned)
+    described = member.description
+    texts = [described.assignor, described.client_id, described.client_host, described.instance_id, *described.topics]
+    numbers = [described.session_timeout_ms]
+    for (topic, number, topic_id), since in owned.items():
+        texts.append(topic)
+        numbers += number, topic_id, since
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
+        raise ValueError(f"member {member_id!r} has {state}")
+    return member
 
 
 def ensure_group(db: sqlite3.Connection, group_id: str) -> None:

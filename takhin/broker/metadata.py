@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from takhin.broker.access_store import ACCESS
+from takhin.broker.access_store import ACCESS, load_access
 from takhin.broker.copy_mark import COPY_MARK, begin_apart
 from takhin.broker.group_store import (
     GROUP_MEMBERS,
@@ -26,6 +26,7 @@ from takhin.broker.group_store import (
 )
 from takhin.broker.sqlite_thread import Schema, SqliteThread
 from takhin.broker.transaction_store import TRANSACTIONS, last_transaction, store_transactions
+from takhin.config import LARGEST_PARTITIONS_PER_TOPIC
 from takhin.errors import Reason, TakhinError, error
 from takhin.log.transaction_offsets import TransactionOffsets
 
@@ -52,11 +53,30 @@ _PRODUCERS = (
 # used_ms: when the group was last seen with members; 0: never.
 _GROUP_USE = ("ALTER TABLE consumer_groups ADD COLUMN used_ms INTEGER NOT NULL DEFAULT 0",)
 
+
+def _check_rows(db: sqlite3.Connection) -> None:
+    """Reads what a start reads. Raises ValueError and what the readers raise."""
+    for table in ("run", "producer_ids", "transactions"):
+        if db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0] != 1:
+            raise ValueError(f"{table} has no row")
+    for topic in read_topics(db):
+        if topic.num_partitions > LARGEST_PARTITIONS_PER_TOPIC:
+            raise ValueError(f"topic {topic.name!r} has {topic.num_partitions} partitions")
+    for (highest,) in db.execute("SELECT seq FROM sqlite_sequence"):
+        if not isinstance(highest, int):
+            raise ValueError(f"the highest id of a topic is {highest!r}")
+    _load_producers(db)
+    _group_names(db)
+    load_members(db)
+    load_access(db)
+
+
 SCHEMA = Schema(
     application_id=int.from_bytes(b"TKMD", "big"),
     version=6,
     migrations={1: _GROUP_USE, 2: GROUP_MEMBERS, 3: _PRODUCERS, 4: TRANSACTIONS, 5: ACCESS},
     may_have=(COPY_MARK,),
+    check=_check_rows,
     statements=(
         *ACCESS,
         *_PRODUCERS,
@@ -324,9 +344,7 @@ class MetadataStore:
 
     async def list_groups(self) -> list[str]:
         """All groups' ids, sorted by code point."""
-        return await self._db.read(
-            lambda db: [row[0] for row in db.execute("SELECT name FROM consumer_groups ORDER BY name")]
-        )
+        return await self._db.read(_group_names)
 
     async def group_offsets(self, group_id: str) -> dict[tuple[int, int], int]:
         """Committed offsets by (topic id, partition). Raises GROUP_NOT_FOUND."""
@@ -713,6 +731,10 @@ def _delete_group(db: sqlite3.Connection, group_id: str) -> None:
 
 def _no_such_group(group_id: str) -> TakhinError:
     return error(Reason.GROUP_NOT_FOUND, f"there is no group {group_id!r}", group_id=group_id)
+
+
+def _group_names(db: sqlite3.Connection) -> list[str]:
+    return [row[0] for row in db.execute("SELECT name FROM consumer_groups ORDER BY name")]
 
 
 def _load_producers(db: sqlite3.Connection) -> tuple[int, list[ProducerName]]:

@@ -46,8 +46,9 @@ _OPERATION_CODES = frozenset(
     }
 )
 
-# Where a table begins is no part of it.
-_SCHEMA_ROWS = "SELECT type, name, tbl_name, sql FROM sqlite_schema"
+# Bytes, as what has rotted may be no text. Where a table begins is no part of it.
+_SCHEMA_ROWS = """SELECT CAST(type AS BLOB), CAST(name AS BLOB), CAST(tbl_name AS BLOB), CAST(sql AS BLOB)
+    FROM sqlite_schema"""
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ class Schema:
     application_id: SQLite's 32-bit mark of whose file this is. version: kept as user_version.
     statements: run once, in the transaction that also sets both marks. migrations: what makes a file of the next
     version of one that has the version they stand under; an older file goes through all of them when it is opened.
-    may_have: statements that make what a file may have besides.
+    may_have: statements that make what a file may have besides. check: reads what is stored, as it will be read; what
+    it raises says that a row has rotted.
     """
 
     application_id: int
@@ -67,6 +69,7 @@ class Schema:
     statements: Sequence[str]
     migrations: Mapping[int, Sequence[str]] = field(default_factory=dict)
     may_have: Sequence[str] = ()
+    check: Callable[[sqlite3.Connection], None] = lambda db: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,13 +351,9 @@ def _connect(path: str, schema: Schema) -> sqlite3.Connection:
         raise StartError(f"the metadata database {path} cannot be opened: {exception}") from exception
     try:
         _prepare(db, path, schema)
-    except sqlite3.Error as exception:
+    except (sqlite3.Error, UnicodeDecodeError) as exception:
         db.close()
-        raise StartError(_why_not(path, exception)) from exception
-    except UnicodeDecodeError as exception:
-        # SQLite's own tables hold text too.
-        db.close()
-        raise StartError(_damaged(path, str(exception))) from exception
+        raise StartError(why_not(path, exception)) from exception
     except BaseException:
         db.close()
         raise
@@ -406,7 +405,7 @@ def _prepare(db: sqlite3.Connection, path: str, schema: Schema) -> None:
         db.execute(f"PRAGMA user_version={schema.version}")
         found = schema.version
     else:
-        found = update_schema(db, path, schema)
+        found = make_current(db, path, schema)
     db.execute("COMMIT")
     if found != schema.version:
         logger.info("the metadata database has format %d now; it had %d", schema.version, found)
@@ -414,9 +413,9 @@ def _prepare(db: sqlite3.Connection, path: str, schema: Schema) -> None:
     _sync_directory(path)
 
 
-def update_schema(db: sqlite3.Connection, path: str, schema: Schema) -> int:
+def make_current(db: sqlite3.Connection, path: str, schema: Schema) -> int:
     """Makes a database of an older version one of the present version, and checks that its schema is now to the letter
-    that of a new one. Returns the version it had.
+    that of a new one and that its rows can be read. Returns the version it had.
 
     To the letter, as SQLite holds a schema that it can parse for a good one, though a bit in a name, in a CHECK or in
     the mark of a copy may be another: then one operation or other fails, some day, or does what it must not.
@@ -433,8 +432,15 @@ def update_schema(db: sqlite3.Connection, path: str, schema: Schema) -> int:
     expected = _schema_rows(schema.statements)
     rows = set(db.execute(_SCHEMA_ROWS)) - _schema_rows(schema.may_have)
     if rows != expected:
-        names = ", ".join(sorted({repr(name) for _, name, *_ in rows ^ expected}))
-        raise StartError(_damaged(path, f"its schema is not that of format {schema.version}: {names}"))
+        names = sorted({repr((name or b"").decode(errors="replace")) for _, name, *_ in rows ^ expected})
+        raise StartError(_damaged(path, f"its schema is not that of format {schema.version}: {', '.join(names)}"))
+    try:
+        schema.check(db)
+    except sqlite3.Error:
+        raise
+    except Exception as problem:  # whatever it is that a rotten row does to who reads it
+        what = str(problem) if isinstance(problem, ValueError) else f"{type(problem).__name__}: {problem}"
+        raise StartError(_damaged(path, what)) from problem
     return found
 
 
@@ -482,12 +488,13 @@ def _pragma(db: sqlite3.Connection, text: str) -> Any:
     return db.execute(f"PRAGMA {text}").fetchone()[0]
 
 
-def _why_not(path: str, exception: sqlite3.Error) -> str:
+def why_not(path: str, exception: sqlite3.Error | UnicodeDecodeError) -> str:
     """One line for the operator: why the file can't be used."""
     code = _primary_code(exception)
     if code == sqlite3.SQLITE_NOTADB:
         return f"{path} is not an SQLite database"
-    if code == sqlite3.SQLITE_CORRUPT:
+    # None: it is Python's own, about text that is none.
+    if code is None or code == sqlite3.SQLITE_CORRUPT:
         return _damaged(path, str(exception))
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return f"the metadata database {path} is open in another process"
@@ -495,4 +502,6 @@ def _why_not(path: str, exception: sqlite3.Error) -> str:
 
 
 def _damaged(path: str, detail: str) -> str:
-    return f"the metadata database {path} is damaged ({' '.join(detail.split())}); restore it from a copy"
+    # It may have in it what has rotted: on one line, and nothing that a terminal obeys.
+    detail = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in " ".join(detail.split()))
+    return f"the metadata database {path} is damaged ({detail}); restore it from a copy"

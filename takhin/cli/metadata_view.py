@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass
 
 from takhin.broker.metadata import SCHEMA, TopicRow, read_topics
-from takhin.broker.sqlite_thread import check_files, check_marks, update_schema
+from takhin.broker.sqlite_thread import check_files, check_marks, make_current, why_not
 from takhin.errors import StartError
 
 _FILES = ("meta.db", "meta.db-wal", "meta.db.sum")
@@ -52,7 +52,7 @@ def read_copy(directory: str, data_dir: str) -> MetadataView | None:
         finally:
             db.close()
     except (sqlite3.Error, UnicodeDecodeError) as problem:
-        raise MetadataError(f"meta.db is damaged: {problem}") from problem
+        raise MetadataError(why_not(os.path.join(data_dir, "meta.db"), problem)) from problem
     except StartError as problem:
         raise MetadataError(str(problem).replace(directory, data_dir)) from problem
 
@@ -67,11 +67,9 @@ def _read(db: sqlite3.Connection, path: str) -> MetadataView | None:
     if broken is not None:
         raise MetadataError(f"meta.db is damaged: a row of {broken[0]} belongs to nothing")
     db.execute("BEGIN")
-    update_schema(db, path, SCHEMA)
+    make_current(db, path, SCHEMA)
     db.execute("ROLLBACK")
     run = db.execute("SELECT epoch, clean FROM run").fetchone()
-    if run is None:
-        raise MetadataError("meta.db is damaged: it has no run")
     highest = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'topics'").fetchone()
     commits = {
         (topic_id, partition): (offset, group)

@@ -18,10 +18,14 @@ Snapshot = tuple[object, ...]
 
 @dataclass(frozen=True)
 class MetadataBase:
-    """meta.db and its WAL as they were left, and what the database held after each of its commits, from old to new."""
+    """meta.db and its WAL as they were left, and what the database held after each of its commits, from old to new.
+
+    values_may_differ: nothing there tells when a value was another.
+    """
 
     files: Files
     history: list[Snapshot]
+    values_may_differ: bool = False
 
 
 async def snapshot_of(store: MetadataStore) -> Snapshot:

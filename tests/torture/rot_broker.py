@@ -19,13 +19,18 @@ _BROKERS = 20_000
 
 
 class RotMetadataPlan:
-    """Every bit of meta.db and of the last 64 KiB of its WAL."""
+    """Every bit of meta.db and of the last 64 KiB of its WAL; then of meta.db when neither a WAL nor a sum says what
+    was in it: values may be others then, but nothing else."""
 
     def __init__(self, directory: Path, seed: int):
         self._bed = MetadataBed(directory)
-        bases = [make_metadata(seed), make_metadata(seed, stopped=True)]
+        stopped = make_metadata(seed, stopped=True)
+        bases = [
+            make_metadata(seed), stopped,
+            MetadataBase({"meta.db": stopped.files["meta.db"]}, stopped.history, values_may_differ=True),
+        ]
         self._rounds: list[tuple[MetadataBase, str, range]] = [
-            (base, name, range(max(0, len(data) - _LAST_BYTES), len(data)))
+            (base, name, range(max(0, len(data) - _LAST_BYTES) if name == "meta.db-wal" else 0, len(data)))
             for base in bases for name, data in sorted(base.files.items())
         ]
         self.total = 8 * sum(len(places) for *_, places in self._rounds)

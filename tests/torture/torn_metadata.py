@@ -76,5 +76,7 @@ def judge_metadata(bed: MetadataBed, base: MetadataBase, files: dict[str, bytes]
         run.add(metadata_right=1)
     elif found in base.history:
         run.add(older_metadata=1)
+    elif base.values_may_differ:
+        run.add(metadata_differs=1)
     else:
         run.fail(f"{where}: started with metadata that never was")
