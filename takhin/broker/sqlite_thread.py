@@ -151,8 +151,7 @@ class SqliteThread:
 
     def _main(self, opened: ThreadFuture[None]) -> None:
         try:
-            self._db = _connect(self._path, self._schema)
-            self._checkpointed_pages = _pragma(self._db, "page_count")
+            self._db, self._checkpointed_pages = _connect(self._path, self._schema)
         except BaseException as exception:
             opened.set_exception(exception)
             return
@@ -337,8 +336,8 @@ def _failed_before() -> TakhinError:
     )
 
 
-def _connect(path: str, schema: Schema) -> sqlite3.Connection:
-    """The checked and configured connection. Raises StartError."""
+def _connect(path: str, schema: Schema) -> tuple[sqlite3.Connection, int]:
+    """The checked and configured connection, and how many pages the database has. Raises StartError."""
     check_files(path)
     try:
         make_private(path)
@@ -351,13 +350,13 @@ def _connect(path: str, schema: Schema) -> sqlite3.Connection:
         raise StartError(f"the metadata database {path} cannot be opened: {exception}") from exception
     try:
         _prepare(db, path, schema)
+        return db, _pragma(db, "page_count")
     except (sqlite3.Error, UnicodeDecodeError) as exception:
         db.close()
         raise StartError(why_not(path, exception)) from exception
     except BaseException:
         db.close()
         raise
-    return db
 
 
 def check_files(path: str) -> None:
