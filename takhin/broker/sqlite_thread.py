@@ -364,9 +364,9 @@ def check_files(path: str) -> None:
     try:
         frame = damaged_frame(path)
         if frame is not None:
-            raise StartError(_damaged(f"{path}-wal", f"frame {frame}; commits that were durable lie behind it"))
+            raise StartError(damaged(f"{path}-wal", f"frame {frame}; commits that were durable lie behind it"))
         if not take_sum(path):
-            raise StartError(_damaged(
+            raise StartError(damaged(
                 path, f"its checksum is not what the last clean stop left; without {sum_path(path)} it is not compared"
             ))
     except OSError as exception:
@@ -379,9 +379,9 @@ def _prepare(db: sqlite3.Connection, path: str, schema: Schema) -> None:
     is_new = check_marks(db, path, schema)
     findings = _pragma(db, "integrity_check(1)")
     if findings != "ok":
-        raise StartError(_damaged(path, findings))
+        raise StartError(damaged(path, findings))
     if db.execute("PRAGMA foreign_key_check").fetchone() is not None:
-        raise StartError(_damaged(path, "rows refer to others that are not there"))
+        raise StartError(damaged(path, "rows refer to others that are not there"))
     if _pragma(db, "journal_mode=WAL") != "wal":
         raise StartError(f"the metadata database {path} cannot use a write-ahead log on this filesystem")
     for setting in (
@@ -432,14 +432,14 @@ def make_current(db: sqlite3.Connection, path: str, schema: Schema) -> int:
     rows = set(db.execute(_SCHEMA_ROWS)) - _schema_rows(schema.may_have)
     if rows != expected:
         names = sorted({repr((name or b"").decode(errors="replace")) for _, name, *_ in rows ^ expected})
-        raise StartError(_damaged(path, f"its schema is not that of format {schema.version}: {', '.join(names)}"))
+        raise StartError(damaged(path, f"its schema is not that of format {schema.version}: {', '.join(names)}"))
     try:
         schema.check(db)
     except sqlite3.Error:
         raise
     except Exception as problem:  # whatever it is that a rotten row does to who reads it
         what = str(problem) if isinstance(problem, ValueError) else f"{type(problem).__name__}: {problem}"
-        raise StartError(_damaged(path, what)) from problem
+        raise StartError(damaged(path, what)) from problem
     return found
 
 
@@ -494,13 +494,14 @@ def why_not(path: str, exception: sqlite3.Error | UnicodeDecodeError) -> str:
         return f"{path} is not an SQLite database"
     # None: it is Python's own, about text that is none.
     if code is None or code == sqlite3.SQLITE_CORRUPT:
-        return _damaged(path, str(exception))
+        return damaged(path, str(exception))
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return f"the metadata database {path} is open in another process"
     return f"the metadata database {path} cannot be used: {exception}"
 
 
-def _damaged(path: str, detail: str) -> str:
-    # It may have in it what has rotted: on one line, and nothing that a terminal obeys.
+def damaged(path: str, detail: str) -> str:
+    """One line for the operator."""
+    # The detail may have in it what has rotted: on one line, and nothing that a terminal obeys.
     detail = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in " ".join(detail.split()))
     return f"the metadata database {path} is damaged ({detail}); restore it from a copy"

@@ -141,7 +141,7 @@ class Auditor:
             self.audit.metadata = read_metadata(self.audit.data_dir)
         except MetadataError as problem:
             self.audit.metadata_damaged = True
-            self._tell(DAMAGE, path, None, f"{problem}; no broker starts with it: restore it from a copy")
+            self._tell(DAMAGE, path, None, f"{problem}; no broker starts with it")
             return
         topics = os.path.join(self.audit.data_dir, "topics")
         if self.audit.metadata is None and os.path.isdir(topics) and os.listdir(topics):

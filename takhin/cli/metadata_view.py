@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass
 
 from takhin.broker.metadata import SCHEMA, TopicRow, read_topics
-from takhin.broker.sqlite_thread import check_files, check_marks, make_current, why_not
+from takhin.broker.sqlite_thread import check_files, check_marks, damaged, make_current, why_not
 from takhin.errors import StartError
 
 _FILES = ("meta.db", "meta.db-wal", "meta.db.sum")
@@ -62,10 +62,10 @@ def _read(db: sqlite3.Connection, path: str) -> MetadataView | None:
         return None  # the first start was killed before it had made the tables
     findings = [row[0] for row in db.execute("PRAGMA integrity_check(10)")]
     if findings != ["ok"]:
-        raise MetadataError(f"meta.db is damaged: {'; '.join(' '.join(each.split()) for each in findings)}")
+        raise MetadataError(damaged(path, "; ".join(findings)))
     broken = db.execute("PRAGMA foreign_key_check").fetchone()
     if broken is not None:
-        raise MetadataError(f"meta.db is damaged: a row of {broken[0]} belongs to nothing")
+        raise MetadataError(damaged(path, f"a row of {broken[0]} belongs to nothing"))
     db.execute("BEGIN")
     make_current(db, path, SCHEMA)
     db.execute("ROLLBACK")

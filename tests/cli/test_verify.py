@@ -197,7 +197,7 @@ def remove_the_metadata(data: Data) -> str:
 
 def spoil_the_metadata(data: Data) -> str:
     (data.directory / "meta.db").write_bytes(b"no database" * 1000)
-    return "no broker starts with it: restore it from a copy"
+    return "restore it from a copy; no broker starts with it"
 
 
 def flip_a_bit_of_the_metadata(data: Data) -> str:
