@@ -12,10 +12,12 @@ MALLOC_OPTIONS = {
     "MALLOC_MMAP_THRESHOLD_": (-3, 32 * 1024 * 1024),
     "MALLOC_TRIM_THRESHOLD_": (-1, 64 * 1024 * 1024),
 }
-# How often tend_memory looks; so many calls fewer than before, or so much more unused, are worth giving back.
+# How often tend_memory looks; so many calls fewer than before, or so much more unused than at first, are worth giving
+# back; and so many looks at most lie between two attempts that were in vain, or whose room was taken again at once.
 MEMORY_CHECK_S = 5.0
 MANY_CALLS = 500
 MUCH_MEMORY_BYTES = 32 << 20
+MOST_LOOKS = 64
 
 
 def tune_malloc(environ: Mapping[str, str]) -> None:
@@ -38,21 +40,39 @@ def tune_malloc(environ: Mapping[str, str]) -> None:
 
 async def tend_memory(num_open_calls: Callable[[], int]) -> None:
     """Give memory back, until cancelled: after many calls have ended, as what they took lies scattered among what
-    others have; and once much more is unused than before, as calls may be over before they are seen here. That there
-    is more in memory is not enough: at the height of a peak all of it is in use, and to try then is to try in vain."""
+    others have; and while much more is unused than at first, as calls may be over before they are seen here.
+
+    That there is more in memory is not enough: at the height of a peak all of it is in use, and to try then is to try
+    in vain. Nor is one attempt enough: what lies between blocks in use can't be given back before they are free, too,
+    and little more is unused then. So it tries again, after twice as many looks each time, as to try costs time and a
+    busy broker takes the room again.
+    """
     loop = asyncio.get_running_loop()
-    most, least_bytes, kept_bytes = 0, memory_bytes(), unused_bytes()
+    most, least_bytes, least_unused_bytes = 0, memory_bytes(), unused_bytes()
+    looks_between = looks_to_go = 1
     while True:
         await asyncio.sleep(MEMORY_CHECK_S)
         num_open = num_open_calls()
         most = max(most, num_open)
-        least_bytes = min(least_bytes, memory_bytes())
-        if most - num_open >= MANY_CALLS or (
-                memory_bytes() - least_bytes >= MUCH_MEMORY_BYTES
-                and await loop.run_in_executor(None, unused_bytes) - kept_bytes >= MUCH_MEMORY_BYTES):
+        if most - num_open >= MANY_CALLS:
             most = num_open
             await loop.run_in_executor(None, give_memory_back)
-            least_bytes, kept_bytes = memory_bytes(), await loop.run_in_executor(None, unused_bytes)
+        in_memory_bytes = memory_bytes()
+        least_bytes = min(least_bytes, in_memory_bytes)
+        if in_memory_bytes - least_bytes < MUCH_MEMORY_BYTES:
+            looks_between = looks_to_go = 1
+            continue
+        looks_to_go -= 1
+        if looks_to_go:
+            continue
+        now_unused_bytes = await loop.run_in_executor(None, unused_bytes)
+        least_unused_bytes = min(least_unused_bytes, now_unused_bytes)
+        if now_unused_bytes - least_unused_bytes < MUCH_MEMORY_BYTES:
+            looks_between = 1
+        else:
+            await loop.run_in_executor(None, give_memory_back)
+            looks_between = min(2 * looks_between, MOST_LOOKS)
+        looks_to_go = looks_between
 
 
 def give_memory_back() -> None:
