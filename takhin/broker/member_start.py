@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from takhin.broker.assignors import ASSIGNORS, DEFAULT_ASSIGNOR
 from takhin.broker.group import Description
 from takhin.broker.groups import check_group_id
-from takhin.broker.topics import check_topic_name
+from takhin.broker.topic_name import check_topic_name
 from takhin.errors import Reason, error
 from takhin.v1 import takhin_pb2 as pb
 

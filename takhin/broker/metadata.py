@@ -25,6 +25,7 @@ from takhin.broker.group_store import (
     store_members,
 )
 from takhin.broker.sqlite_thread import Schema, SqliteThread
+from takhin.broker.topic_name import check_topic_name
 from takhin.broker.transaction_store import TRANSACTIONS, last_transaction, store_transactions
 from takhin.config import LARGEST_PARTITIONS_PER_TOPIC
 from takhin.errors import Reason, TakhinError, error
@@ -55,11 +56,12 @@ _GROUP_USE = ("ALTER TABLE consumer_groups ADD COLUMN used_ms INTEGER NOT NULL D
 
 
 def _check_rows(db: sqlite3.Connection) -> None:
-    """Reads what a start reads. Raises ValueError and what the readers raise."""
+    """Reads what a start reads. Raises ValueError, TakhinError and what the readers raise."""
     for table in ("run", "producer_ids", "transactions"):
         if db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0] != 1:
             raise ValueError(f"{table} has no row")
     for topic in read_topics(db):
+        check_topic_name(topic.name)
         if topic.num_partitions > LARGEST_PARTITIONS_PER_TOPIC:
             raise ValueError(f"topic {topic.name!r} has {topic.num_partitions} partitions")
     for (highest,) in db.execute("SELECT seq FROM sqlite_sequence"):

@@ -438,7 +438,7 @@ def make_current(db: sqlite3.Connection, path: str, schema: Schema) -> int:
     except sqlite3.Error:
         raise
     except Exception as problem:  # whatever it is that a rotten row does to who reads it
-        what = str(problem) if isinstance(problem, ValueError) else f"{type(problem).__name__}: {problem}"
+        what = str(problem) if isinstance(problem, ValueError | TakhinError) else f"{type(problem).__name__}: {problem}"
         raise StartError(damaged(path, what)) from problem
     return found
 

@@ -135,15 +135,31 @@ _CONFIGS: dict[str, _Number | _Choice | _Fixed] = {
 
 
 def parse_topic_config(
-    configs: Mapping[str, str], defaults: TopicDefaults, max_record_ceiling_bytes: int, *, clamp: bool = False
+    configs: Mapping[str, str], defaults: TopicDefaults, max_record_ceiling_bytes: int
 ) -> TopicConfig:
     """What `configs` and `defaults` together mean.
 
     max_record_ceiling_bytes: the message limit less a response's overhead.
-    clamp: for configs stored earlier: a number above its bound counts as the bound, so that a lowered message limit
-    does not keep the broker from starting.
     Raises INVALID_CONFIG naming the config, its value and what is allowed.
     """
+    return _parse(configs, defaults, max_record_ceiling_bytes, clamp=False)
+
+
+def parse_stored_config(
+    topic: str, configs: Mapping[str, str], defaults: TopicDefaults, max_record_ceiling_bytes: int
+) -> TopicConfig:
+    """What configs that `topic` was given earlier mean now: a number above its bound counts as the bound, so that a
+    lowered message limit does not keep the broker from starting. Raises INVALID_CONFIG, of what no broker has stored.
+    """
+    try:
+        return _parse(configs, defaults, max_record_ceiling_bytes, clamp=True)
+    except TakhinError as refusal:
+        raise error(refusal.reason, f"topic {topic!r}: {refusal.message}", topic=topic) from None
+
+
+def _parse(
+    configs: Mapping[str, str], defaults: TopicDefaults, max_record_ceiling_bytes: int, clamp: bool
+) -> TopicConfig:
     config = TopicConfig(
         retention_ms=defaults.retention_ms,
         retention_bytes=defaults.retention_bytes,

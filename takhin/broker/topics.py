@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from takhin.broker.metadata import MetadataStore, TopicRow
-from takhin.broker.topic_config import TopicConfig, check_config_name, parse_topic_config
+from takhin.broker.topic_config import TopicConfig, check_config_name, parse_stored_config, parse_topic_config
+from takhin.broker.topic_name import check_topic_name
 from takhin.config import Settings
 from takhin.errors import Reason, TakhinError, error
 from takhin.log.partition import Partition
@@ -17,8 +17,6 @@ from takhin.log.store import LogStore, PartitionSpec, StoreOffsets
 
 logger = logging.getLogger(__name__)
 
-_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}", re.ASCII)
-_SHOWN_CHARACTERS = 80
 
 
 @dataclass(slots=True)
@@ -234,8 +232,7 @@ class Topics:
         """Have all topics go by the broker's defaults as they are now, where their own configs say nothing."""
         async with self._changing:
             for topic in self._by_name.values():
-                topic.config = parse_topic_config(
-                    topic.configs, self._settings.topics, self.max_record_bytes, clamp=True)
+                topic.config = self._stored_config(topic)
                 for partition in topic.partitions:
                     partition.configure(topic.config)
 
@@ -337,9 +334,8 @@ class Topics:
             for number in range(row.num_partitions)
         ]
 
-    def _stored_config(self, row: TopicRow) -> TopicConfig:
-        # A broker started with a lower message limit still serves the topics that were made under a higher one.
-        return parse_topic_config(row.configs, self._settings.topics, self.max_record_bytes, clamp=True)
+    def _stored_config(self, topic: TopicRow | Topic) -> TopicConfig:
+        return parse_stored_config(topic.name, topic.configs, self._settings.topics, self.max_record_bytes)
 
 
 def partition_of(topic: Topic, number: int) -> Partition:
@@ -358,16 +354,6 @@ def partition_of(topic: Topic, number: int) -> Partition:
         f"topic {topic.name!r} has no partition {number}: they go from 0 to {len(topic.partitions) - 1}",
         topic=topic.name, partition=number,
     )
-
-
-def check_topic_name(name: str) -> None:
-    """Raises INVALID_TOPIC_NAME. The rule is Kafka's."""
-    if not _NAME.fullmatch(name) or name in (".", ".."):
-        shown = name if len(name) <= _SHOWN_CHARACTERS else name[:_SHOWN_CHARACTERS] + "..."
-        raise error(
-            Reason.INVALID_TOPIC_NAME,
-            f"{shown!r} is not a topic name: 1 to 249 of a-z, A-Z, 0-9, '.', '_' and '-', and not '.' or '..'",
-        )
 
 
 def _not_found(name: str) -> TakhinError:

@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from takhin.broker.topic_config import parse_stored_config
 from takhin.cli.command import CommandError
 from takhin.cli.journal_view import JournalView
 from takhin.cli.metadata_view import MetadataError, MetadataView, read_metadata
 from takhin.cli.partition_audit import PartitionAudit, audit_partition
 from takhin.cli.segment_audit import DAMAGE, NOTE, TORN
 from takhin.cli.show import count_of
+from takhin.config import TopicDefaults
+from takhin.errors import TakhinError
 from takhin.log.replay import KEPT_FOR
 
 # What a data directory consists of; any one of these makes a directory one.
@@ -143,6 +146,12 @@ class Auditor:
             self.audit.metadata_damaged = True
             self._tell(DAMAGE, path, None, f"{problem}; no broker starts with it")
             return
+        defaults = TopicDefaults()
+        for topic in self.audit.metadata.topics if self.audit.metadata is not None else ():
+            try:
+                parse_stored_config(topic.name, topic.configs, defaults, defaults.max_record_bytes)
+            except TakhinError as problem:
+                self._tell(DAMAGE, path, None, f"{problem.message}; no broker starts with it")
         topics = os.path.join(self.audit.data_dir, "topics")
         if self.audit.metadata is None and os.path.isdir(topics) and os.listdir(topics):
             self.audit.metadata_damaged = True

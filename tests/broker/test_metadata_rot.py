@@ -119,7 +119,8 @@ def test_text_that_a_terminal_would_obey(filled: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [
-    f"UPDATE topics SET name = {NO_TEXT}", f"UPDATE topic_configs SET value = {NO_TEXT}",
+    f"UPDATE topics SET name = {NO_TEXT}", "UPDATE topics SET name = 't!'",
+    f"UPDATE topic_configs SET value = {NO_TEXT}",
     f"UPDATE consumer_groups SET name = {NO_TEXT}", f"UPDATE group_members SET member_id = {NO_TEXT}",
     f"UPDATE api_keys SET name = {NO_TEXT}", f"UPDATE producer_names SET name = {NO_TEXT}",
     f"UPDATE acls SET principal = {NO_TEXT}", f"UPDATE sqlite_sequence SET seq = {NO_TEXT}",

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from takhin.broker.topic_config import TimestampType, TopicConfig, parse_topic_config
+from takhin.broker.topic_config import TimestampType, TopicConfig, parse_stored_config, parse_topic_config
 from takhin.config import SAFE_INT_MAX, Settings, TopicDefaults
 from takhin.errors import Code, Reason, TakhinError
 
@@ -151,7 +151,7 @@ def test_stored_configs_beyond_a_bound_that_was_lowered_since() -> None:
     lower = replace(DEFAULTS, max_record_bytes=1000)
     with pytest.raises(TakhinError):
         parse_topic_config(stored, lower, 1000)
-    config = parse_topic_config(stored, lower, 1000, clamp=True)
+    config = parse_stored_config("t", stored, lower, 1000)
     assert (config.max_record_bytes, config.segment_bytes, config.retention_ms) == (1000, LARGEST_SEGMENT, 5)
-    with pytest.raises(TakhinError):
-        parse_topic_config({"max.message.bytes": "0"}, lower, 1000, clamp=True)
+    with pytest.raises(TakhinError, match="topic 't': max.message.bytes = '0' is not allowed"):
+        parse_stored_config("t", {"max.message.bytes": "0"}, lower, 1000)

@@ -207,6 +207,16 @@ def flip_a_bit_of_the_metadata(data: Data) -> str:
     return "its checksum is not what the last clean stop left"
 
 
+def have_a_topics_config_rot(data: Data) -> str:
+    """After a kill, so that no checksum tells."""
+    db = sqlite3.connect(data.directory / "meta.db")
+    db.execute("INSERT INTO topic_configs SELECT id, 'retention.mc', '5' FROM topics WHERE name = 'events'")
+    db.commit()
+    db.close()
+    (data.directory / "meta.db.sum").unlink()
+    return "topic 'events': unknown topic config 'retention.mc'"
+
+
 def take_an_older_metadata(data: Data) -> str:
     shutil.copytree(data.directory / "topics" / "2", data.directory / "topics" / "77")
     return "meta.db never gave out this id"
@@ -215,7 +225,8 @@ def take_an_older_metadata(data: Data) -> str:
 SPOILING: list[Callable[[Data], str]] = [
     spoil_payload, spoil_header, zero_a_block, drop_a_batch, remove_one, remove_the_first, remove_the_last,
     empty_one, cut_at_a_batch, exchange_two, take_another_partitions, make_an_index_lie, make_sums_lie,
-    remove_the_metadata, spoil_the_metadata, flip_a_bit_of_the_metadata, take_an_older_metadata,
+    remove_the_metadata, spoil_the_metadata, flip_a_bit_of_the_metadata, have_a_topics_config_rot,
+    take_an_older_metadata,
 ]
 
 
