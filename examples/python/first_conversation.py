@@ -10,7 +10,11 @@ from takhin.v1 import takhin_pb2_grpc
 address = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:9092"
 with grpc.insecure_channel(address) as channel:
     takhin = takhin_pb2_grpc.TakhinServiceStub(channel)
-    takhin.CreateTopic(pb.CreateTopicRequest(name="letters", num_partitions=3))
+    try:
+        takhin.CreateTopic(pb.CreateTopicRequest(name="letters", num_partitions=3))
+    except grpc.RpcError as refused:
+        if refused.code() is not grpc.StatusCode.ALREADY_EXISTS:  # by an earlier run
+            raise
 
     record = pb.Record(key=b"world", value=b"hello")
     stored = takhin.ProduceMessage(

@@ -37,6 +37,13 @@ def test_an_example_runs(example: Path, broker: BrokerProcess) -> None:
             "1000 messages, the last one is b'999'", "the sum is 499500, and the group stands at 1000"]
 
 
+def test_the_first_conversation_can_be_had_again(broker: BrokerProcess) -> None:
+    command = [sys.executable, TOP / "examples" / "python" / "first_conversation.py", broker.address]
+    first, again = (subprocess.run(command, capture_output=True, text=True, timeout=60) for _ in range(2))
+    assert (first.stderr, again.stderr) == ("", "")
+    assert again.stdout == "stored in partition 1 at offset 1\n0: world hello\n1: world hello\n"
+
+
 def test_members_of_the_example_share_a_topic(broker: BrokerProcess) -> None:
     """Two of them, until Ctrl-C."""
     stub = broker.stub()
