@@ -33,10 +33,10 @@ _LARGEST_WAL_BYTES = 1 << 30
 
 def make_private(path: str) -> None:
     """Have the database's file there, empty when it was missing, for owner and group alone: SQLite's own would be for
-    everybody, and its other files take after it. Raises OSError."""
+    everybody, and its other files take after it. Raises OSError, also when it may not be written, of which SQLite tells
+    in riddles. To be called before SQLite has the file open: its locks would go with this descriptor."""
     files = Files()
-    if not files.exists(path):
-        files.close(files.open(path, os.O_RDWR | os.O_CREAT))
+    files.close(files.open(path, os.O_RDWR | os.O_CREAT))
 
 
 def sum_path(path: str) -> str:

@@ -342,7 +342,7 @@ def _connect(path: str, schema: Schema) -> tuple[sqlite3.Connection, int]:
     try:
         make_private(path)
     except OSError as exception:
-        raise StartError(f"the metadata database {path} cannot be made: {exception.strerror}") from exception
+        raise StartError(f"the metadata database {path} cannot be opened: {exception.strerror}") from exception
     try:
         # isolation_level None: no transactions but those written out here.
         db = sqlite3.connect(path, timeout=LOCK_WAIT_S, isolation_level=None)
@@ -395,7 +395,7 @@ def _prepare(db: sqlite3.Connection, path: str, schema: Schema) -> None:
         "trusted_schema=OFF",
     ):
         db.execute(f"PRAGMA {setting}")
-    # Takes the exclusive lock even when there is nothing to write, and finds a read-only file out.
+    # Takes the exclusive lock even when there is nothing to write.
     db.execute("BEGIN IMMEDIATE")
     if is_new:
         for statement in schema.statements:
@@ -423,6 +423,11 @@ def make_current(db: sqlite3.Connection, path: str, schema: Schema) -> int:
     sqlite3.Error.
     """
     found: int = _pragma(db, "user_version")
+    # Of a file that can't be written SQLite says so at the first write, not when a transaction begins.
+    db.execute("SAVEPOINT writable")
+    db.execute(f"PRAGMA user_version={found}")
+    db.execute("ROLLBACK TO writable")
+    db.execute("RELEASE writable")
     for version in range(found, schema.version):
         for statement in schema.migrations[version]:
             db.execute(statement)
@@ -495,6 +500,9 @@ def why_not(path: str, exception: sqlite3.Error | UnicodeDecodeError) -> str:
     # None: it is Python's own, about text that is none.
     if code is None or code == sqlite3.SQLITE_CORRUPT:
         return damaged(path, str(exception))
+    if code == sqlite3.SQLITE_READONLY:
+        # Not the file's mode, see make_private(), but the mark of a format that no SQLite has written yet.
+        return damaged(path, "its header does not let it be written")
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return f"the metadata database {path} is open in another process"
     return f"the metadata database {path} cannot be used: {exception}"

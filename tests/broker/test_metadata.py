@@ -715,7 +715,7 @@ class TestOpening:
 
     def test_a_directory_or_a_missing_one(self, tmp_path: Path) -> None:
         assert "cannot be opened" in self.refusal(tmp_path)
-        assert "cannot be made" in self.refusal(tmp_path / "nowhere" / "meta.db")
+        assert "cannot be opened: No such file or directory" in self.refusal(tmp_path / "nowhere" / "meta.db")
 
     def test_open_in_another_process(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sqlite_thread, "LOCK_WAIT_S", 0.05)

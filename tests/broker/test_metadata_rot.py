@@ -4,6 +4,8 @@ only looks at it says so too."""
 import asyncio
 import os
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,26 @@ def test_a_schema_that_is_no_text(filled: Path) -> None:
     data[data.index(b"committed_ms INTEGER") + 2] ^= 0x80
     filled.write_bytes(data)
     assert "'committed_offsets'" in refusal(filled)
+
+
+def test_a_header_that_lets_nothing_be_written(filled: Path) -> None:
+    """SQLite reads such a file, and refuses the first write: https://sqlite.org/fileformat2.html, 1.3.3."""
+    data = bytearray(filled.read_bytes())
+    assert data[18] == 2
+    data[18] = 3
+    filled.write_bytes(data)
+    assert "its header does not let it be written" in refusal(filled)
+    with pytest.raises(MetadataError, match="its header does not let it be written"):
+        read_metadata(str(filled.parent))
+
+
+def test_a_file_that_may_not_be_written(filled: Path) -> None:
+    filled.chmod(0o444)
+    # Who may write to whatever he likes is the only one to whom this would be none.
+    command = ["setpriv", "--bounding-set", "-dac_override"] if os.geteuid() == 0 else []
+    opening = "import sys; from takhin.broker.metadata import MetadataStore; MetadataStore(sys.argv[1], print).open()"
+    done = subprocess.run([*command, sys.executable, "-c", opening, filled], capture_output=True, text=True)
+    assert f"StartError: the metadata database {filled} cannot be opened: Permission denied" in done.stderr
 
 
 def test_text_that_a_terminal_would_obey(filled: Path) -> None:

@@ -98,7 +98,8 @@ class MetadataBed:
         self.loop.close()
 
     def start(self, files: Files) -> Snapshot | str:
-        """What a broker would read from these files; or why it does not start, in its words."""
+        """What a broker would read from these files; or why it does not start, in its words. Raises AssertionError when
+        the database fails once it is open: what SQLite can't use is to be refused by then."""
         shutil.rmtree(self._place, ignore_errors=True)
         self._place.mkdir(parents=True)
         for name, data in files.items():
@@ -106,7 +107,8 @@ class MetadataBed:
         return self.loop.run_until_complete(self._start())
 
     async def _start(self) -> Snapshot | str:
-        store = MetadataStore(str(self._place / "meta.db"), lambda message: None)
+        failures: list[str] = []
+        store = MetadataStore(str(self._place / "meta.db"), failures.append)
         try:
             store.open()
         except StartError as refusal:
@@ -118,3 +120,4 @@ class MetadataBed:
             return refusal.message
         finally:
             await store.close()
+            assert not failures, failures
