@@ -145,6 +145,8 @@ def test_under_load(start_broker: StartBroker, tmp_path: Path, round_number: int
     load = Load(broker)
     try:
         wait_until(lambda: len(load.durable) > 500 and len(load.transactions) > 20)
+        stub = broker.stub()
+        wait_until(lambda: any(offsets(stub, "short", part).beginning_offset > 0 for part in range(PARTITIONS)))
         taken = []
         for number in range(3):
             before = load.so_far()
