@@ -18,7 +18,6 @@ from takhin.log.store import LogStore, PartitionSpec, StoreOffsets
 logger = logging.getLogger(__name__)
 
 
-
 @dataclass(slots=True)
 class Topic:
     """A topic that is served. configs: those set on it; config: what they come to over the broker's defaults."""

@@ -207,13 +207,17 @@ def flip_a_bit_of_the_metadata(data: Data) -> str:
     return "its checksum is not what the last clean stop left"
 
 
-def have_a_topics_config_rot(data: Data) -> str:
-    """After a kill, so that no checksum tells."""
+def change_metadata(data: Data, statement: str) -> None:
+    """As if no clean stop had left a checksum that tells."""
     db = sqlite3.connect(data.directory / "meta.db")
-    db.execute("INSERT INTO topic_configs SELECT id, 'retention.mc', '5' FROM topics WHERE name = 'events'")
+    db.execute(statement)
     db.commit()
     db.close()
     (data.directory / "meta.db.sum").unlink()
+
+
+def have_a_topics_config_rot(data: Data) -> str:
+    change_metadata(data, "INSERT INTO topic_configs SELECT id, 'retention.mc', '5' FROM topics WHERE name = 'events'")
     return "topic 'events': unknown topic config 'retention.mc'"
 
 
@@ -281,11 +285,7 @@ def test_what_is_no_damage(clean: Data, spoil: Callable[[Data], object]) -> None
 
 
 def test_a_commit_beyond_the_logs_end_is_told(clean: Data) -> None:
-    db = sqlite3.connect(clean.directory / "meta.db")
-    db.execute("UPDATE committed_offsets SET next_offset = 1000000")
-    db.commit()
-    db.close()
-    (clean.directory / "meta.db.sum").unlink()
+    change_metadata(clean, "UPDATE committed_offsets SET next_offset = 1000000")
     (note,) = findings(clean, "note")
     assert "group 'group' has committed offset 1000000" in note["what"]
 
